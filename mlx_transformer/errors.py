@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
-class BadInput(Exception):
+class BadInput(ValueError):
     """What was asked for cannot be done; the sentence names the value, what was expected and what to do (exit code 2)."""
 
 

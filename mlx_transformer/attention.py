@@ -1,0 +1,93 @@
+"""Attention: project -> condition -> attend -> merge."""
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer import ops
+from mlx_transformer.cache import KVCache
+from mlx_transformer.config import Config
+from mlx_transformer.context import Ctx
+from mlx_transformer.linear import BiasedLinear
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, sec. 3.2, eq. 1).
+
+    x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), their softmax in float32. Causal: a token sees those at its own
+    and earlier positions. Variants override one step and call super(), so that they combine:
+    `class Mixer(Window, QKNorm, Attention): pass`.
+    """
+
+    Linear: type[nn.Module] = BiasedLinear  # slot: linear maps with a bias or without
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.layer = layer  # the block's own index, for variants that differ by it
+        self.build(config)
+
+    def build(self, config: Config) -> None:
+        """Make the parts; variants extend this."""
+        d = config.d_model
+        self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        self.scale = config.head_dim**-0.5
+        self.q_proj = self.Linear(d, d)
+        self.k_proj = self.Linear(d, d)
+        self.v_proj = self.Linear(d, d)
+        self.o_proj = self.Linear(d, d)
+
+    def make_cache(self, batch: int) -> KVCache:
+        """What this mixer remembers while it decodes."""
+        return KVCache()
+
+    def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
+        q, k, v = self.project(x, ctx)
+        q, k = self.condition(q, k, ctx)
+        return self.merge(self.attend(q, k, v, ctx))
+
+    def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
+        """x (B, L, D) -> q, k, v, each (B, heads, L, head_dim)."""
+        return self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
+
+    def split(self, x: mx.array) -> mx.array:
+        """(B, L, heads * head_dim) -> (B, heads, L, head_dim)."""
+        return x.reshape(*x.shape[:2], -1, self.head_dim).swapaxes(1, 2)
+
+    def condition(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
+        """What happens to queries and keys before they meet."""
+        return ctx.position.rotate(q, k, ctx)
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
+        """Queries against all keys so far -> (B, heads, L, head_dim)."""
+        k, v, k_pos = self.recall(k, v, ctx)
+        return self.mix(q, k, v, self.mask(q, k, k_pos, ctx))
+
+    def merge(self, o: mx.array) -> mx.array:
+        """(B, heads, L, head_dim) -> (B, L, D)."""
+        return self.o_proj(o.swapaxes(1, 2).flatten(2))
+
+    def recall(self, k: mx.array, v: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
+        """All keys, values and the keys' positions: this call's, after the cached ones if there is a cache."""
+        if ctx.cache is None:
+            return k, v, ctx.positions
+        return ctx.cache.update(k, v, ctx.positions)
+
+    def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array | None:
+        """Which key may be seen: positions (.., Lq) and (.., Lk) -> bool (.., Lq, Lk), or None for all."""
+        return k_pos[..., None, :] <= q_pos[..., :, None]
+
+    def mask(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
+        """What mix applies to the scores: None, a bool (True may be seen), or a number to add."""
+        visible = self.visible(ctx.positions, k_pos)
+        if visible is not None and visible.ndim == 3:
+            visible = visible[:, None]  # the same for every head
+        if ctx.mask is not None:
+            visible = ctx.mask if visible is None else visible & ctx.mask
+        bias = ctx.position.bias(q, k, k_pos, ctx)
+        if bias is None or visible is None:
+            return visible if bias is None else bias
+        return mx.where(visible, bias, mx.array(-mx.inf, bias.dtype))
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        """softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1)."""
+        scores = (q * self.scale) @ k.swapaxes(-1, -2)
+        return ops.softmax(scores, mask) @ v

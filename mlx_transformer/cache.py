@@ -1,0 +1,170 @@
+"""What decoding remembers: made by mixers, indexed by depth, moved on by the model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+NEVER = 2**30  # the position of an empty slot: later than any query, so that the causal rule hides it
+_STEP = 64  # slots a full buffer grows by at least: few shapes, so few compiled graphs
+
+
+class LayerCache(Protocol):
+    """What one mixer remembers. Its arrays can be taken out and put back, so that a compiled step can carry them."""
+
+    arrays: dict[str, mx.array]
+
+    def select(self, rows: mx.array) -> None:
+        """Keep these rows of the batch, in this order (beam search)."""
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for this many further tokens, so that no shape changes while they come."""
+
+    def merged(self, others: Sequence[LayerCache]) -> LayerCache:
+        """One cache whose batch is this one's rows followed by the others'."""
+
+
+class KVCache:
+    """Keys and values (B, H, C, d) of the tokens so far in a buffer of C slots, with each slot's position.
+
+    Empty slots stand at position NEVER. A slot is no position: rows of unequal length, merged, share their slots.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, mx.array] = {}
+        self.room = 0  # free slots at least, known on the host: decides when to grow
+
+    def update(self, k: mx.array, v: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Append k and v (B, H, L, d) at positions (L,) or (B, L); return all keys, all values, their positions."""
+        length = k.shape[2]
+        if not self.arrays:
+            self._start(k, v, positions)
+        if self.room < length:
+            self.reserve(length)
+        held, start = self.arrays, self.arrays["used"]
+        held["k"] = mx.slice_update(held["k"], k, start, axes=(2,))
+        held["v"] = mx.slice_update(held["v"], v, start, axes=(2,))
+        positions = mx.broadcast_to(positions, (*held["positions"].shape[:-1], length)).astype(mx.int32)
+        held["positions"] = mx.slice_update(held["positions"], positions, start, axes=(held["positions"].ndim - 1,))
+        held["used"] = start + length
+        self.room -= length
+        return held["k"], held["v"], held["positions"]
+
+    def _start(self, k: mx.array, v: mx.array, positions: mx.array) -> None:
+        self.arrays = {
+            "k": mx.zeros((*k.shape[:2], 0, k.shape[3]), k.dtype),
+            "v": mx.zeros((*v.shape[:2], 0, v.shape[3]), v.dtype),
+            "positions": mx.zeros((*positions.shape[:-1], 0), mx.int32),
+            "used": mx.array([0]),
+        }
+
+    def reserve(self, tokens: int) -> None:
+        """Grow the buffer, by whole steps, until this many tokens fit; a cache that is still empty stays so."""
+        if self.room >= tokens or not self.arrays:
+            return
+        more = -(-(tokens - self.room) // _STEP) * _STEP
+        for name, axis, filler in (("k", 2, 0), ("v", 2, 0), ("positions", -1, NEVER)):
+            held = self.arrays[name]
+            shape = list(held.shape)
+            shape[axis] = more
+            self.arrays[name] = mx.concatenate([held, mx.full(shape, filler, held.dtype)], axis=axis)
+        self.room += more
+
+    def select(self, rows: mx.array) -> None:
+        """Keep these rows (R,) int of the batch, in this order."""
+        for name, held in self.arrays.items():
+            if name != "used" and held.ndim > 1:
+                self.arrays[name] = held[rows]
+
+    def merged(self, others: Sequence[LayerCache]) -> KVCache:
+        """The rows of all, in buffers as long as the longest; each row keeps its own positions."""
+        parts = [cache.arrays for cache in (self, *others)]
+        slots = max(part["k"].shape[2] for part in parts)
+        whole = KVCache()
+        whole.arrays = {
+            "k": mx.concatenate([_longer(part["k"], 2, slots, 0) for part in parts]),
+            "v": mx.concatenate([_longer(part["v"], 2, slots, 0) for part in parts]),
+            "positions": mx.concatenate([_longer(_rows(part), 1, slots, NEVER) for part in parts]),
+            "used": mx.array([slots]),  # the next token of every row goes behind the longest row's last slot
+        }
+        return whole
+
+
+class State:
+    """A recurrent state: named arrays whose first axis is the batch."""
+
+    def __init__(self, **arrays: mx.array) -> None:
+        self.arrays = arrays
+
+    def select(self, rows: mx.array) -> None:
+        """Keep these rows (R,) int of the batch, in this order."""
+        self.arrays = {name: held[rows] for name, held in self.arrays.items()}
+
+    def reserve(self, tokens: int) -> None:
+        """Nothing to do: a state does not grow."""
+
+    def merged(self, others: Sequence[LayerCache]) -> State:
+        """The rows of all."""
+        return State(
+            **{name: mx.concatenate([held, *(o.arrays[name] for o in others)]) for name, held in self.arrays.items()}
+        )
+
+
+class Cache:
+    """A model's memory while it decodes: one LayerCache a depth, the tokens seen, and an encoder's output."""
+
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
+        self.layers = list(layers)
+        self.offset = mx.array(0)  # tokens seen: a scalar, or (B,) for rows of unequal length
+        self.memory: mx.array | None = None
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for this many further tokens in every layer."""
+        for layer in self.layers:
+            layer.reserve(tokens)
+
+    def select(self, rows: mx.array) -> None:
+        """Keep these rows (R,) int of the batch, in this order."""
+        for layer in self.layers:
+            layer.select(rows)
+        if self.offset.ndim:
+            self.offset = self.offset[rows]
+        if self.memory is not None:
+            self.memory = self.memory[rows]
+
+    @staticmethod
+    def merge(caches: Sequence[Cache]) -> Cache:
+        """One cache for rows that were read apart, of equal length or not (each caches[i] has a batch of one)."""
+        first, *others = caches
+        whole = Cache(
+            [layer.merged([cache.layers[i] for cache in others]) for i, layer in enumerate(first.layers)]
+        )
+        whole.offset = mx.stack([cache.offset for cache in caches])
+        if first.memory is not None:
+            whole.memory = mx.concatenate([cache.memory for cache in caches])
+        return whole
+
+    @property
+    def state(self) -> list:
+        """Every array that decoding changes; a compiled step takes it as an argument and returns it."""
+        return [self.offset, *(layer.arrays for layer in self.layers)]
+
+    @state.setter
+    def state(self, state: list) -> None:
+        self.offset = state[0]
+        for layer, arrays in zip(self.layers, state[1:], strict=True):
+            layer.arrays = dict(arrays)
+
+
+def _longer(held: mx.array, axis: int, slots: int, filler: int) -> mx.array:
+    widths = [(0, 0)] * held.ndim
+    widths[axis] = (0, slots - held.shape[axis])
+    return mx.pad(held, widths, constant_values=mx.array(filler, held.dtype))
+
+
+def _rows(part: dict[str, mx.array]) -> mx.array:
+    """Positions as (B, C), whether the rows shared them or not."""
+    positions = part["positions"]
+    return mx.broadcast_to(positions, (part["k"].shape[0], positions.shape[-1]))

@@ -1,0 +1,66 @@
+"""Config: the numbers of a model, and nothing else."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from mlx_transformer.errors import BadInput
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda cls: cls
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Numbers:
+    """A base whose every heir is a frozen, keyword-only dataclass without being decorated."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"vocab_size": 1024, "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 256, "seq_len": 64},
+    "small": {"vocab_size": 4096, "d_model": 128, "n_layers": 4, "n_heads": 4, "d_ff": 512, "seq_len": 128},
+    "base": {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 8, "d_ff": 1024, "seq_len": 128},
+}
+
+
+class Config(Numbers):
+    """The numbers of a model; a phase that needs another number adds a field in a subclass.
+
+    Raises BadInput (a ValueError) where a number is out of its range or d_model is not a multiple of n_heads.
+    """
+
+    vocab_size: int = 8192  # pieces of the tokenizer, the document boundary among them
+    d_model: int = 256  # D, the width of the residual stream
+    n_layers: int = 4
+    n_heads: int = 8
+    d_ff: int = 1024  # the width inside the feed-forward part
+    seq_len: int = 128  # L, the tokens of a training row and the longest context in use
+    dropout: float = 0.1  # the paper's P_drop (sec. 5.4)
+    norm_eps: float = 1e-5  # added to the variance before the root
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # every heir is a dataclass, by __init_subclass__
+            value = getattr(self, field.name)
+            if field.type in (int, "int") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
+        if not 0 <= self.dropout < 1:
+            raise BadInput(f"dropout = {self.dropout!r}: expected a number from 0 up to, not including, 1")
+        if self.d_model % self.n_heads:
+            raise BadInput(
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one of the two"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its numbers as JSON holds them; `type(config)(**numbers)` reads them back."""
+        return asdict(self)  # type: ignore[call-overload]

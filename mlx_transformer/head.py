@@ -1,0 +1,28 @@
+"""From the last hidden state to logits."""
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer.config import Config
+
+
+class Head(nn.Module):
+    """An own matrix, untied from the embedding, without a bias: h (..., D) -> logits (..., V)."""
+
+    softcap: float | None = None  # a variant's bound on the logits: cap * tanh(logits / cap)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.build(config)
+
+    def build(self, config: Config) -> None:
+        """Make the matrix; variants override this."""
+        self.weight = mx.zeros((config.vocab_size, config.d_model))
+
+    def matrix(self, embedding: nn.Embedding) -> mx.array:
+        """The (V, D) matrix that hidden states are compared with."""
+        return self.weight
+
+    def __call__(self, h: mx.array, embedding: nn.Embedding) -> mx.array:
+        logits = h @ self.matrix(embedding).T
+        return logits if self.softcap is None else self.softcap * mx.tanh(logits / self.softcap)

@@ -1,0 +1,62 @@
+"""How parameters start: one table, one rule for each path, one random key for each path."""
+
+import hashlib
+import re
+from collections.abc import Callable
+
+import mlx.core as mx
+
+Rule = Callable[[mx.array, mx.array], mx.array]  # (what the part set, key) -> the parameter
+
+
+def zeros(value: mx.array, key: mx.array) -> mx.array:
+    """All 0."""
+    return mx.zeros_like(value)
+
+
+def ones(value: mx.array, key: mx.array) -> mx.array:
+    """All 1."""
+    return mx.ones_like(value)
+
+
+def keep(value: mx.array, key: mx.array) -> mx.array:
+    """What the part set."""
+    return value
+
+
+def unit_rows(value: mx.array, key: mx.array) -> mx.array:
+    """Normal with deviation 1 / sqrt(d): rows of length about 1, of unit variance once scaled by sqrt(d) (sec. 3.4)."""
+    return mx.random.normal(value.shape, key=key, dtype=value.dtype) * value.shape[-1] ** -0.5
+
+
+def xavier_uniform(value: mx.array, key: mx.array) -> mx.array:
+    """U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16); as tensor2tensor starts the model."""
+    bound = (6 / sum(value.shape[-2:])) ** 0.5
+    return mx.random.uniform(-bound, bound, value.shape, key=key, dtype=value.dtype)
+
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    (r"embedding\.weight", unit_rows),
+    (r"head\.weight", unit_rows),
+    (r".*_proj\.weight", xavier_uniform),
+    (r".*_proj\.bias", zeros),
+    (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.weight", ones),
+    (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.bias", zeros),
+)
+
+
+def rule_for(path: str) -> Rule:
+    """The one rule that matches a parameter's path, e.g. 'blocks.0.mixer.q_proj.weight'.
+
+    Raises ValueError if none does or several do: a forgotten parameter would not fail by itself, only train badly.
+    """
+    rules = [rule for pattern, rule in RULES if re.fullmatch(pattern, path)]
+    if len(rules) != 1:
+        raise ValueError(f"parameter '{path}' matches {len(rules)} rules of init.RULES, expected 1")
+    return rules[0]
+
+
+def path_key(seed: int, path: str) -> mx.array:
+    """A random key of the seed and the path, so that equal paths start equal in every phase and runs are paired."""
+    digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
+    return mx.random.key(int.from_bytes(digest[:8], "little"))

@@ -1,0 +1,19 @@
+"""Linear maps that start as init.py says, with or without a bias."""
+
+import mlx.core as mx
+from mlx import nn
+
+
+class Linear(nn.Linear):
+    """x (..., d_in) -> (..., d_out), y = x W^T; weight (d_out, d_in)."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out, bias=False)
+
+
+class BiasedLinear(Linear):
+    """y = x W^T + b; the bias (d_out,) starts at 0, where `nn.Linear` draws it."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out)
+        self.bias = mx.zeros((d_out,))

@@ -1,0 +1,30 @@
+"""What every test shares: the repository on the path, caches away from the user's own, a fixed seed."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("MLX_TRANSFORMER_CACHE", str(Path(tempfile.gettempdir()) / f"mlx_transformer_tests_{os.getuid()}"))
+
+import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anything imports mlx.core
+import pytest  # noqa: E402
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    import mlx.core as mx
+
+    mx.random.seed(0)
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real texts beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder ../shared/data is not beside this checkout")
+    return SHARED

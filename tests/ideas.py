@@ -1,0 +1,218 @@
+"""Ideas that later phases may bring, each as short as it should be: they show that the hooks hold, without model.py."""
+
+import math
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer.attention import Attention
+from mlx_transformer.block import Block, PostNormBlock
+from mlx_transformer.cache import State
+from mlx_transformer.feedforward import FeedForward
+from mlx_transformer.head import Head
+from mlx_transformer.init import keep, unit_rows
+from mlx_transformer.linear import Linear
+from mlx_transformer.position import Position
+from phases import phase1
+
+
+class RoPE(Position):
+    def rotate(self, q, k, ctx):
+        half = q.shape[-1] // 2
+        angle = ctx.positions[..., None] * mx.exp(-math.log(10_000) * mx.arange(half) / half)
+        angle = angle if angle.ndim == 2 else angle[:, None]
+        cos, sin = mx.cos(angle), mx.sin(angle)
+
+        def turn(x):
+            a, b = x[..., :half], x[..., half:]
+            return mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+        return turn(q), turn(k)
+
+
+class ALiBi(Position):
+    def bias(self, q, k, k_pos, ctx):
+        slopes = 2.0 ** -mx.arange(1, q.shape[1] + 1)
+        distance = mx.minimum(k_pos[..., None, :] - ctx.positions[..., :, None], 0)
+        distance = distance if distance.ndim == 2 else distance[:, None]
+        return (slopes[:, None, None] * distance).astype(q.dtype)
+
+
+class PreNormBlock(Block):
+    def join(self, x, part, norm, ctx):
+        return x + self.dropout(part(norm(x), ctx))
+
+
+class ParallelBlock(Block):
+    n_norms = 1
+
+    def __call__(self, x, ctx):
+        h = self.norms[0](x)
+        return x + self.mixer(h, ctx) + self.ffn(h, ctx)
+
+
+class GQAConfig(phase1.Config):
+    n_kv_heads: int = 1
+
+
+class GQA(Attention):
+    def build(self, config):
+        super().build(config)
+        self.k_proj = self.Linear(config.d_model, config.n_kv_heads * self.head_dim)
+        self.v_proj = self.Linear(config.d_model, config.n_kv_heads * self.head_dim)
+
+    def mix(self, q, k, v, mask):
+        groups = self.n_heads // k.shape[1]
+        return super().mix(q, mx.repeat(k, groups, 1), mx.repeat(v, groups, 1), mask)
+
+
+class QKNorm(Attention):
+    def build(self, config):
+        super().build(config)
+        self.q_norm = nn.RMSNorm(self.head_dim)
+        self.k_norm = nn.RMSNorm(self.head_dim)
+
+    def condition(self, q, k, ctx):
+        return super().condition(self.q_norm(q), self.k_norm(k), ctx)
+
+
+class Window(Attention):
+    def visible(self, q_pos, k_pos):
+        return super().visible(q_pos, k_pos) & (k_pos[..., None, :] > q_pos[..., :, None] - 5)
+
+
+class ValueAttention(Attention):
+    def build(self, config):
+        super().build(config)
+        self.value_embedding = nn.Embedding(config.vocab_size, config.d_model)
+
+    def project(self, x, ctx):
+        q, k, v = super().project(x, ctx)
+        return q, k, v + self.split(self.value_embedding(ctx.tokens))
+
+
+class Experts(nn.Module):
+    """Two experts, softly mixed, with a balance loss through the ledger."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.router_proj = Linear(config.d_model, 2)
+        self.experts = [FeedForward(config) for _ in range(2)]
+
+    def __call__(self, x, ctx):
+        gates = mx.softmax(self.router_proj(x), axis=-1)
+        ctx.record("balance", (gates.mean((0, 1)) ** 2).sum(), weight=0.01)
+        return sum(gates[..., i : i + 1] * expert(x, ctx) for i, expert in enumerate(self.experts))
+
+
+class Recurrence(nn.Module):
+    """h_t = a h_(t-1) + (1 - a) W x_t: the simplest state space."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.in_proj = Linear(config.d_model, config.d_model)
+        self.decay = mx.full((config.d_model,), 0.5)
+
+    def make_cache(self, batch):
+        return State(h=mx.zeros((batch, self.decay.size)))
+
+    def __call__(self, x, ctx):
+        h = mx.zeros_like(x[:, 0]) if ctx.cache is None else ctx.cache.arrays["h"].astype(x.dtype)
+        out = []
+        for token in mx.split(self.in_proj(x), x.shape[1], axis=1):
+            h = self.decay * h + (1 - self.decay) * token[:, 0]
+            out.append(h)
+        if ctx.cache is not None:
+            ctx.cache.arrays = {"h": h.astype(mx.float32)}
+        return mx.stack(out, axis=1)
+
+
+class ResidualLambda(PostNormBlock):
+    """x0 mixed into the stream by a learned share."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.x0_lambda = mx.array([0.1])
+
+    def __call__(self, x, ctx):
+        return super().__call__(x + self.x0_lambda.astype(x.dtype) * ctx.x0, ctx)
+
+
+class TiedHead(Head):
+    def build(self, config):
+        pass
+
+    def matrix(self, embedding):
+        return embedding.weight
+
+
+class CappedHead(Head):
+    softcap = 5.0
+
+
+class Idea(phase1.Model):
+    """Phase 1 with an initial rule for the parameters that ideas bring."""
+
+    def init_weight(self, path, value, key):
+        if path.endswith("value_embedding.weight"):
+            return unit_rows(value, key)
+        mine = ("decay", "x0_lambda")
+        return keep(value, key) if path.endswith(mine) else super().init_weight(path, value, key)
+
+
+class Shared(Idea):
+    """One block, run at every depth (Universal Transformer): stack() repeats it, each depth has its own cache."""
+
+    def build(self, config):
+        super().build(config)
+        self.blocks = self.blocks[:1]
+
+    def stack(self):
+        return self.blocks * self.config.n_layers
+
+
+class FurtherToken(Idea):
+    """Predicts the token after the next as well, through the ledger."""
+
+    def build(self, config):
+        super().build(config)
+        self.further_proj = Linear(config.d_model, config.d_model)
+
+    def objective(self, h, targets, ctx):
+        ctx.record("further", self.token_loss(self.further_proj(h[:, :-1]), targets[:, 1:]).mean(), weight=0.1)
+        return super().objective(h, targets, ctx)
+
+
+class GQAModel(Idea):
+    Config = GQAConfig
+    Mixer = GQA
+
+
+class Everything(Window, QKNorm, GQA):
+    pass
+
+
+def variant(**slots):
+    """An Idea with these slots."""
+    return type("Idea_" + "_".join(slots), (Idea,), slots)
+
+
+IDEAS = {
+    "rope": variant(Position=RoPE),
+    "alibi": variant(Position=ALiBi),
+    "pre_norm": variant(Block=PreNormBlock, make_final_norm=lambda self: self.make_norm()),
+    "parallel": variant(Block=ParallelBlock),
+    "gqa": GQAModel,
+    "qk_norm": variant(Mixer=QKNorm),
+    "window": variant(Mixer=Window),
+    "value_embeddings": variant(Mixer=(Attention, ValueAttention)),
+    "experts": variant(FFN=Experts),
+    "recurrence": variant(Mixer=Recurrence),
+    "hybrid": variant(Mixer=(Recurrence, Attention)),
+    "x0_lambda": variant(Block=ResidualLambda),
+    "tied": variant(Head=TiedHead),
+    "softcap": variant(Head=CappedHead),
+    "shared": Shared,
+    "further_token": FurtherToken,
+    "combined": type("Combined", (GQAModel,), {"Mixer": Everything, "Position": RoPE, "Block": PreNormBlock}),
+}

@@ -1,0 +1,1 @@
+"""Optimizers, schedules and clipping: what mlx.optimizers lacks or does differently."""

@@ -1,0 +1,211 @@
+"""Command lines: dataclasses that tyro reads, numbers checked, and one sentence where a flag is wrong."""
+
+import contextlib
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from mlx_transformer.errors import BadInput
+from mlx_transformer.sampling import Sampling
+
+T = TypeVar("T")
+
+
+def _whole(text: str) -> int:
+    value = int(text.replace("_", "")) if re.fullmatch(r"[+-]?[\d_]+", text) else 0
+    if value < 1:
+        raise ValueError(f"{text!r}: expected a whole number of at least 1")
+    return value
+
+
+def _real(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{text!r}: expected a number of at least 0")
+    return value
+
+
+def _positive(text: str) -> float:
+    if not (value := _real(text)):
+        raise ValueError(f"{text!r}: expected a number above 0")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise ValueError(f"{text!r}: expected a whole number of at least 0")
+    return int(text)
+
+
+def _choice(*names: str) -> PrimitiveConstructorSpec:
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"{text!r}: expected one of {', '.join(names)}")
+        return text
+
+    return _optional(read, "|".join(names))
+
+
+def _optional(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec:
+    """A flag that is None until it is given; read raises ValueError with what was expected."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda texts: read(texts[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+WholeNumber = Annotated[int | None, _optional(_whole, "N"), tyro.conf.arg(help_behavior_hint="")]
+Number = Annotated[float | None, _optional(_real, "X"), tyro.conf.arg(help_behavior_hint="")]
+Positive = Annotated[float | None, _optional(_positive, "X"), tyro.conf.arg(help_behavior_hint="")]
+Text = Annotated[str | None, _optional(str, "TEXT"), tyro.conf.arg(help_behavior_hint="")]
+Folder = Annotated[Path | None, _optional(Path, "DIR"), tyro.conf.arg(help_behavior_hint="")]
+Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Seed = Annotated[int | None, _optional(_seed, "N"), tyro.conf.arg(help_behavior_hint="")]
+Size = Annotated[str | None, _choice("nano", "small", "base", "auto"), tyro.conf.arg(help_behavior_hint="")]
+Device = Annotated[str | None, _choice("auto", "gpu", "cpu"), tyro.conf.arg(help_behavior_hint="")]
+Dtype = Annotated[str | None, _choice("float32", "float16", "bfloat16"), tyro.conf.arg(help_behavior_hint="")]
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
+def parse(kind: type[T], prog: str, description: str | None = None, args: list[str] | None = None) -> T:
+    """Read the command line into a dataclass. Raises BadInput in one sentence where tyro would draw a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), _wide():
+            return tyro.cli(
+                kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise BadInput(f"{_sentence(said.getvalue())}; see {prog} --help") from None
+
+
+@contextlib.contextmanager
+def _wide() -> Any:
+    """A terminal so wide that no sentence is wrapped; --help, which is for reading, keeps the real one."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(sys.argv):
+        os.environ["COLUMNS"] = "2000"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph inside tyro's box."""
+    lines = [line.strip("│ \n") for line in box.splitlines()]
+    inside = [line for line in lines if line and not re.match(r"[╭╰─]", line)]
+    text = next(iter(inside), "the command line cannot be read").rstrip(".")
+    return re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", text)
+
+
+@dataclass
+class TrainFlags:
+    """Train a phase of the ladder, evaluate it, write stories, save everything."""
+
+    size: Size = None
+    """model size: nano (tests), small, base, or auto: base on a GPU, small on a CPU (default: auto)"""
+    branch: Text = None
+    """one idea on top of this phase's trunk"""
+    recipe: Text = None
+    """a named variant of this phase's recipe"""
+    data: Text = None
+    """auto, fables, tinystories, or a UTF-8 text file with documents separated by lines <|endoftext|> (default: auto)"""
+    valid: Text = None
+    """validation text file (default: the last 5 % of the documents of --data)"""
+    stories: WholeNumber = None
+    """how many stories of fables or tinystories to use"""
+    tokenizer: Text = None
+    """bpe, word, or the path of a tokenizer.json (default: bpe)"""
+    vocab_size: WholeNumber = None
+    """pieces of the tokenizer (default: by size, less where the text supports less)"""
+    d_model: WholeNumber = None
+    """width of the residual stream"""
+    n_layers: WholeNumber = None
+    """blocks"""
+    n_heads: WholeNumber = None
+    """attention heads"""
+    d_ff: WholeNumber = None
+    """width inside the feed-forward part"""
+    seq_len: WholeNumber = None
+    """tokens of a row, and the context"""
+    dropout: Number = None
+    """share of activations dropped in training"""
+    batch_size: WholeNumber = None
+    """rows of a step"""
+    learning_rate: Positive = None
+    """the peak of the schedule"""
+    dtype: Dtype = None
+    """what forward and backward compute in; weights stay float32"""
+    max_steps: WholeNumber = None
+    """stop after this many steps"""
+    max_tokens: WholeNumber = None
+    """stop after this many tokens"""
+    max_epochs: Positive = None
+    """stop after this many passes over the training text"""
+    max_seconds: Positive = None
+    """stop after this many seconds of training (default: 240 if no other --max is given)"""
+    target_loss: Positive = None
+    """stop at this validation loss, in nats per piece"""
+    seed: Seed = None
+    """of weights, batches and dropout (default: 0)"""
+    device: Device = None
+    """where to compute (default: auto)"""
+    out: Folder = None
+    """the run's folder (default: results/phases/phase_<n>_<name>_<time>)"""
+    resume: Folder = None
+    """go on with the run in this folder, with its settings"""
+    init_from: Folder = None
+    """start from the weights and the tokenizer of this run"""
+    prompt: Words = ()
+    """first words of a story to write at the end (repeatable)"""
+    temperature: Number = None
+    """of the stories; 0 takes the likeliest piece (default: 0.8)"""
+    top_k: WholeNumber = None
+    """draw the stories from the k likeliest pieces"""
+    top_p: Number = None
+    """draw the stories from the likeliest pieces of together this probability"""
+    min_p: Number = None
+    """draw the stories from pieces of at least this share of the likeliest one's probability"""
+    eval_every: WholeNumber = None
+    """steps between evaluations (default: by size)"""
+    save_every: WholeNumber = None
+    """steps between checkpoints (default: at each evaluation and at least every 60 s)"""
+    no_compile: Switch = False
+    """run every operation as it comes"""
+    quiet: Switch = False
+    """say only errors"""
+
+    def given(self) -> dict[str, Any]:
+        """The flags that were on the command line, paths and numbers as JSON holds them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None and value is not False and value != ()
+        }
+
+
+def read_sampling(flags: Any) -> Sampling:
+    """The Sampling of any flags that carry its four numbers."""
+    names = ("temperature", "top_k", "top_p", "min_p")
+    return Sampling(**{name: getattr(flags, name) for name in names if getattr(flags, name) is not None})

@@ -1,0 +1,219 @@
+"""Cached decoding, batched over prompts, and `python -m mlx_transformer.generate RUN`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import mlx.core as mx
+import tyro
+
+from mlx_transformer.cache import Cache
+from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.errors import BadInput, exit_cleanly
+from mlx_transformer.flags import Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
+from mlx_transformer.model import Model
+from mlx_transformer.runtime import use_device
+from mlx_transformer.sampling import Sampling
+from mlx_transformer.saved import load
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """A prompt and what the model made of it."""
+
+    prompt: str
+    continuation: str
+    pieces: list[int]  # the continuation's, without the boundary
+    ended: bool  # at a document's end, not at the limit
+
+    @property
+    def text(self) -> str:
+        """Prompt and continuation."""
+        return self.prompt + self.continuation
+
+
+def tell(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    seed: int = 0,
+) -> list[Story]:
+    """One story for each prompt, up to its document end, max_tokens pieces, or the context if that is nearer.
+
+    Raises BadInput for a prompt that is empty or does not fit the context.
+    """
+    encoded = [encode_prompt(tokenizer, prompt, model.config.seq_len) for prompt in prompts]
+    pieces: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    room = [model.config.seq_len - len(ids) for ids in encoded]
+    limit = [r if max_tokens is None else min(r, max_tokens) for r in room]
+    for drawn in decode(model, encoded, max(limit, default=0), sampling=sampling, seed=seed):
+        for i, piece in enumerate(drawn):
+            if not ended[i] and len(pieces[i]) < limit[i]:
+                ended[i] = piece == tokenizer.boundary
+                pieces[i] += [] if ended[i] else [piece]
+        if all(done or len(own) >= most for done, own, most in zip(ended, pieces, limit, strict=True)):
+            break
+    return [
+        Story(prompt=prompt, continuation=tokenizer.decode(own), pieces=own, ended=done)
+        for prompt, own, done in zip(prompts, pieces, ended, strict=True)
+    ]
+
+
+def stream(
+    model: Model, tokenizer: Tokenizer, prompt: str, max_tokens: int | None, sampling: Sampling, seed: int
+) -> Iterator[str]:
+    """One story as it is made: text as soon as it is certain, since a piece may be a part of a character."""
+    ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
+    room = model.config.seq_len - len(ids)
+    pieces: list[int] = []
+    shown = 0
+    for (piece,) in decode(model, [ids], min(room, max_tokens or room), sampling=sampling, seed=seed):
+        if piece == tokenizer.boundary:
+            break
+        pieces.append(piece)
+        text = tokenizer.decode(pieces)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[shown:]
+            shown = len(text)
+    yield tokenizer.decode(pieces)[shown:]
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
+    """The pieces of a document that begins with prompt, its opening boundary first.
+
+    Raises BadInput for a prompt that is empty or leaves no room in the context (pieces).
+    """
+    if not prompt.strip():
+        raise BadInput(f"prompt {prompt!r} is empty: give the first words of a story")
+    pieces = [tokenizer.boundary, *tokenizer.encode(prompt)]
+    if len(pieces) >= context:
+        start = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+        raise BadInput(f"prompt '{start}' has {len(pieces)} pieces: expected fewer than the context of {context}")
+    return pieces
+
+
+def decode(
+    model: Model, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
+) -> Iterator[list[int]]:
+    """Yield count times the next piece of every prompt; each row goes on behind its own pieces, of whatever length.
+
+    The prompts are read one by one and their caches merged, so that no row holds padding; then one compiled step a piece.
+    """
+    if count < 1 or not prompts:
+        return
+    key = mx.random.key(seed)
+    step = _Decoder(model, *_read(model, prompts, count))
+    for i in range(count):
+        key, own = mx.random.split(key)
+        pieces = sampling(step.logits, own)
+        if i + 1 < count:
+            step.advance(pieces)  # dispatched before the pieces are looked at
+        yield pieces.tolist()  # type: ignore[misc]
+
+
+def _read(model: Model, prompts: Sequence[Sequence[int]], count: int) -> tuple[mx.array, Cache]:
+    """Logits (B, V) behind each prompt, and one cache of all with room for count more."""
+    caches, logits = [], []
+    for prompt in prompts:
+        cache = model.make_cache(1)
+        logits.append(model(mx.array([list(prompt)]), cache)[:, -1])
+        caches.append(cache)
+    whole = Cache.merge(caches)
+    whole.reserve(count)
+    mx.eval(whole.state, logits)
+    return mx.concatenate(logits), whole
+
+
+class _Decoder:
+    """One compiled step of the model; its cache is carried through as arrays."""
+
+    def __init__(self, model: Model, logits: mx.array, cache: Cache) -> None:
+        def forward(pieces: mx.array, state: list) -> tuple[mx.array, list]:
+            cache.state = state
+            return model(pieces[:, None], cache)[:, -1], cache.state
+
+        self.logits, self.state = logits, cache.state
+        self.forward = mx.compile(forward, inputs=[model.state])
+
+    def advance(self, pieces: mx.array) -> None:
+        """Logits behind the pieces (B,) just drawn."""
+        self.logits, self.state = self.forward(pieces, self.state)
+        mx.async_eval(self.logits, self.state)
+
+
+@dataclass
+class Flags:
+    """Write stories with a trained model; without --prompt, one line at a time from the keyboard."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """a run folder, or its model/"""
+    prompt: Words = ()
+    """the first words of a story (repeatable)"""
+    max_tokens: WholeNumber = None
+    """pieces to write at most (default: as many as the context holds)"""
+    temperature: Number = None
+    """0 takes the likeliest piece each time (default: 0.8)"""
+    top_k: WholeNumber = None
+    """draw from the k likeliest pieces"""
+    top_p: Number = None
+    """draw from the likeliest pieces that together have this probability"""
+    min_p: Number = None
+    """draw from pieces of at least this share of the likeliest one's probability"""
+    seed: Seed = 0
+    """of the draw (default: 0)"""
+    device: Device = "auto"
+    """where to compute (default: auto)"""
+    stream: Switch = False
+    """show a story while it is written"""
+
+
+def main() -> None:
+    """The command line."""
+    flags = parse(Flags, "python -m mlx_transformer.generate")
+    use_device(flags.device)
+    sampling = read_sampling(flags)
+    model, tokenizer = load(flags.run)
+    if flags.prompt and not flags.stream:
+        stories = tell(
+            model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=flags.seed
+        )
+        print("\n\n".join(story.text for story in stories))
+        return
+    for prompt in flags.prompt or _typed():
+        try:
+            _show(stream(model, tokenizer, prompt, flags.max_tokens, sampling, flags.seed), prompt)
+        except BadInput as error:
+            if flags.prompt:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard until its end; empty ones are passed over."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def _show(story: Iterator[str], prompt: str) -> None:
+    first = next(story, "")  # a bad prompt is said before anything is shown
+    print(prompt + first, end="", flush=True)
+    for text in story:
+        print(text, end="", flush=True)
+    print("\n")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,109 @@
+"""Which optimizer owns which parameter: a table of groups in which every parameter has exactly one place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx import optimizers
+from mlx.utils import tree_flatten, tree_unflatten
+
+
+class Selector(Protocol):
+    """Which parameters a group takes."""
+
+    def __call__(self, path: str, parameter: mx.array) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Every parameter of two or more axes: linear maps, the embedding, the head."""
+
+    def __call__(self, path: str, parameter: mx.array) -> bool:
+        return parameter.ndim >= 2
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Every parameter of fewer than two axes: biases, gains, scalars."""
+
+    def __call__(self, path: str, parameter: mx.array) -> bool:
+        return parameter.ndim < 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with bias correction (Kingma & Ba 2015, algorithm 1), decay decoupled (Loshchilov & Hutter 2019, algorithm 2).
+
+    mlx.optimizers does the work; its bias correction is off by default and on here.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def make(self) -> optimizers.Optimizer:
+        """The optimizer; its learning rate is set at every step."""
+        return optimizers.AdamW(0.0, list(self.betas), self.eps, self.weight_decay, bias_correction=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One row of the table: the parameters it takes, their optimizer, their share of the recipe's learning rate."""
+
+    name: str
+    select: Selector
+    optimizer: AdamW
+    rate: float = 1.0
+
+
+class Optimizers:
+    """The optimizers of a model's parameters, one for each group.
+
+    Raises ValueError if a parameter falls into no group or into several, or if a group is empty.
+    """
+
+    def __init__(self, groups: Sequence[Group], parameters: dict[str, Any]) -> None:
+        flat = dict(tree_flatten(parameters))
+        self.groups = groups
+        self.paths = assign(groups, flat)
+        self.optimizers = [group.optimizer.make() for group in groups]
+        for group, optimizer in zip(groups, self.optimizers, strict=True):
+            optimizer.init({path: flat[path] for path in self.paths[group.name]})
+
+    def update(self, gradients: dict[str, mx.array], parameters: dict[str, mx.array], rate: mx.array) -> dict[str, Any]:
+        """Gradients and parameters by path -> the tree of new parameters; rate is the schedule's, a scalar."""
+        new: dict[str, mx.array] = {}
+        for group, optimizer in zip(self.groups, self.optimizers, strict=True):
+            own = self.paths[group.name]
+            optimizer.learning_rate = rate * group.rate
+            new.update(
+                optimizer.apply_gradients({path: gradients[path] for path in own}, {p: parameters[p] for p in own})
+            )
+        return tree_unflatten(list(new.items()))
+
+    @property
+    def state(self) -> list[dict[str, Any]]:
+        """Everything the optimizers remember, for the compiled step and the checkpoint."""
+        return [optimizer.state for optimizer in self.optimizers]
+
+    @state.setter
+    def state(self, state: list[dict[str, Any]]) -> None:
+        for optimizer, own in zip(self.optimizers, state, strict=True):
+            optimizer.state = own
+
+
+def assign(groups: Sequence[Group], parameters: dict[str, mx.array]) -> dict[str, list[str]]:
+    """Group name -> the paths it owns. Sets of paths are compared, not counts: a sum is right with one missing, one twice."""
+    owners = {
+        path: [group.name for group in groups if group.select(path, parameter)]
+        for path, parameter in parameters.items()
+    }
+    for path, names in owners.items():
+        if len(names) != 1:
+            raise ValueError(f"parameter '{path}' falls into {names or 'no group'}, expected exactly one optimizer group")
+    paths = {group.name: [path for path, names in owners.items() if names == [group.name]] for group in groups}
+    for name, own in paths.items():
+        if not own:
+            raise ValueError(f"optimizer group '{name}' has no parameter")
+    return paths

@@ -1,0 +1,223 @@
+"""From flags to a plan: every choice of a run made and checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mlx_transformer.config import SIZES, Config
+from mlx_transformer.data.corpus import Corpus, load_corpus
+from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mlx_transformer.data.tokens import Tokens, tokenize_corpus
+from mlx_transformer.errors import BadInput
+from mlx_transformer.flags import TrainFlags, read_sampling
+from mlx_transformer.model import Model
+from mlx_transformer.recipe import Recipe
+from mlx_transformer.runtime import device_info, use_device
+from mlx_transformer.sampling import Sampling
+from mlx_transformer.saved import find_branch, find_phase, load_weights, model_folder, read_config
+from mlx_transformer.trainer import Limits
+
+SETTINGS = "settings.json"
+DEFAULT_SECONDS = 240.0  # a first run is minutes; any --max flag replaces it
+_LIMITS = ("max_steps", "max_tokens", "max_epochs", "max_seconds", "target_loss")
+_FREE = (*_LIMITS, "quiet", "prompt", "resume")  # what may differ when a run goes on
+_AUTO = ("size", "data", "device")  # "auto" means: as it was chosen when the run began
+_NUMBERS = ("d_model", "n_layers", "n_heads", "d_ff", "seq_len", "dropout")
+PROMPTS = (
+    "Once upon a time",
+    "There was a little",
+    "The brave princess",
+    "In a magical forest",
+    "A small cat",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run, decided: what is trained, on what, how, and where it goes."""
+
+    phase: int
+    module: ModuleType
+    kind: type[Model]
+    settings: dict[str, Any]  # the flags that decide the result, as settings.json holds them
+    size: str
+    seed: int
+    config: Config
+    recipe: Recipe
+    limits: Limits
+    sampling: Sampling
+    corpus: Corpus
+    tokenizer: Tokenizer
+    tokens: Tokens
+    init_from: Path | None
+
+    def make_model(self) -> Model:
+        """The model as it starts. Raises BadInput if the weights of --init-from do not fit it."""
+        model = self.kind(self.config, self.seed)
+        if self.init_from is not None:
+            load_weights(model, self.init_from)
+        return model
+
+    def bits_per_byte(self, loss: float | None) -> float | None:
+        """Validation loss in nats per piece -> bits per UTF-8 byte; None where the tokenizer loses text."""
+        if loss is None or not self.tokens.lossless:
+            return None
+        return loss * (len(self.tokens.valid) - 1) / math.log(2) / self.tokens.valid_bytes
+
+    @property
+    def prompts(self) -> list[str]:
+        """Those asked for, else the default ones that fit the context."""
+        asked = self.settings.get("prompt")
+        if asked:
+            return asked
+        return [p for p in PROMPTS if len(self.tokenizer.encode(p)) + 1 < self.config.seq_len]
+
+
+def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan:
+    """Decide a run. Raises BadInput, with nothing written but caches, where the flags cannot be followed."""
+    given = flags.given()
+    settings = _resumed(phase, flags.resume, given) if flags.resume else given
+    use_device(settings.get("device", "auto"))
+    module = find_phase(phase)
+    kind = find_branch(module, settings.get("branch"))
+    size = settings.get("size", "auto")
+    size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
+    source = model_folder(settings["init_from"]) if "init_from" in settings else None
+    numbers = {**SIZES[size], **(_numbers_of(source) if source else {})}
+    numbers |= {name: settings[name] for name in _NUMBERS if name in settings}
+    asked_vocab = settings.get("vocab_size")
+    config = kind.Config(**{**numbers, "vocab_size": asked_vocab or numbers["vocab_size"]})
+    recipe = _recipe(module, settings, size, config.seq_len)
+    sampling = read_sampling(flags if not flags.resume else _Attributes(settings))
+    corpus = load_corpus(
+        settings.get("data", "auto"), settings.get("valid"), settings.get("stories"), say
+    )
+    if source is None:
+        name = settings.get("tokenizer", "bpe")
+        tokenizer = train_tokenizer(name, corpus, config.vocab_size, explicit=asked_vocab is not None)
+    else:
+        tokenizer = load_tokenizer(source)
+    plan = Plan(
+        phase=phase,
+        module=module,
+        kind=kind,
+        settings=_decided(settings, size, corpus),
+        size=size,
+        seed=settings.get("seed", 0),
+        config=replace(config, vocab_size=tokenizer.vocab_size),
+        recipe=recipe,
+        limits=_limits(settings),
+        sampling=sampling,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        tokens=tokenize_corpus(corpus, tokenizer, say),
+        init_from=source,
+    )
+    _check_text(plan)
+    return plan
+
+
+class _Attributes:
+    """Stored settings read as attributes, absent ones as None."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        return self._settings.get(name)
+
+
+def _recipe(module: ModuleType, settings: dict[str, Any], size: str, seq_len: int) -> Recipe:
+    name = settings.get("recipe")
+    if name is not None and name not in module.RECIPES:
+        known = ", ".join(sorted(module.RECIPES)) or "none besides its own"
+        raise BadInput(f"recipe '{name}' is unknown in {module.__name__}: it has {known}")
+    recipe: Recipe = (module.RECIPE if name is None else module.RECIPES[name]).at(size)
+    if "batch_size" in settings:
+        recipe = replace(recipe, batch_tokens=settings["batch_size"] * seq_len)
+    changed = {name: settings[name] for name in ("learning_rate", "dtype") if name in settings}
+    return replace(recipe, **changed).check()
+
+
+def _limits(settings: dict[str, Any]) -> Limits:
+    given = {name: settings[name] for name in _LIMITS if name in settings}
+    if not set(given) - {"target_loss"}:
+        given["max_seconds"] = DEFAULT_SECONDS
+    return Limits(**given)
+
+
+def _numbers_of(source: Path) -> dict[str, Any]:
+    """The numbers of the run that weights come from, but for those that training alone reads."""
+    numbers = read_config(source)["config"]
+    return {name: numbers[name] for name in (*SIZES["nano"],) if name in numbers}
+
+
+def _check_text(plan: Plan) -> None:
+    """Prompts must fit, and one row must come out of the training text. Raises BadInput."""
+    from mlx_transformer.generate import encode_prompt
+
+    for prompt in plan.settings.get("prompt", ()):
+        encode_prompt(plan.tokenizer, prompt, plan.config.seq_len)
+    pieces = len(plan.tokens.train)
+    if pieces <= plan.config.seq_len:
+        raise BadInput(
+            f"the training text has {pieces:,} pieces: one row needs {plan.config.seq_len + 1:,}; "
+            "give a longer text or a smaller --seq-len"
+        )
+
+
+def _decided(settings: dict[str, Any], size: str, corpus: Corpus) -> dict[str, Any]:
+    """The settings with every "auto" replaced by what it came to, so that a resumed run chooses the same."""
+    data = settings.get("data", "auto")
+    decided = {**settings, "size": size, "data": corpus.name if data == "auto" else data}
+    for name in ("data", "valid", "tokenizer", "init_from"):
+        value = decided.get(name)
+        if value is not None and Path(value).expanduser().exists() and value not in ("fables", "tinystories", "bpe", "word"):
+            decided[name] = str(Path(value).expanduser().resolve())
+    return {name: value for name, value in decided.items() if name not in ("resume", "out", "quiet")}
+
+
+def _resumed(phase: int, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The stored settings of a run, with this command line's limits. Raises BadInput where the two disagree."""
+    stored = read_settings(folder)
+    if stored["phase"] != phase:
+        raise BadInput(f"'{folder}' is a run of phase {stored['phase']}, not of phase {phase}")
+    settings: dict[str, Any] = stored["flags"]
+    if "out" in given:
+        raise BadInput(f"--out {given['out']} and --resume {folder} exclude each other: a resumed run stays in its folder")
+    for name, value in given.items():
+        free = name in _FREE or (name in _AUTO and value == "auto")
+        if not free and not _same(value, settings.get(name)):
+            was = settings.get(name, "the default")
+            flag = name.replace("_", "-")
+            raise BadInput(f"--{flag} {value}: the run in '{folder}' was begun with {was}; a resumed run keeps its settings")
+    limits = {name: given[name] for name in _LIMITS if name in given}
+    if limits:
+        settings = {name: value for name, value in settings.items() if name not in _LIMITS}
+    return {**settings, **limits, **{name: given[name] for name in ("prompt", "quiet") if name in given}}
+
+
+def _same(given: Any, stored: Any) -> bool:
+    if isinstance(given, str) and isinstance(stored, str):
+        return given == stored or str(Path(given).expanduser().resolve()) == stored
+    return given == stored
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """settings.json of a run folder. Raises BadInput if it is no run."""
+    path = Path(folder) / SETTINGS
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"'{folder}' is no run: expected a folder with {SETTINGS}, as --out makes it") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): the run cannot go on") from error
+    if not isinstance(stored, dict) or not {"phase", "flags"} <= stored.keys():
+        raise BadInput(f"'{path}' does not describe a run: expected the keys phase and flags")
+    return stored

@@ -1,0 +1,425 @@
+"""A run on disk: its folder, result.json, curve, report and pictures; `python -m mlx_transformer.run list`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import rich.console
+import tyro
+from mlx.utils import tree_flatten
+from rich.table import Table
+
+from mlx_transformer.card import write_report, write_stories
+from mlx_transformer.checkpoint import list_checkpoints
+from mlx_transformer.config import SIZES
+from mlx_transformer.console import Console
+from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.files import atomic_write, write_json
+from mlx_transformer.flags import TrainFlags, parse
+from mlx_transformer.generate import tell
+from mlx_transformer.model import Model
+from mlx_transformer.plan import SETTINGS, Plan, make_plan, read_settings
+from mlx_transformer.quality import quality
+from mlx_transformer.runtime import device_info, versions
+from mlx_transformer.saved import find_phase, save_model
+from mlx_transformer.trainer import (
+    Eval,
+    Event,
+    Habits,
+    Progress,
+    Resumed,
+    Step,
+    Stopped,
+    default_eval_every,
+    fit,
+)
+
+RESULTS = Path("results/phases")
+_LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
+_SCHEMA_VERSION = 1
+
+
+def main(phase: int) -> None:
+    """The command line of a phase."""
+    exit_cleanly(lambda: train(phase, parse(TrainFlags, f"python -m phases.phase{phase}", _description(phase))))
+
+
+def train(phase: int, flags: TrainFlags) -> Path:
+    """Train, evaluate, write stories, save everything; the run's folder.
+
+    Raises BadInput with nothing written, RunFailed for a run that started and could not go on, Interrupted.
+    """
+    console = Console(quiet=flags.quiet)
+    _check_out(flags)
+    plan = make_plan(phase, flags, console.say)
+    model = plan.make_model()
+    folder = flags.resume or flags.out or _new_folder(phase, plan)
+    with _owned(folder, fresh=flags.resume is None):
+        write_json(folder / SETTINGS, {"phase": phase, "flags": plan.settings, **_identity(plan, folder, flags)})
+        console.log_to(folder / "log.txt")
+        _introduce(console, plan, model, folder)
+        stopped, curve = _train(plan, model, folder, console)
+        _finish(plan, model, folder, stopped, curve, console)
+    return folder
+
+
+def _train(plan: Plan, model: Model, folder: Path, console: Console) -> tuple[Stopped, Curve]:
+    stop = threading.Event()
+    settings, seq_len = plan.settings, plan.config.seq_len
+    eval_every = settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, seq_len)
+    habits = Habits(
+        checkpoints=folder / "checkpoints",
+        eval_every=eval_every,
+        save_every=settings.get("save_every"),
+        compile=not settings.get("no_compile", False),
+        should_stop=stop.is_set,
+    )
+    log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)
+    curve = Curve(folder / "curve.jsonl", plan.bits_per_byte, log_every)
+    with console.training(plan.limits), _stop_on_signal(stop):
+        for event in fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, habits=habits):
+            curve.write(event)
+            console.show(event)
+    assert isinstance(event, Stopped)
+    return event, curve
+
+
+def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Curve, console: Console) -> None:
+    """Everything that a run leaves behind, result.json last: where it stands, the run is whole."""
+    stories: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    try:
+        if stopped.why not in ("interrupted", "diverged"):
+            model.eval()
+            told = tell(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
+            stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
+            figures = quality(stories, plan.tokens.train, plan.tokenizer, plan.corpus.name)
+            write_stories(folder, stories, figures)
+        save_model(folder / "model", model, plan.tokenizer, plan.phase, plan.settings.get("branch"))
+        result = describe(plan, model, stopped, figures)
+        write_report(folder, result, curve.lines or [], stories)
+        write_json(folder / "result.json", result)
+    except OSError as error:
+        raise RunFailed(f"could not write to '{folder}': {error}; free some space, then --resume {folder}") from error
+    if stopped.why == "diverged":
+        raise RunFailed(stopped.message)
+    if stopped.why == "interrupted":
+        raise Interrupted(f"saved; go on with: python -m phases.phase{plan.phase} --resume {folder}")
+    _say_result(console, result, stories, folder)
+
+
+def describe(plan: Plan, model: Model, stopped: Stopped, figures: dict[str, Any]) -> dict[str, Any]:
+    """result.json, key by key as the schema has it."""
+    now, tokens, device = stopped.progress, plan.tokens, device_info()
+    floor = tokens.floor_bits
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "phase": plan.phase,
+        "branch": plan.settings.get("branch"),
+        "recipe_name": plan.settings.get("recipe"),
+        "seed": plan.seed,
+        "size": plan.size,
+        "device": {"name": device.name, "backend": device.backend, "memory_bytes": device.memory_bytes},
+        "versions": versions(),
+        "corpus": {
+            "name": plan.corpus.name,
+            "sha256": plan.corpus.sha256,
+            "train_tokens": len(tokens.train) - 1,
+            "valid_tokens": len(tokens.valid) - 1,
+            "train_bytes": plan.corpus.train_bytes,
+            "valid_bytes": tokens.valid_bytes,
+            "floor_bpb": None if floor is None else floor / tokens.valid_bytes,
+            "duplicates_removed": plan.corpus.duplicates_removed,
+        },
+        "tokenizer": {
+            "kind": plan.tokenizer.kind,
+            "vocab_size": plan.tokenizer.vocab_size,
+            "unknown_rate": tokens.unknown_rate,
+        },
+        "config": plan.config.to_dict(),
+        "recipe": plan.recipe.to_dict(),
+        "parameters": model.count_parameters(),
+        **_measured(now, plan),
+        "stopped": stopped.why,
+        "quality": figures,
+    }
+
+
+def _measured(now: Progress, plan: Plan) -> dict[str, Any]:
+    return {
+        "steps": now.step,
+        "tokens": now.tokens,
+        "epochs": now.epochs,
+        "train_seconds": now.train_seconds,
+        "compile_seconds": now.compile_seconds,
+        "eval_seconds": now.eval_seconds,
+        "tokens_per_second": now.tokens_per_second,
+        "best_valid_loss": now.best_valid_loss,
+        "best_valid_bpb": plan.bits_per_byte(now.best_valid_loss),
+        "final_valid_loss": now.final_valid_loss,
+        "target_loss": plan.limits.target_loss,
+        "seconds_to_target": now.seconds_to_target,
+        "tokens_to_target": now.tokens_to_target,
+        "peak_memory_bytes": now.peak_memory_bytes,
+    }
+
+
+class Curve:
+    """curve.jsonl: a line for each evaluation, and for some of the steps between."""
+
+    def __init__(self, path: Path, bits_per_byte: Callable[[float | None], float | None], log_every: int) -> None:
+        self.path, self.bits_per_byte, self.log_every = path, bits_per_byte, log_every
+        self.lines: list[dict[str, Any]] | None = None  # until the first event tells where the run stands
+
+    def write(self, event: Event) -> None:
+        """Add what belongs into the curve. A resumed run first drops the lines that it will write again."""
+        if self.lines is None:
+            self._begin(event.step if isinstance(event, Resumed) else 0)
+        if isinstance(event, Eval):
+            self._add("eval", event, valid_loss=event.valid_loss, valid_bpb=self.bits_per_byte(event.valid_loss))
+        elif isinstance(event, Step) and event.step % self.log_every == 0:
+            self._add(
+                "log",
+                event,
+                **event.metrics,
+                learning_rate=event.learning_rate,
+                grad_norm=event.gradient_norm,
+                tokens_per_second=event.tokens_per_second,
+                data_wait_share=event.data_wait_share,
+            )
+
+    def _begin(self, step: int) -> None:
+        self.lines = [line for line in _read_lines(self.path) if line["step"] <= step]
+        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def _add(self, kind: str, event: Step | Eval, **values: Any) -> None:
+        line = {"kind": kind, "step": event.step, "tokens": event.tokens, "seconds": event.seconds, **values}
+        assert self.lines is not None
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a curve; a killed run may have left a part of one at the end."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _check_out(flags: TrainFlags) -> None:
+    """Raises BadInput if --out holds something that must not be overwritten or cannot be made."""
+    if flags.out is None or flags.resume is not None:
+        return
+    out = flags.out
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out '{out}' is a file: expected a folder that is new or empty")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / SETTINGS).is_file():
+            raise BadInput(f"--out '{out}' is not empty and holds no run: expected a folder that is new or empty")
+        if _is_finished(out):
+            raise BadInput(f"--out '{out}' holds a finished run: give another folder, or --resume it with a larger limit")
+        if list_checkpoints(out / "checkpoints"):
+            raise BadInput(f"--out '{out}' holds an unfinished run: go on with --resume {out}, or give another folder")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f"--out '{out}' cannot be made: '{parent}' is not writable")
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))["stopped"] != "interrupted"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _new_folder(phase: int, plan: Plan) -> Path:
+    branch = plan.settings.get("branch")
+    name = "_".join(filter(None, (plan.module.NAME, branch, time.strftime("%Y%m%d_%H%M%S"))))
+    folder, nth = RESULTS / f"phase_{phase}_{name}", 2
+    while folder.exists():
+        folder, nth = RESULTS / f"phase_{phase}_{name}_{nth}", nth + 1
+    return folder
+
+
+@contextmanager
+def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
+    """Make the folder and hold it for this process alone. Raises BadInput if it cannot be made or another holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock: IO[str] = (folder / ".lock").open("w")
+    except OSError as error:
+        raise BadInput(f"'{folder}' cannot be written ({error.strerror}): give another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BadInput(f"'{folder}' is being trained by another process: wait for it, or stop it") from None
+        if fresh:
+            _empty(folder)
+        yield
+
+
+def _empty(folder: Path) -> None:
+    """Clear away what a run without a checkpoint left."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
+def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
+    """What must be the same for a run to go on. Raises BadInput if it is not, since the result would be neither's."""
+    own = {
+        "corpus": plan.corpus.sha256,
+        "config": plan.config.to_dict(),
+        "recipe": plan.recipe.to_dict(),
+    }
+    own = json.loads(json.dumps(own))  # tuples become lists, as in the file
+    if flags.resume is not None:
+        stored = read_settings(folder)
+        for name, value in own.items():
+            if stored.get(name) != value:
+                raise BadInput(f"'{folder}' was begun with another {name} than is found now: it cannot go on; start a new run")
+    return own
+
+
+@contextmanager
+def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C or SIGTERM asks the run to save and stop; a second one stops it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None:
+    """What is about to be trained, on what, and where it goes."""
+    corpus, recipe = plan.corpus, plan.recipe
+    console.say(device_info().describe())
+    console.say(
+        f"{corpus.train_documents:,} documents, {len(plan.tokens.train):,} pieces to train on, {len(plan.tokens.valid):,} "
+        f"to validate; {plan.tokenizer.kind} tokenizer of {plan.tokenizer.vocab_size:,} pieces"
+    )
+    groups: dict[str, int] = {}
+    for path, value in tree_flatten(model.parameters()):
+        name = re.sub(r"^blocks\.\d+\.", "blocks.", path).rsplit(".", 1)[0]
+        groups[name] = groups.get(name, 0) + value.size
+    for name, count in groups.items():
+        console.say(f"  {name:<24}{count:>12,}")
+    console.say(f"  {'parameters':<24}{model.count_parameters()['total']:>12,}")
+    rows = max(1, recipe.batch_tokens // plan.config.seq_len)
+    console.say(f"steps of {rows} x {plan.config.seq_len} tokens in {recipe.dtype}; everything goes to {folder}")
+
+
+def _say_result(console: Console, result: dict[str, Any], stories: list[dict[str, Any]], folder: Path) -> None:
+    best, bpb, floor = result["best_valid_loss"], result["best_valid_bpb"], result["corpus"]["floor_bpb"]
+    figures = [f"validation loss {best:.4f} nats per piece"]
+    figures += [] if bpb is None else [f"{bpb:.4f} bits per byte"]
+    figures += [] if floor is None else [f"entropy floor {floor:.4f}"]
+    rate = result["tokens_per_second"]
+    figures += [] if rate is None else [f"{rate:,.0f} tokens/s"]
+    console.say(", ".join(figures))
+    for story in stories[:1]:
+        console.say(f"\n{story['text']}\n")
+    console.say(f"all of it: {folder / 'report.md'}")
+
+
+def _description(phase: int) -> str:
+    """The phase's idea and its numbers by size, for --help."""
+    module = find_phase(phase)
+    title = (module.__doc__ or "").splitlines()[0]
+    table = {name: " / ".join(str(SIZES[size][name]) for size in SIZES) for name in SIZES["nano"]}
+    recipes = [module.RECIPE.at(size) for size in SIZES]
+    table["batch_size"] = " / ".join(
+        str(recipe.batch_tokens // SIZES[size]["seq_len"]) for recipe, size in zip(recipes, SIZES, strict=True)
+    )
+    table["learning_rate"] = " / ".join(f"{recipe.learning_rate:g}" for recipe in recipes)
+    table["dropout"] = f"{module.Config().dropout:g}"
+    table["dtype"] = recipes[0].dtype
+    defaults = ", ".join(f"{name} {values}" for name, values in table.items())
+    branches = f" Branches: {', '.join(sorted(module.BRANCHES))}." if module.BRANCHES else ""
+    variants = f" Recipes: {', '.join(sorted(module.RECIPES))}." if module.RECIPES else ""
+    return f"{title} Defaults for {' / '.join(SIZES)}: {defaults}.{branches}{variants}"
+
+
+@dataclass
+class ListFlags:
+    """Show past runs, newest first."""
+
+    folder: Annotated[Path, tyro.conf.Positional] = RESULTS
+    """where runs were saved"""
+
+
+def list_runs(folder: Path) -> Table:
+    """Past runs under a folder as a table: phase, size, loss, tokens/s, size on disk, newest first."""
+    table = Table("run", "phase", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
+    found = [path for path in folder.glob("*/") if (path / SETTINGS).is_file()]
+    for path in sorted(found, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
+        megabytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+        table.add_row(path.name, *_row(path), f"{megabytes:,.1f}")
+    return table
+
+
+def _row(path: Path) -> list[str]:
+    settings = read_settings(path)
+    try:
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [str(settings["phase"]), str(settings["flags"].get("size", "")), "", "", "", "", "unfinished"]
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    branch = f" {result['branch']}" if result["branch"] else ""
+    return [
+        f"{result['phase']}{branch}",
+        result["size"],
+        result["corpus"]["name"],
+        shown(result["best_valid_loss"], ".4f"),
+        shown(result["best_valid_bpb"], ".4f"),
+        shown(result["tokens_per_second"], ",.0f"),
+        result["stopped"],
+    ]
+
+
+def _list_command() -> None:
+    if sys.argv[1:2] != ["list"]:
+        raise BadInput("expected: python -m mlx_transformer.run list [FOLDER]")
+    flags = parse(ListFlags, "python -m mlx_transformer.run list", args=sys.argv[2:])
+    if not flags.folder.is_dir():
+        raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
+    rich.console.Console().print(list_runs(flags.folder))
+
+
+if __name__ == "__main__":
+    exit_cleanly(_list_command)

@@ -1,0 +1,59 @@
+"""Phase 1, 2017: "Attention Is All You Need" (Vaswani et al., arXiv 1706.03762), as a decoder-only language model.
+
+The paper's parts: multi-head scaled dot-product attention, ReLU feed-forward, LayerNorm after the residual sum, sinusoidal
+positions, dropout; Adam with warm-up and inverse square-root decay. What the paper has no word for is a language model of
+its own, so the decoder stands alone, without the encoder and without cross-attention.
+"""
+
+from mlx_transformer import config, model
+from mlx_transformer.attention import Attention
+from mlx_transformer.block import PostNormBlock
+from mlx_transformer.feedforward import FeedForward
+from mlx_transformer.head import Head
+from mlx_transformer.norm import LayerNorm
+from mlx_transformer.optim.clip import GlobalNorm
+from mlx_transformer.optim.groups import AdamW, Group, Matrices, Vectors
+from mlx_transformer.optim.schedules import InverseSqrt
+from mlx_transformer.position import SinusoidalPosition
+from mlx_transformer.recipe import BySize, Plateau, Recipe
+
+NAME = "attention_is_all_you_need"
+
+
+class Config(config.Config):
+    """The numbers of phase 1: those of every phase."""
+
+
+class Model(model.Model):
+    """The Transformer decoder of 2017."""
+
+    Config = Config
+    Norm = LayerNorm
+    Position = SinusoidalPosition
+    Head = Head
+    Mixer = Attention
+    FFN = FeedForward
+    Block = PostNormBlock
+
+
+_ADAM = AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3
+
+RECIPE = Recipe(
+    batch_tokens=BySize(nano=2_048, small=8_192, base=32_768),  # the paper's ~25,000 (sec. 5.1), scaled with size
+    learning_rate=BySize(nano=4e-3, small=4e-3, base=2e-3),
+    schedule=InverseSqrt(warmup_tokens=BySize(nano=100_000, small=400_000, base=1_600_000)),
+    groups=(
+        Group(name="matrices", select=Matrices(), optimizer=AdamW(betas=(0.9, 0.98), eps=1e-9, weight_decay=0.01)),
+        Group(name="vectors", select=Vectors(), optimizer=_ADAM),
+    ),
+    clip=GlobalNorm(max_norm=1.0),
+    stop=Plateau(patience=5, min_improvement=0.001),
+    eval_tokens=BySize(nano=100_000, small=250_000, base=1_000_000),
+)
+RECIPES: dict[str, Recipe] = {}
+BRANCHES: dict[str, type[Model]] = {}
+
+if __name__ == "__main__":
+    from mlx_transformer.run import main
+
+    main(1)

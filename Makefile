@@ -1,0 +1,40 @@
+# make run    everything from a fresh machine to a trained phase 1 (more flags: make run ARGS="--size nano")
+# make test   everything from a fresh machine to a tested checkout
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: run test test-all lint clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/run.stamp
+	$(BIN)/python -m phases.phase1 $(ARGS)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than 3.10: install a newer Python, or name one with make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make a virtual environment: install it with 'apt install python3-venv' (Debian, Ubuntu), then make again" >&2; exit 2; }
+	@[ "$$(uname)" != Linux ] || command -v g++ >/dev/null || echo "note: g++ is missing, so MLX will run slowly: install it with 'apt install g++' (Debian, Ubuntu) or 'dnf install gcc-c++' (Fedora)" >&2
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test,bench]' -c constraints.txt
+	@touch $@ $(VENV)/run.stamp
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

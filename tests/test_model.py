@@ -1,0 +1,159 @@
+"""The pieces that the ladder's proofs do not reach: numbers, Ctx, slots, recipes, schedules."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+
+from mlx_transformer.config import SIZES, Config
+from mlx_transformer.errors import BadInput
+from mlx_transformer.model import in_turn
+from mlx_transformer.optim.clip import GlobalNorm
+from mlx_transformer.optim.schedules import InverseSqrt
+from mlx_transformer.position import SinusoidalPosition
+from mlx_transformer.recipe import BySize
+from phases import phase1
+from tests.ladder import tiny, tokens
+
+
+def test_the_parameters_of_each_size_are_those_of_the_design():
+    def count(size):
+        return phase1.Model(phase1.Config(**SIZES[size])).count_parameters()["total"]
+
+    assert [count(size) for size in ("nano", "small", "base")] == [231_040, 1_841_664, 7_353_344]
+
+
+def test_config_is_a_frozen_keyword_only_value_extended_by_inheritance():
+    class Wider(Config):
+        window: int = 3
+
+    config = Wider(d_model=64, window=5)
+    assert config.window == 5
+    assert config.to_dict()["d_model"] == 64
+    assert Wider(**config.to_dict()) == config
+    with pytest.raises(FrozenInstanceError):
+        config.window = 4
+    with pytest.raises(TypeError):
+        Wider(1024)
+    with pytest.raises(BadInput, match="window = 0"):
+        Wider(window=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"d_model": 100, "n_heads": 8}, "d_model = 100 is not a multiple of n_heads = 8"),
+        ({"n_layers": 0}, "n_layers = 0"),
+        ({"seq_len": -1}, "seq_len = -1"),
+        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"vocab_size": 1.5}, "vocab_size = 1.5"),
+    ],
+)
+def test_a_number_out_of_range_is_named(numbers, words):
+    with pytest.raises(BadInput, match=words):
+        Config(**numbers)
+
+
+def test_layers_take_the_classes_of_a_tuple_in_turn():
+    assert [in_turn((int, str), i) for i in range(4)] == [int, str, int, str]
+    assert in_turn(int, 3) is int
+
+
+def test_the_ledger_adds_weighted_values_and_reports_means():
+    ctx = tiny(phase1.Model).context(tokens())
+    ctx.at(0).record("balance", mx.array(2.0), weight=0.5)
+    ctx.at(1).record("balance", mx.array(4.0), weight=0.5)
+    ctx.record("seen", mx.array(7.0))
+    total, means = ctx.settle()
+    assert total.item() == 3.0
+    assert {name: value.item() for name, value in means.items()} == {"balance": 3.0, "seen": 7.0}
+
+
+def test_take_picks_the_same_tokens_of_every_per_token_field():
+    net, x = tiny(phase1.Model), tokens()
+    ctx = replace(net.context(x), x0=net.embed(net.context(x)))
+    pick = mx.array([[1, 4, 6], [0, 2, 16]])
+    taken = ctx.take(pick)
+    assert mx.array_equal(taken.positions, pick)
+    for row in range(2):
+        assert mx.array_equal(taken.tokens[row], x[row][pick[row]])
+        assert mx.array_equal(taken.x0[row], ctx.x0[row][pick[row]])
+
+
+@given(st.integers(0, 10**6), st.sampled_from([8, 31, 64]))
+def test_sinusoids_are_those_of_the_paper(position, d_model):
+    encoding = SinusoidalPosition(Config()).encoding(mx.array([position]), d_model)
+    angle = position / 10_000.0 ** (np.arange(0, d_model, 2) / d_model)
+    expected = np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(-1)[:d_model]
+    np.testing.assert_allclose(np.array(encoding[0]), expected, atol=2e-6 * max(1, position))
+
+
+def test_an_extra_mask_hides_what_it_says():
+    net, x = tiny(phase1.Model), tokens()
+    ctx = net.context(x)
+    blind = replace(ctx, mask=mx.arange(17)[None, :] != 3)  # nobody sees token 3
+    changed = mx.array(np.array(x))
+    changed[:, 3] = (x[:, 3] + 1) % 67
+    other = replace(net.context(changed), mask=blind.mask)
+    h, g = net.hidden(blind), net.hidden(other)
+    assert mx.abs(h - g)[:, 4:].max() == 0
+    assert mx.abs(net.hidden(ctx) - h)[:, 4:].max() > 1e-3
+
+
+def test_dropout_is_active_in_training_alone():
+    net, x = tiny(phase1.Model, dropout=0.5), tokens()
+    assert mx.array_equal(net(x), net(x))
+    net.train()
+    assert not mx.array_equal(net(x), net(x))
+
+
+def test_a_recipe_is_sized_and_described():
+    recipe = phase1.RECIPE.at("small")
+    assert recipe.batch_tokens == 8192
+    assert isinstance(recipe.schedule.warmup_tokens, int)
+    described = recipe.to_dict()
+    assert described["schedule"]["kind"] == "InverseSqrt"
+    assert described["groups"][0]["optimizer"]["betas"] == [0.9, 0.98]
+    assert "BySize" not in str(described)
+    assert replace(phase1.RECIPE, learning_rate=BySize(nano=1, small=2, base=3)).at("base").learning_rate == 3
+
+
+@pytest.mark.parametrize("field", [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"dtype": "int8"}])
+def test_a_recipe_out_of_range_is_bad_input(field):
+    with pytest.raises(BadInput):
+        replace(phase1.RECIPE.at("nano"), **field).check()
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**7))
+def test_inverse_square_root_rises_to_one_and_falls(tokens, warmup):
+    schedule = InverseSqrt(warmup_tokens=warmup)
+    assert 0 < schedule(tokens) <= 1
+    assert schedule(warmup) == 1
+    assert schedule(4 * warmup) == 0.5
+    paper = min(tokens**-0.5, tokens * warmup**-1.5) * warmup**0.5  # eq. 3, its peak scaled to 1
+    assert schedule(tokens) == pytest.approx(paper)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8), st.floats(1e-3, 1e3))
+def test_clipping_bounds_the_joint_norm_and_keeps_the_direction(values, most):
+    gradients = {str(i): mx.array([value, 2 * value]) for i, value in enumerate(values)}
+    clipped, norm = GlobalNorm(max_norm=most)(gradients)
+    expected = np.linalg.norm([[v, 2 * v] for v in values])
+    assert norm.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    after = np.sqrt(sum(float(g.square().sum()) for g in clipped.values()))
+    assert after <= most * 1.001
+    if expected < most * 0.99:
+        assert after == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not():
+    def weights(seed):
+        return dict(tree_flatten(phase1.Model(phase1.Config(**SIZES["nano"]), seed).parameters()))
+
+    a, b, c = weights(1), weights(1), weights(2)
+    assert all(mx.array_equal(a[path], b[path]) for path in a)
+    assert not mx.array_equal(a["head.weight"], c["head.weight"])

@@ -1,0 +1,129 @@
+"""What native code made on this machine depends on: its CPU, its cores, its C++ compiler (Linux only)."""
+
+import hashlib
+import math
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+WRAPPER_FOLDER = "mlx_transformer-g++"  # what jit.py puts on PATH, and what must not be taken for the compiler itself
+_SECTION_FIELDS = (("<Q", 0x28), ("<H", 0x3A), ("<H", 0x3C))  # ELF header: e_shoff, e_shentsize, e_shnum
+
+
+class CompilerError(OSError):
+    """g++ is there but does not compile (missing headers, say)."""
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo (the rest repeats it, and may be hundreds of kilobytes)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = file.read(16384).split("\n\n", 1)[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_name() -> str:
+    """The CPU as its maker calls it, such as "AMD EPYC 9654"; the architecture where Linux does not say."""
+    info = _cpuinfo()
+    return info.get("model name") or info.get("Model") or os.uname().machine
+
+
+def cpu_key() -> str:
+    """Names this CPU's instruction set: code made under one key may be an illegal instruction under another."""
+    info = _cpuinfo()
+    fields = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
+    return digest(os.uname().machine, *(info.get(field, "") for field in fields))
+
+
+def digest(*parts: object) -> str:
+    """16 hexadecimal digits that change when any part does."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def stamp(path: str) -> tuple[str, int, int]:
+    """Path, bytes and time of a file with links resolved: changes when the file is replaced by another version."""
+    real = os.path.realpath(path)
+    status = os.stat(real)
+    return real, status.st_size, status.st_mtime_ns
+
+
+def physical_cores() -> int:
+    """Cores this process may use: hyper-threads counted once, affinity mask and cgroup quota (v2, v1) respected."""
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _cgroup_quota()))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_quota() -> int:
+    """Whole CPUs of the container's quota, rounded up; a very large number when there is none."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((Path("/sys/fs/cgroup") / name).read_text() for name in files).split()
+            if quota not in ("max", "-1"):
+                return max(1, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):
+            continue
+    return 1 << 30
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or of this container where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such limit: the file says "max", or is not there
+        return total
+
+
+def search_path() -> list[str]:
+    """PATH without the folders that jit.py has put there, in this process or in the one that started it."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return [folder for folder in folders if os.path.basename(folder) != WRAPPER_FOLDER]
+
+
+def compiler() -> str | None:
+    """The absolute path of g++, or None. MLX runs a program of exactly this name, so no other compiler helps."""
+    return shutil.which("g++", path=os.pathsep.join(search_path()))
+
+
+def compile_library(source: str, path: Path, *flags: str) -> None:
+    """Compile C++ `source` to the shared library `path`, which is complete or absent whatever happens.
+
+    Raises CompilerError with its first complaint, and OSError if there is no g++ or the folder cannot be written.
+    """
+    gxx = compiler()
+    if gxx is None:
+        raise OSError("g++ was not found")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
+        library = Path(folder) / path.name
+        command = [gxx, "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", *flags, "-", "-o", str(library), "-ldl"]
+        done = subprocess.run(command, input=source, capture_output=True, text=True)
+        if done.returncode:
+            raise CompilerError(f"{gxx} failed: {(done.stderr.strip() or 'no message').splitlines()[0]}")
+        os.replace(library, path)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `path` is a 64-bit ELF file that reaches as far as its header says: false for one cut off in writing."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(64)
+            size = os.fstat(file.fileno()).st_size
+    except OSError:
+        return False
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    section_table, entry_size, entries = (struct.unpack_from(f, header, at)[0] for f, at in _SECTION_FIELDS)
+    return 0 < section_table <= size - entry_size * entries  # the table is the last thing in the file

@@ -1,0 +1,360 @@
+"""Corpora: a training and a validation text, prepared once, cached by content, never whole in memory.
+
+A prepared text is UTF-8 with LF line ends; after each document stands a line `<|endoftext|>`. Documents are stripped of
+the white space around them, and empty ones are left out.
+"""
+
+import codecs
+import collections
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_transformer.data import tinystories
+from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
+from mlx_transformer.errors import BadInput
+from mlx_transformer.files import write_json
+
+SEGMENT = 1 << 20  # characters: a longer document, or line, is handled in several parts
+VALID_SHARE = 20  # one in so many documents (or lines) is held out of a text that comes without a --valid
+FABLES_STORIES, FABLES_VALID_STORIES, FABLES_SEED = 50_000, 1_000, 0
+_VERSION = 1  # of the prepared form: part of every cache key
+
+Say = Callable[[str], None]
+Part = tuple[str, bool]  # text, and whether a document ends with it
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus. Bytes are UTF-8 bytes of the documents without separators."""
+
+    name: str  # fables, tinystories or text
+    sha256: str  # of both prepared texts: equal if and only if training and evaluation see the same documents
+    train_sha256: str
+    train: Path
+    valid: Path
+    train_bytes: int
+    valid_bytes: int
+    train_documents: int
+    valid_documents: int
+    duplicates_removed: int  # documents taken out of train because they stand in valid too
+    floor_bits: float | None  # -log2 of the probability of all validation documents under their true source
+    note: str  # one sentence: which corpus, and why
+
+
+def load_corpus(data: str = "auto", valid: str | None = None, stories: int | None = None, say: Say = print) -> Corpus:
+    """The corpus that `--data --valid --stories` ask for: `auto`, `fables`, `tinystories` or the path of a text.
+
+    `auto` is TinyStories if it is in the cache or can be fetched, else the fables. `stories` keeps the first so many
+    training documents. Raises BadInput for what cannot be read, split or fetched.
+    """
+    if stories is not None and stories < 1:
+        raise BadInput(f"--stories {stories} is not a number of stories; give 1 or more")
+    if data in ("auto", "fables", "tinystories") and valid is not None:
+        raise BadInput(f"--valid {valid} goes with --data PATH; {data} brings its own validation stories")
+    if data == "fables":
+        corpus = _fables(stories, "as asked for")
+    elif data == "tinystories":
+        corpus = _tinystories(stories, say)
+    elif data == "auto":
+        corpus = _tinystories_or_fables(stories, say)
+    else:
+        corpus = _text(Path(data).expanduser(), Path(valid).expanduser() if valid is not None else None, stories)
+    say(corpus.note)
+    return corpus
+
+
+# Reading
+
+
+def read_parts(path: Path, errors: str = "strict") -> Iterator[Part]:
+    """The documents of a text in order, a long one in several parts, which joined are the document."""
+    return _parts(_lines(path, errors))
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """The documents of a text, each whole."""
+    held: list[str] = []
+    for text, ends in read_parts(path):
+        held.append(text)
+        if ends:
+            yield "".join(held)
+            held.clear()
+
+
+def _lines(path: Path, errors: str = "strict") -> Iterator[str]:
+    """Lines, one longer than SEGMENT in several pieces; CRLF and CR become LF, a byte order mark goes."""
+    with open(path, encoding="utf-8-sig", errors=errors) as file:
+        yield from iter(functools.partial(file.readline, SEGMENT), "")
+
+
+def _parts(lines: Iterable[str]) -> Iterator[Part]:
+    held: list[str] = []
+    size, started, space, at_line_start = 0, False, "", True
+    for line in lines:
+        if at_line_start and line.strip() == SEPARATOR:
+            if started:
+                yield "".join(held), True
+            held, size, started, space = [], 0, False, ""
+            continue
+        at_line_start = line.endswith("\n")
+        body = line.rstrip() if started else line.strip()
+        if not body:
+            space += line if started else ""  # belongs to the document only if more text follows
+            continue
+        if size >= SEGMENT:
+            yield "".join(held), False
+            held, size = [], 0
+        held += (space, body)
+        size += len(space) + len(body)
+        started, space = True, line[len(line.rstrip()) :]
+    if started:
+        yield "".join(held), True
+
+
+def _take(parts: Iterator[Part], documents: int) -> Iterator[Part]:
+    """The next so many documents of `parts`, which then stands behind them."""
+    while documents > 0 and (part := next(parts, None)) is not None:
+        documents -= part[1]
+        yield part
+
+
+def _digests(parts: Iterable[Part]) -> list[bytes]:
+    """A 128-bit digest of each document: what `exactly the same document` means here."""
+    found, digest = [], hashlib.blake2b(digest_size=16)
+    for text, ends in parts:
+        digest.update(text.encode())
+        if ends:
+            found.append(digest.digest())
+            digest = hashlib.blake2b(digest_size=16)
+    return found
+
+
+# Writing
+
+
+@dataclass
+class _Tally:
+    documents: int = 0
+    bytes: int = 0
+    duplicates: int = 0
+
+
+def _write(path: Path, parts: Iterable[Part], banned: Set[bytes], advance: Callable[[int], None]) -> _Tally:
+    """Write documents with their separators; one whose digest is banned is taken back and counted as a duplicate."""
+    tally, start, digest = _Tally(), 0, hashlib.blake2b(digest_size=16)
+    with open(path, "wb") as out:
+        for text, ends in parts:
+            raw = text.encode()
+            digest.update(raw)
+            advance(out.write(raw))
+            if not ends:
+                continue
+            if digest.digest() in banned:
+                out.seek(start)
+                out.truncate()
+                tally.duplicates += 1
+            else:
+                tally.bytes += out.tell() - start
+                tally.documents += 1
+                out.write(f"\n{SEPARATOR}\n".encode())
+            start, digest = out.tell(), hashlib.blake2b(digest_size=16)
+    return tally
+
+
+def _prepare(
+    folder: Path, name: str, train: Iterable[Part], valid: Iterable[Part], banned: Set[bytes], size: int
+) -> None:
+    """Write both texts, train first; `size` in bytes is for the progress bar only."""
+    with progress(f"preparing {name}", size) as advance:
+        kept = _write(folder / "train.txt", train, banned, advance)
+        held_out = _write(folder / "valid.txt", valid, frozenset(), advance)
+    if not kept.documents:
+        raise BadInput(
+            f"nothing is left to train on: every training document ({kept.duplicates:,}) is a validation document too; "
+            "give another --valid"
+        )
+    _describe(folder, name, kept, held_out, floor_bits=None)
+
+
+def _describe(folder: Path, name: str, train: _Tally, valid: _Tally, floor_bits: float | None) -> None:
+    train_sha = sha256_of(folder / "train.txt")
+    facts = {
+        "name": name,
+        "sha256": hashlib.sha256((train_sha + sha256_of(folder / "valid.txt")).encode()).hexdigest(),
+        "train_sha256": train_sha,
+        "train_bytes": train.bytes,
+        "valid_bytes": valid.bytes,
+        "train_documents": train.documents,
+        "valid_documents": valid.documents,
+        "duplicates_removed": train.duplicates,
+        "floor_bits": floor_bits,
+    }
+    write_json(folder / "corpus.json", facts)
+
+
+def _open(folder: Path, source: str) -> Corpus:
+    """The corpus prepared in `folder`; `source` says in words where it comes from."""
+    facts = json.loads((folder / "corpus.json").read_text())
+    note = (
+        f"data: {source}: {facts['train_documents']:,} training and {facts['valid_documents']:,} validation documents"
+    )
+    if facts["duplicates_removed"]:
+        note += f", {facts['duplicates_removed']:,} duplicates of validation documents removed"
+    return Corpus(**facts, train=folder / "train.txt", valid=folder / "valid.txt", note=note)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(repr((_VERSION, *parts)).encode()).hexdigest()[:20]
+
+
+# The three kinds
+
+
+def _fables(stories: int | None, why: str) -> Corpus:
+    from mlx_transformer.data import fables
+
+    stories = stories or FABLES_STORIES
+    # Another version of the generator draws other stories, whether or not it says that it is another.
+    sources = [sha256_of(source) for source in sorted(Path(fables.__file__).parent.rglob("*.py"))]
+
+    def build(folder: Path) -> None:
+        info = fables.write_corpus(folder, stories=stories, valid_stories=FABLES_VALID_STORIES, seed=FABLES_SEED)
+        train, valid = (_count(folder / name) for name in ("train.txt", "valid.txt"))
+        _describe(folder, "fables", train, valid, info.valid_bits)
+
+    key = _key(sources, stories, FABLES_VALID_STORIES, FABLES_SEED)
+    return _open(cached_folder("corpora", f"fables-{key}", build), f"fables, the built-in stories, {why}")
+
+
+def _count(path: Path) -> _Tally:
+    tally = _Tally()
+    for text, ends in read_parts(path):
+        tally.bytes += len(text.encode())
+        tally.documents += ends
+    return tally
+
+
+def _tinystories_or_fables(stories: int | None, say: Say) -> Corpus:
+    try:
+        return _tinystories(stories, say)
+    except tinystories.Unreachable as error:
+        why = f"because {error}"
+    return _fables(stories, why)
+
+
+def _tinystories(stories: int | None, say: Say) -> Corpus:
+    stories = stories or tinystories.DEFAULT_STORIES
+    found = tinystories.fetch(stories, say)
+
+    def build(folder: Path) -> None:
+        # A hub file may be cut off in the middle of a character behind the stories that are wanted: "replace".
+        banned = frozenset(_digests(read_parts(found.valid, errors="replace")))
+        train = _take(read_parts(found.train, errors="replace"), stories)
+        size = found.train.stat().st_size + found.valid.stat().st_size
+        _prepare(folder, "tinystories", train, read_parts(found.valid, errors="replace"), banned, size)
+
+    folder = cached_folder("corpora", f"tinystories-{_key(found.identity, stories)}", build)
+    return _open(folder, f"TinyStories, the first {stories:,} stories, {found.how}")
+
+
+def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:
+    shas = [_check_text(path), _check_text(valid) if valid is not None else ""]
+
+    def build(folder: Path) -> None:
+        if valid is not None:
+            banned = frozenset(_digests(read_parts(valid)))
+            size = os.path.getsize(path) + os.path.getsize(valid)
+            _prepare(folder, "text", _take(read_parts(path), stories or sys.maxsize), read_parts(valid), banned, size)
+        elif any(line.strip() == SEPARATOR for line in _lines(path)):
+            _split_documents(folder, path, stories)
+        else:
+            _split_lines(folder, path, stories)
+
+    folder = cached_folder("corpora", f"text-{_key(*shas, stories)}", build)
+    return _open(folder, f"{path}" + (f" and {valid}" if valid is not None else ", its end held out"))
+
+
+def _split_documents(folder: Path, path: Path, stories: int | None) -> None:
+    """Hold out the last documents."""
+    digests = _digests(read_parts(path))
+    if len(digests) < 2:
+        raise BadInput(f"{path} holds one document, and training and validation need one each; give --valid PATH too")
+    held_out = max(1, len(digests) // VALID_SHARE)
+    before = len(digests) - held_out
+    kept, parts = min(stories or before, before), read_parts(path)
+
+    def valid() -> Iterator[Part]:
+        collections.deque(_take(parts, before - kept), maxlen=0)
+        yield from parts
+
+    _prepare(folder, "text", _take(parts, kept), valid(), frozenset(digests[before:]), os.path.getsize(path))
+
+
+def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
+    """Hold out the last lines; what stands before them is one document."""
+    if stories is not None:
+        raise BadInput(f"{path} has no line {SEPARATOR} that would close a story, so --stories cannot count them")
+    count = sum(not line.isspace() for line in _lines(path))
+    if count < 2:
+        raise BadInput(
+            f"{path} holds one line, and training and validation need one each; give a longer text or --valid PATH"
+        )
+    before, lines = count - max(1, count // VALID_SHARE), _lines(path)
+
+    def train() -> Iterator[str]:
+        left = before
+        while left:
+            line = next(lines)
+            left -= not line.isspace()
+            yield line
+
+    _prepare(folder, "text", _parts(train()), _parts(lines), frozenset(), os.path.getsize(path))
+
+
+def _check_text(path: Path) -> str:
+    """The sha256 of a text's bytes. Raises BadInput for what is no readable UTF-8 text with something in it."""
+    try:
+        if not path.exists():
+            raise BadInput(f"{path} does not exist; --data takes auto, fables, tinystories or the path of a text")
+        if not path.is_file():
+            raise BadInput(
+                f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; give the path of a UTF-8 text file"
+            )
+        if not path.stat().st_size:
+            raise BadInput(f"{path} is empty; give a UTF-8 text file")
+        digest = _digest_utf8(path)
+        if next(read_parts(path), None) is None:
+            raise BadInput(f"{path} holds no text, only white space or separators; give a UTF-8 text file")
+    except OSError as error:
+        raise BadInput(f"cannot read {path} ({error.strerror or error})") from error
+    return digest
+
+
+def _digest_utf8(path: Path) -> str:
+    """sha256 of a file; raises BadInput with the offset of the first byte that is not UTF-8 text."""
+    digest, decoder, offset = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
+    with open(path, "rb") as file:
+        while True:
+            block = file.read(1 << 16)
+            pending = len(decoder.getstate()[0])  # bytes of a character that the last block left unfinished
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                bad = offset - pending + error.start
+                raise BadInput(
+                    f"{path} is not UTF-8 text: byte {bad:,} (counted from 0) cannot be decoded; convert it"
+                ) from None
+            if (null := block.find(b"\0")) >= 0:
+                raise BadInput(
+                    f"{path} is not text: byte {offset + null:,} (counted from 0) is NUL; convert UTF-16 to UTF-8"
+                )
+            if not block:
+                return digest.hexdigest()
+            digest.update(block)
+            offset += len(block)

@@ -1,0 +1,134 @@
+"""Token files: a corpus as one long array of pieces on disk, boundary, document, boundary, document, boundary, ..."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mlx_transformer.data.corpus import Corpus, Part, read_parts
+from mlx_transformer.data.store import cached_folder, progress
+from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.files import write_json
+
+MAX_VALID_PIECES = 1_000_000
+_BATCH_CHARACTERS = 4 << 20  # handed to the tokenizer at a time: enough for every core, some 100 MB as Python lists
+_VERSION = 1  # of the files: part of the cache key
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised corpus. What is said of `valid` is true of the documents kept in it, MAX_VALID_PIECES at most."""
+
+    train: np.ndarray  # (T,) uint16 or uint32, memory-mapped, read-only
+    valid: np.ndarray  # (V,) likewise
+    boundary: int
+    valid_bytes: int  # UTF-8, without separators: what bits per byte are counted over
+    valid_documents: int
+    floor_bits: float | None  # of exactly these documents
+    unknown_rate: float  # unknown pieces among the validation pieces, boundaries not counted
+    lossless: bool  # every validation document came back from its pieces: bits per byte mean something
+
+
+def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> Tokens:
+    """Tokenise both splits, a few megabytes at a time, or open the files that were made before.
+
+    Cached by the content of the corpus and of the tokenizer. Raises BadInput if the disk is full.
+    """
+    dtype = np.dtype("<u2") if tokenizer.vocab_size <= 65_535 else np.dtype("<u4")
+
+    def build(folder: Path) -> None:
+        with progress("tokenising", corpus.train_bytes) as advance, open(folder / "train.bin", "wb") as out:
+            _write_train(out, corpus, tokenizer, dtype, advance)
+        facts = _write_valid(folder / "valid.bin", corpus, tokenizer, dtype)
+        write_json(folder / "tokens.json", facts)
+
+    key = hashlib.sha256(repr((_VERSION, corpus.sha256, tokenizer.sha256, MAX_VALID_PIECES)).encode()).hexdigest()[:20]
+    folder = cached_folder("tokens", f"{tokenizer.kind}-{key}", build)
+    facts = json.loads((folder / "tokens.json").read_text())
+    whole = facts["valid_bytes"] == corpus.valid_bytes
+    if not whole:
+        say(f"evaluating on the first {facts['valid_bytes']:,} of {corpus.valid_bytes:,} bytes of validation text")
+    train = np.memmap(folder / "train.bin", dtype, mode="r")
+    valid = np.fromfile(folder / "valid.bin", dtype)
+    return Tokens(train, valid, tokenizer.boundary, floor_bits=corpus.floor_bits if whole else None, **facts)
+
+
+def _write_train(
+    out: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype, advance: Callable[[int], None]
+) -> None:
+    boundary = np.array([tokenizer.boundary], dtype)
+    out.write(boundary.tobytes())
+    for batch in _batches(read_parts(corpus.train)):
+        texts = [text for text, _ in batch]
+        pieces: list[int] = []
+        for encoded, (_, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
+            pieces += encoded
+            if ends:
+                pieces.append(tokenizer.boundary)
+        out.write(np.array(pieces, dtype).tobytes())
+        advance(sum(map(len, texts)))
+
+
+def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    size = 0
+    for part in parts:
+        batch.append(part)
+        size += len(part[0])
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_valid(path: Path, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, float]:
+    """Write the first validation documents that fit MAX_VALID_PIECES; what `Tokens` says of them."""
+    pieces = [tokenizer.boundary]
+    documents, size, lossless = 0, 0, tokenizer.lossless
+    for text, encoded in _valid_documents(corpus.valid, tokenizer):
+        if len(pieces) + len(encoded) + 1 > MAX_VALID_PIECES:
+            if documents:
+                break
+            text, encoded = _whole_lines(text, tokenizer, MAX_VALID_PIECES - 2)
+        pieces += [*encoded, tokenizer.boundary]
+        documents += 1
+        size += len(text.encode())
+        lossless = lossless and tokenizer.decode(encoded) == text
+    np.array(pieces, dtype).tofile(path)
+    unknown = sum(piece == tokenizer.unknown for piece in pieces) / max(1, len(pieces) - documents - 1)
+    return {"valid_bytes": size, "valid_documents": documents, "unknown_rate": unknown, "lossless": lossless}
+
+
+def _valid_documents(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Documents with their pieces; of one that is longer than MAX_VALID_PIECES, only a beginning that is longer too."""
+    texts: list[str] = []
+    pieces: list[int] = []
+    for text, ends in read_parts(path):
+        if len(pieces) <= MAX_VALID_PIECES:
+            texts.append(text)
+            pieces += tokenizer.encode(text)
+        if ends:
+            yield "".join(texts), pieces
+            texts, pieces = [], []
+
+
+def _whole_lines(text: str, tokenizer: Tokenizer, most: int) -> tuple[str, list[int]]:
+    """As many of a text's first lines as have no more than so many pieces (of a first line that has, what fits)."""
+    pieces: list[int] = []
+    end = 0
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        encoded = tokenizer.encode(line)
+        if len(pieces) + len(encoded) > most:
+            break
+        pieces += encoded
+        end += len(line)
+    if end:
+        return text[:end], pieces
+    cut = tokenizer.decode(tokenizer.encode(text)[:most]).rstrip("\N{REPLACEMENT CHARACTER}")
+    return cut, tokenizer.encode(cut)[:most]

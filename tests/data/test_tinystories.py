@@ -1,0 +1,317 @@
+"""Fetching TinyStories from a hub on the loopback interface that redirects, limits, stalls, breaks off and changes."""
+
+import contextlib
+import hashlib
+import http.server
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import huggingface_hub.constants
+import pytest
+
+from mlx_transformer.data import tinystories
+from mlx_transformer.data.corpus import load_corpus, read_documents
+from mlx_transformer.data.tinystories import TRAIN, VALID, Unreachable, fetch
+from mlx_transformer.errors import BadInput
+
+
+def text_of(stories: int, label: str) -> bytes:
+    return b"".join(f"Story {i} of {label}: “once upon a time”.\n<|endoftext|>\n".encode() for i in range(stories))
+
+
+@dataclass
+class Hub:
+    """What the server holds and how it behaves."""
+
+    files: dict[str, bytes]
+    ranges: bool = True  # does it answer Range requests
+    linked_etag: bool = True  # does its redirect carry the hub's own ETag
+    answers: list[int] = field(default_factory=list)  # status codes to give before behaving
+    break_after: list[int] = field(default_factory=list)  # of the next bodies, how many bytes are sent
+    requests: list[tuple[str, str]] = field(default_factory=list)  # file and Range header, of the answers with a body
+    authorizations: list[tuple[str, str | None]] = field(default_factory=list)
+    url: str = ""
+
+    def etag(self, name: str) -> str:
+        return hashlib.sha256(self.files[name]).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        name = self.path.rpartition("/")[2].partition("?")[0]
+        self.hub.authorizations.append((self.path, self.headers.get("Authorization")))
+        if self.hub.answers:
+            return self.reply(self.hub.answers.pop(0), {"Retry-After": "0", "Content-Range": "bytes 0-9/10"})
+        if name not in self.hub.files:
+            return self.reply(404, {})
+        if self.path.startswith("/datasets/roneneldan/TinyStories/resolve/main/"):
+            etag = {"X-Linked-Etag": f'"{self.hub.etag(name)}"'} if self.hub.linked_etag else {}
+            return self.reply(
+                302, {"Location": self.hub.url.replace("127.0.0.1", "localhost") + f"/cdn/{name}?sig=1", **etag}
+            )
+        return self.send_file(name)
+
+    def reply(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": "0", **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+
+    def send_file(self, name: str) -> None:
+        content = self.hub.files[name]
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.hub.requests.append((name, self.headers.get("Range", "")))
+        headers = {"ETag": f'"md5-{hashlib.md5(content).hexdigest()}"'}
+        if asked and self.hub.ranges:
+            first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content, status = content[first : last + 1], 206 if first <= last else 416
+        else:
+            status = 200
+        self.reply(status, {**headers, "Content-Length": str(len(content))})
+        if self.hub.break_after and len(content) > 1:
+            content = content[: self.hub.break_after.pop(0)]
+            self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
+    hub = Hub({TRAIN: text_of(1000, "train"), VALID: text_of(20, "valid")})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    use_hub(monkeypatch, tmp_path, hub.url)
+    yield hub
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def use_hub(monkeypatch, tmp_path, url: str) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(tinystories, "RETRY_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(tinystories, "_PROBE_PAUSE", 0.05)
+    monkeypatch.setattr(tinystories, "CHUNK", 10_000)
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def sizes(hub: Hub, name: str) -> int:
+    return sum(
+        int(span.rpartition("-")[2]) - int(span[6:].partition("-")[0]) + 1 for n, span in hub.requests if n == name
+    )
+
+
+def test_only_what_is_needed_is_read_and_kept(hub):
+    source = fetch(100, quiet)
+    held = source.train.read_bytes()
+    assert held == hub.files[TRAIN][: len(held)]
+    assert held.count(b"<|endoftext|>") >= 100
+    assert len(held) < 3 * len(text_of(100, "train"))
+    assert source.valid.read_bytes() == hub.files[VALID]
+    assert sizes(hub, TRAIN) < len(hub.files[TRAIN]) / 2
+
+
+def test_what_is_cached_needs_no_hub(hub):
+    first = fetch(100, quiet)
+    hub.requests.clear()
+    hub.answers = [500] * 100
+    again = fetch(90, quiet)
+    assert (again.train, again.how, again.identity) == (first.train, "in the cache", first.identity)
+    assert hub.requests == []
+
+
+def test_more_stories_continue_where_the_file_ends(hub):
+    held = len(fetch(100, quiet).train.read_bytes())
+    hub.requests.clear()
+    source = fetch(10_000, quiet)  # more than there are
+    assert source.train.read_bytes() == hub.files[TRAIN]
+    assert (TRAIN, f"bytes={held}-{held + 9_999}") in hub.requests
+    assert not any(span.startswith("bytes=0-") and span != "bytes=0-0" for name, span in hub.requests if name == TRAIN)
+
+
+def test_a_connection_that_drops_is_taken_up_again(hub):
+    hub.break_after = [500, 0, 7_000, 1]
+    assert fetch(10_000, quiet).train.read_bytes() == hub.files[TRAIN]
+    assert hub.break_after == []
+
+
+def test_a_download_that_was_given_up_goes_on_in_the_next_run(hub):
+    hub.break_after = [999_999, 5_000, 0, 0, 0, 0]  # the first is the validation file
+    with pytest.raises(Unreachable, match=r"broke off at 0.0 MB again and again"):
+        fetch(10_000, quiet)
+    hub.requests.clear()
+    assert fetch(10_000, quiet).train.read_bytes() == hub.files[TRAIN]
+    assert hub.requests[1] == (TRAIN, "bytes=5000-14999")
+
+
+def test_a_server_without_ranges_serves_too(hub):
+    hub.ranges = False
+    hub.break_after = [999_999, 3_000]
+    held = fetch(100, quiet).train.read_bytes()
+    assert held == hub.files[TRAIN][: len(held)]
+    assert fetch(10_000, quiet).train.read_bytes() == hub.files[TRAIN]
+
+
+@pytest.mark.parametrize("linked_etag", [True, False])
+def test_a_file_that_changed_is_never_mixed(hub, linked_etag):
+    hub.linked_etag = linked_etag
+    fetch(100, quiet)
+    hub.files[TRAIN] = text_of(1100, "another version")
+    said: list[str] = []
+    assert fetch(10_000, said.append).train.read_bytes() == hub.files[TRAIN]
+    assert any("not what it was on the hub" in line for line in said)
+
+
+def test_a_file_that_became_shorter_is_fetched_anew(hub):
+    fetch(500, quiet)
+    hub.files[TRAIN] = text_of(50, "short")
+    assert fetch(900, quiet).train.read_bytes() == hub.files[TRAIN]
+
+
+def test_bytes_that_are_not_the_files_are_noticed(hub):
+    fetch(100, quiet)
+    path = fetch(100, quiet).train
+    damaged = path.read_bytes().replace(b"Story 1 ", b"Glory 1 ")
+    path.write_bytes(damaged)
+    assert fetch(10_000, quiet).train.read_bytes() == hub.files[TRAIN]
+
+
+def test_a_file_that_changes_all_the_time_is_given_up(hub, monkeypatch):
+    monkeypatch.setattr(Hub, "etag", lambda self, name: name + str(len(self.requests)))
+    with pytest.raises(Unreachable, match="another one at every request"):
+        fetch(10_000, quiet)
+
+
+@pytest.mark.parametrize(("status", "message"), [(200, "no plain bytes"), (206, "sent nothing"), (403, "answered 403")])
+def test_a_hub_that_sends_nothing_is_given_up(hub, monkeypatch, status, message):
+    monkeypatch.setattr(tinystories, "_probe", str)
+    hub.answers = [status] * 100
+    with pytest.raises(Unreachable, match=message):
+        fetch(10_000, quiet)
+
+
+def test_a_busy_hub_is_asked_again(hub, monkeypatch):
+    hub.answers = [429, 503]  # to the first question, whether it is there
+    fetch(100, quiet)
+    real = tinystories._probe
+    monkeypatch.setattr(tinystories, "_probe", lambda: real() or hub.answers.extend([429, 500, 503]) or "")
+    assert fetch(10_000, quiet).train.read_bytes() == hub.files[TRAIN]
+    assert hub.answers == []
+
+
+@pytest.mark.parametrize("status", [404, 401, 503])
+def test_a_refusal_is_one_sentence(hub, monkeypatch, status):
+    monkeypatch.setattr(tinystories, "REACH_SECONDS", 0.8)
+    monkeypatch.setattr(tinystories, "_PROBE_PAUSE", 0.4)
+    hub.answers = [status] * 100
+    with pytest.raises(
+        Unreachable, match=f"TinyStories is out of reach: the hub answered {status} .*holds 0 of 100"
+    ) as raised:
+        fetch(100, quiet)
+    assert "\n" not in str(raised.value)
+    assert isinstance(raised.value, BadInput)
+
+
+def test_the_token_goes_to_the_hub_alone(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch(100, quiet)
+    assert {token for path, token in hub.authorizations if path.startswith("/datasets")} == {"Bearer hf_secret"}
+    assert {token for path, token in hub.authorizations if path.startswith("/cdn")} == {None}
+
+
+def test_offline_the_cache_serves_if_it_holds_enough(hub, monkeypatch):
+    fetch(100, quiet)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    assert fetch(100, quiet).how == "in the cache"
+    with pytest.raises(Unreachable, match=r"HF_HUB_OFFLINE is set.*holds .* of 900 stories"):
+        fetch(900, quiet)
+    assert hub.requests == []
+
+
+def test_the_librarys_own_cache_serves(tmp_path, monkeypatch):
+    use_hub(monkeypatch, tmp_path, "http://127.0.0.1:9")
+    snapshot = tmp_path / "hub-cache" / "datasets--roneneldan--TinyStories" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("c0ffee")
+    for name in (TRAIN, VALID):
+        (snapshot / name).write_bytes(text_of(30, name))
+    source = fetch(30, quiet)
+    assert source.train.read_bytes() == text_of(30, TRAIN)
+    assert "huggingface_hub" in source.how
+
+
+def test_a_silent_hub_is_given_up(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
+        use_hub(monkeypatch, tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(tinystories, "REACH_SECONDS", 0.3)
+        with pytest.raises(Unreachable, match=r"no answer from the hub within 0.3 s|ReadTimeout"):
+            fetch(10, quiet)
+
+
+def test_a_name_service_that_hangs_is_given_up(tmp_path, monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [released.wait(10)][1:])
+    use_hub(monkeypatch, tmp_path, "http://hub.invalid")
+    monkeypatch.setattr(tinystories, "REACH_SECONDS", 0.3)
+    with pytest.raises(Unreachable, match=r"no answer from the hub within 0.3 s|ReadTimeout"):
+        fetch(10, quiet)
+    released.set()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "not a url", "http://"])
+def test_no_hub_there_is_one_sentence(tmp_path, monkeypatch, url):
+    use_hub(monkeypatch, tmp_path, url)
+    with pytest.raises(Unreachable, match="TinyStories is out of reach: ") as raised:
+        fetch(10, quiet)
+    assert "\n" not in str(raised.value)
+
+
+def test_two_at_once_share_one_download(hub):
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(fetch(900, quiet).train.read_bytes())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1] == hub.files[TRAIN][: len(found[0])]
+
+
+def test_the_corpus_has_the_stories_asked_for(hub):
+    hub.files[TRAIN] = text_of(50, "train") + text_of(1, "valid") + text_of(800, "more")
+    said: list[str] = []
+    corpus = load_corpus("auto", stories=60, say=said.append)
+    stories = list(read_documents(corpus.train))
+    assert (corpus.name, corpus.train_documents, corpus.valid_documents, corpus.duplicates_removed) == (
+        "tinystories",
+        59,
+        20,
+        1,
+    )
+    assert stories[0] == "Story 0 of train: “once upon a time”."
+    assert len(stories) == 59
+    assert "TinyStories, the first 60 stories" in said[-1]
+    assert load_corpus("tinystories", stories=60, say=quiet).sha256 == corpus.sha256

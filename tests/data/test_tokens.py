@@ -1,0 +1,143 @@
+"""Token files: what is in them, how the validation split is capped, and that they are whole or not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_transformer.data import corpus as corpora
+from mlx_transformer.data import tokens as module
+from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents
+from mlx_transformer.data.tokenizer import Tokenizer, Word, train_tokenizer
+from mlx_transformer.data.tokens import Tokens, tokenize_corpus
+
+TEXTS = [f"Story {i}: the cat\nsat on the “mat” {i % 7} times. " + "It slept. " * (i % 5) for i in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Corpus:
+    return corpus_of(tmp_path, TEXTS)
+
+
+def corpus_of(folder: Path, texts: list[str]) -> Corpus:
+    (folder / "text.txt").write_text("".join(f"{text}\n<|endoftext|>\n" for text in texts))
+    return load_corpus(str(folder / "text.txt"), say=lambda line: None)
+
+
+@pytest.fixture
+def bpe(corpus) -> Tokenizer:
+    return train_tokenizer("bpe", corpus, 330, explicit=False)
+
+
+def framed(tokenizer: Tokenizer, documents: list[str]) -> list[int]:
+    pieces = [tokenizer.boundary]
+    for document in documents:
+        pieces += [*tokenizer.encode(document), tokenizer.boundary]
+    return pieces
+
+
+def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
+    return tokenize_corpus(corpus, tokenizer, say=lambda line: None)
+
+
+def test_documents_stand_between_boundaries(corpus, bpe):
+    tokens = tokenize(corpus, bpe)
+    assert isinstance(tokens.train, np.memmap)
+    assert tokens.train.dtype == tokens.valid.dtype == np.uint16
+    assert tokens.train.tolist() == framed(bpe, list(read_documents(corpus.train)))
+    assert tokens.valid.tolist() == framed(bpe, list(read_documents(corpus.valid)))
+    assert (tokens.valid_bytes, tokens.valid_documents) == (corpus.valid_bytes, 10)
+    assert (tokens.unknown_rate, tokens.lossless, tokens.boundary) == (0.0, True, bpe.boundary)
+
+
+@pytest.mark.parametrize(("segment", "batch"), [(40, 1 << 20), (1 << 20, 100), (40, 100)])
+def test_the_pieces_do_not_depend_on_how_the_text_is_streamed(corpus, bpe, monkeypatch, segment, batch, tmp_path):
+    wanted = tokenize(corpus, bpe)
+    monkeypatch.setattr(corpora, "SEGMENT", segment)
+    monkeypatch.setattr(module, "_BATCH_CHARACTERS", batch)
+    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "another"))
+    streamed = tokenize(corpus, bpe)
+    if segment > 1000:
+        assert streamed.train.tolist() == wanted.train.tolist()
+    text = bpe.decode(streamed.train.tolist())
+    assert text == bpe.decode(wanted.train.tolist()) == "".join(read_documents(corpus.train))
+
+
+def test_more_than_65535_pieces_take_four_bytes(corpus):
+    words = Word([f"w{i}" for i in range(65_532)])
+    assert words.vocab_size == 65_536
+    assert tokenize(corpus, words).train.dtype == np.uint32
+    assert tokenize(corpus, Word([f"w{i}" for i in range(65_531)])).train.dtype == np.uint16
+
+
+def test_the_validation_split_is_capped_at_whole_documents(corpus, bpe, monkeypatch):
+    documents = list(read_documents(corpus.valid))
+    three = framed(bpe, documents[:3])
+    for spare in (0, 1):
+        monkeypatch.setattr(module, "MAX_VALID_PIECES", len(three) + spare)
+        said: list[str] = []
+        tokens = tokenize_corpus(corpus, bpe, said.append)
+        assert tokens.valid.tolist() == three
+        assert tokens.valid_documents == 3
+        assert tokens.valid_bytes == sum(len(text.encode()) for text in documents[:3])
+        assert tokens.floor_bits is None
+        assert "first" in said[0]
+
+
+@pytest.mark.parametrize("last", ["line of words\n" * 300 + "end", "words without an end " * 300, "“x”" * 2000])
+def test_one_long_validation_document_is_cut_at_a_line_or_a_character(tmp_path, monkeypatch, last):
+    corpus = corpus_of(tmp_path, [*TEXTS, last])
+    (tmp_path / "valid.txt").write_text(last)
+    corpus = load_corpus(str(tmp_path / "text.txt"), str(tmp_path / "valid.txt"), say=lambda line: None)
+    bpe = train_tokenizer("bpe", corpus, 330, explicit=False)
+    monkeypatch.setattr(module, "MAX_VALID_PIECES", 501)
+    monkeypatch.setattr(corpora, "SEGMENT", 1000)
+    tokens = tokenize(corpus, bpe)
+    assert 480 < len(tokens.valid) <= 501
+    kept = bpe.decode(tokens.valid.tolist())
+    assert last.startswith(kept)
+    assert kept.endswith("\n") or "\n" not in last
+    assert tokens.valid_bytes == len(kept.encode())
+    assert tokens.lossless
+    assert (tokens.valid[0], tokens.valid[-1]) == (bpe.boundary, bpe.boundary)
+
+
+def test_a_floor_is_kept_where_nothing_was_cut(corpus, bpe):
+    from dataclasses import replace
+
+    assert tokenize(replace(corpus, floor_bits=12.5), bpe).floor_bits == 12.5
+
+
+def test_word_level_reports_what_it_does_not_know(corpus):
+    words = train_tokenizer("word", corpus, 20)
+    tokens = tokenize(corpus, words)
+    inner = [piece for piece in tokens.valid.tolist() if piece != words.boundary]
+    assert tokens.unknown_rate == pytest.approx(inner.count(words.unknown) / len(inner))
+    assert 0.05 < tokens.unknown_rate < 0.6
+    assert not tokens.lossless
+
+
+def test_files_are_cached_and_made_again_when_damaged(corpus, bpe, cache, monkeypatch):
+    first = tokenize(corpus, bpe).train.tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_train", None)
+        assert tokenize(corpus, bpe).train.tolist() == first
+    (file,) = (cache / "tokens").glob("*/train.bin")
+    file.write_bytes(b"\0\0")
+    assert tokenize(corpus, bpe).train.tolist() == first
+
+
+def test_a_run_that_is_cut_off_leaves_nothing(corpus, bpe, cache, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write_valid", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(corpus, bpe)
+    assert list((cache / "tokens").iterdir()) == []

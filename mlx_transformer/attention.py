@@ -3,7 +3,7 @@
 import mlx.core as mx
 from mlx import nn
 
-from mlx_transformer import ops
+from mlx_transformer import linear, ops
 from mlx_transformer.cache import KVCache
 from mlx_transformer.config import Config
 from mlx_transformer.context import Ctx
@@ -18,7 +18,7 @@ class Attention(nn.Module):
     `class Mixer(Window, QKNorm, Attention): pass`.
     """
 
-    Linear: type[nn.Module] = BiasedLinear  # slot: linear maps with a bias or without
+    Linear: type[linear.Linear] = BiasedLinear  # slot: linear maps with a bias or without
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()

@@ -138,12 +138,10 @@ class Cache:
     def merge(caches: Sequence[Cache]) -> Cache:
         """One cache for rows that were read apart, of equal length or not (each caches[i] has a batch of one)."""
         first, *others = caches
-        whole = Cache(
-            [layer.merged([cache.layers[i] for cache in others]) for i, layer in enumerate(first.layers)]
-        )
+        whole = Cache([layer.merged([cache.layers[i] for cache in others]) for i, layer in enumerate(first.layers)])
         whole.offset = mx.stack([cache.offset for cache in caches])
         if first.memory is not None:
-            whole.memory = mx.concatenate([cache.memory for cache in caches])
+            whole.memory = mx.concatenate([cache.memory for cache in caches if cache.memory is not None])
         return whole
 
     @property

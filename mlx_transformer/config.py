@@ -45,7 +45,7 @@ class Config(Numbers):
     norm_eps: float = 1e-5  # added to the variance before the root
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]  # every heir is a dataclass, by __init_subclass__
+        for field in fields(self):
             value = getattr(self, field.name)
             if field.type in (int, "int") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
@@ -63,4 +63,4 @@ class Config(Numbers):
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers as JSON holds them; `type(config)(**numbers)` reads them back."""
-        return asdict(self)  # type: ignore[call-overload]
+        return asdict(self)

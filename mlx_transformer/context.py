@@ -36,7 +36,7 @@ class Ctx:
         return replace(self, layer=layer, cache=None if cache is None else cache.layers[layer])
 
     def take(self, pick: mx.array) -> Ctx:
-        """The Ctx for the picked tokens alone; pick (B, k) holds indices into L. Every per-token field is listed here."""
+        """The Ctx for the picked tokens alone, pick (B, k) indices into L. Every per-token field is listed here."""
 
         def rows(x: mx.array) -> mx.array:
             return mx.take_along_axis(x, pick.reshape(*pick.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -1,12 +1,13 @@
 """What a person may see instead of a traceback: one sentence and an exit code."""
 
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 
 class BadInput(ValueError):
-    """What was asked for cannot be done; the sentence names the value, what was expected and what to do (exit code 2)."""
+    """What was asked for cannot be done: the sentence names the value, what was expected, what to do (exit code 2)."""
 
 
 class RunFailed(Exception):
@@ -22,10 +23,14 @@ _EXIT_CODES = {BadInput: 2, RunFailed: 1, Interrupted: 130}
 
 def exit_cleanly(command: Callable[[], None]) -> NoReturn:
     """Run a command line's body; turn the three errors above into one line on stderr and their exit code."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
+            stream.reconfigure(errors="replace")
     try:
         command()
     except tuple(_EXIT_CODES) as error:
-        print(f"error: {error}" if not isinstance(error, Interrupted) else str(error), file=sys.stderr)
+        sentence = " ".join(str(error).splitlines())  # what other libraries say may have several
+        print(sentence if isinstance(error, Interrupted) else f"error: {sentence}", file=sys.stderr)
         sys.exit(_EXIT_CODES[type(error)])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,7 +3,7 @@
 import mlx.core as mx
 from mlx import nn
 
-from mlx_transformer import ops
+from mlx_transformer import linear, ops
 from mlx_transformer.config import Config
 from mlx_transformer.context import Ctx
 from mlx_transformer.linear import BiasedLinear
@@ -15,7 +15,7 @@ class FeedForward(nn.Module):
     Variants override `activate` for another non-linearity, or `build` and `activate` for a gate.
     """
 
-    Linear: type[nn.Module] = BiasedLinear  # slot: linear maps with a bias or without
+    Linear: type[linear.Linear] = BiasedLinear  # slot: linear maps with a bias or without
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -6,12 +6,14 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_map_with_path
 
 from mlx_transformer import config, init, ops
 from mlx_transformer.cache import Cache
 from mlx_transformer.context import Ctx
 from mlx_transformer.dropout import Dropout
+from mlx_transformer.position import Position
+from mlx_transformer.trees import by_path
 
 Slot = Any  # a class, or a tuple of classes that the layers take in turn
 
@@ -64,7 +66,7 @@ class Model(nn.Module):
         """What stands between the last block and the head: nothing, where blocks end with a norm."""
         return nn.Identity()
 
-    def make_position(self) -> nn.Module:
+    def make_position(self) -> Position:
         return self.Position(self.config)
 
     def make_mixer(self, i: int) -> nn.Module:
@@ -90,7 +92,7 @@ class Model(nn.Module):
 
     def count_parameters(self) -> dict[str, int]:
         """How many there are in all, how many of them look tokens up, and how many one token uses."""
-        total = sum(value.size for _, value in tree_flatten(self.parameters()))
+        total = sum(value.size for value in by_path(self.parameters()).values())
         return {"total": total, "embedding": self.embedding.weight.size, "active": total}
 
     # Steps: what the model computes.

@@ -23,7 +23,7 @@ class BySize:
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """Stop after `patience` evaluations in a row without an improvement of `min_improvement` nats on the best so far."""
+    """Stop after `patience` evaluations in a row without a gain of `min_improvement` nats on the best so far."""
 
     patience: int
     min_improvement: float

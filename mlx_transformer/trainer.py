@@ -1,4 +1,4 @@
-"""fit(): one training loop, a generator of typed events; the console, the log, the bench and the notebooks read one stream."""
+"""fit(): one training loop, a generator of typed events, the one stream that console, log, bench and notebooks read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map_with_path
 
 from mlx_transformer.checkpoint import load_newest, save_checkpoint
-from mlx_transformer.data.stream import Batches, Prefetch, validation_rows
+from mlx_transformer.data.stream import Batches, Prefetch
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.errors import BadInput
 from mlx_transformer.model import Model
-from mlx_transformer.optim.groups import Optimizers
 from mlx_transformer.recipe import Recipe
+from mlx_transformer.step import Evaluator, TrainingStep
+from mlx_transformer.streams import divided_blas
+from mlx_transformer.trees import by_path
 
 _UNTIMED_STEPS = 5  # tokens per second counts from the step after these: the first ones compile and warm up
-_EVAL_TOKENS = 8192  # of one evaluation batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,93 +137,28 @@ def fit(
     data: Tokens,
     *,
     seed: int = 0,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-    habits: Habits = Habits(),  # noqa: B008 - frozen
+    limits: Limits = Limits(),
+    habits: Habits = Habits(),
 ) -> Iterator[Event]:
     """Train model in place and yield what happens; goes on from habits.checkpoints if it holds a checkpoint.
 
     The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one row, RunFailed if the
     disk refuses a checkpoint.
     """
-    with _Run(model, recipe, data, seed, limits, habits) as run:
+    with divided_blas(), _Run(model, recipe, data, seed, limits, habits) as run:
         yield from run.events()
 
 
 def default_eval_every(recipe: Recipe, data: Tokens, seq_len: int) -> int:
-    """Steps between evaluations: the recipe's tokens, but never fewer than the validation text has, which costs a third."""
+    """Steps between evaluations: the recipe's tokens, no fewer than the validation text has, which costs a third."""
     step_tokens = max(1, recipe.batch_tokens // seq_len) * seq_len
     return -(-max(recipe.eval_tokens, len(data.valid)) // step_tokens)
-
-
-class TrainingStep:
-    """Forward, backward, clip, update: one function of a batch and a learning rate, compiled over captured state."""
-
-    def __init__(self, model: Model, recipe: Recipe, *, compiled: bool = True) -> None:
-        self.model, self.recipe = model, recipe
-        self.dtype = getattr(mx, recipe.dtype)
-        self.optimizers = Optimizers(recipe.groups, model.trainable_parameters())
-        self.compiled = compiled
-        self._function: Callable[..., tuple[dict[str, mx.array], mx.array]] | None = None
-
-    @property
-    def state(self) -> list[Any]:
-        """Everything a step reads and changes."""
-        return [self.model.state, self.optimizers.state, mx.random.state]
-
-    def __call__(self, batch: mx.array, rate: float) -> tuple[dict[str, mx.array], mx.array]:
-        """batch (rows, L + 1) int32, the learning rate -> metrics and the gradients' norm before clipping."""
-        if self._function is None:  # built late, so that a restored state is the one captured
-            state = self.state
-            self._function = mx.compile(self._step, inputs=state, outputs=state) if self.compiled else self._step
-        return self._function(batch, mx.array(rate))
-
-    def _step(self, batch: mx.array, rate: mx.array) -> tuple[dict[str, mx.array], mx.array]:
-        weights = self.model.trainable_parameters()
-        (_, metrics), gradients = mx.value_and_grad(self._loss)(weights, batch)
-        clipped, norm = self.recipe.clip(dict(tree_flatten(gradients)))
-        self.model.update(self.optimizers.update(clipped, dict(tree_flatten(weights)), rate))
-        return metrics, norm
-
-    def _loss(self, weights: dict[str, Any], batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        """The loss as a function of the float32 weights, computed in the recipe's dtype."""
-        self.model.update(tree_map(lambda w: w.astype(self.dtype), weights))
-        return self.model.loss(batch)
-
-
-class Evaluator:
-    """Validation loss: nats per piece over every piece of the split, each predicted once."""
-
-    def __init__(self, model: Model, valid: np.ndarray, seq_len: int, *, compiled: bool = True) -> None:
-        rows, mask = validation_rows(valid, seq_len)
-        size = min(len(rows), max(1, _EVAL_TOKENS // seq_len))
-        short = -len(rows) % size  # full batches only: one shape, one compiled graph
-        self.rows = np.concatenate([rows, np.repeat(rows[:1], short, 0)])
-        self.mask = np.concatenate([mask, np.zeros((short, seq_len), bool)])
-        self.size, self.pieces = size, int(mask.sum())
-        self.model = model
-        self._function = mx.compile(self._total, inputs=[model.state]) if compiled else self._total
-
-    def _total(self, rows: mx.array, mask: mx.array) -> mx.array:
-        ctx, targets = self.model.inputs(rows)
-        return (self.model.token_loss(self.model.hidden(ctx), targets) * mask).sum()
-
-    def __call__(self) -> float:
-        """The loss of the model's present weights, without dropout."""
-        self.model.eval()
-        total = 0.0
-        for i in range(0, len(self.rows), self.size):
-            batch = slice(i, i + self.size)
-            total += self._function(mx.array(self.rows[batch]), mx.array(self.mask[batch])).item()
-        self.model.train()
-        return total / self.pieces
 
 
 class _Run:
     """One run of fit(): the state that its parts share."""
 
-    def __init__(
-        self, model: Model, recipe: Recipe, data: Tokens, seed: int, limits: Limits, habits: Habits
-    ) -> None:
+    def __init__(self, model: Model, recipe: Recipe, data: Tokens, seed: int, limits: Limits, habits: Habits) -> None:
         self.model, self.recipe, self.limits, self.habits = model, recipe, limits, habits
         seq_len = model.config.seq_len
         self.rows = max(1, recipe.batch_tokens // seq_len)
@@ -251,25 +187,24 @@ class _Run:
         mx.reset_peak_memory()
         self.model.train()
         self.mark, self.started = self.habits.clock(), self.progress.step
-        why, message = self._limit_reached() or self._verdict(), ""
-        if why and self.progress.evaluated_step != self.progress.step:  # interrupted, then resumed with a lower limit
-            yield self._evaluation()
-            yield from self._save()
+        why, message = self._verdict() or self._limit_reached(), ""
+        if self.progress.evaluated_step != self.progress.step and (why or self._evaluation_is_due()):
+            yield from self._evaluated()  # an interrupted run stopped without
+            why = self._verdict() or why
         while not why:
             event = self._step()
             yield event
             if not (math.isfinite(event.gradient_norm) and all(map(math.isfinite, event.metrics.values()))):
-                why, message = "diverged", _divergence(event)
+                why, message = "diverged", _divergence(event.step, _figures(event))
                 break
             why = self._limit_reached() or ("interrupted" if self.habits.should_stop() else "")
-            if why != "interrupted" and (why or self.progress.step % self.eval_every == 0):
-                yield self._evaluation()
+            if why != "interrupted" and (why or self._evaluation_is_due()):
+                yield from self._evaluated()
                 why = self._verdict() or why
-                if why == "diverged":
-                    break
-                yield from self._save()
             elif why or self._save_is_due():
                 yield from self._save()
+        if why == "diverged" and not message:
+            message = _divergence(self.progress.step, f"validation loss {self.progress.final_valid_loss}")
         if self.progress.evaluated_step or why == "diverged":
             self.model.update(self.best)
         mx.eval(self.model.parameters())
@@ -294,9 +229,9 @@ class _Run:
             tokens=tokens,
             epochs=now.epochs,
             seconds=now.train_seconds,
-            metrics={name: value.item() for name, value in metrics.items()},
+            metrics={name: float(value) for name, value in metrics.items()},
             learning_rate=rate,
-            gradient_norm=norm.item(),
+            gradient_norm=float(norm),
             tokens_per_second=now.timed_tokens / now.timed_seconds if now.timed_seconds else None,
             data_wait_share=now.data_seconds / now.train_seconds if now.train_seconds else 0.0,
         )
@@ -308,10 +243,20 @@ class _Run:
             now.compile_seconds += spent
         elif nth == 2:
             now.compile_seconds -= min(spent, now.compile_seconds)
-        if nth > _UNTIMED_STEPS:
+        if now.step > _UNTIMED_STEPS:
             now.timed_tokens += self.step_tokens
             now.timed_seconds += spent
         now.peak_memory_bytes = max(now.peak_memory_bytes, mx.get_peak_memory())
+
+    def _evaluation_is_due(self) -> bool:
+        return self.progress.step % self.eval_every == 0
+
+    def _evaluated(self) -> Iterator[Eval | Saved]:
+        """An evaluation and a checkpoint; none of weights whose validation loss is no number."""
+        event = self._evaluation()
+        yield event
+        if math.isfinite(event.valid_loss):
+            yield from self._save()
 
     def _evaluation(self) -> Eval:
         now, begun = self.progress, self.habits.clock()
@@ -323,11 +268,25 @@ class _Run:
             now.best_valid_loss, self.best = loss, self.model.trainable_parameters()
         now.evaluations_without_gain = 0 if gained else now.evaluations_without_gain + 1
         now.final_valid_loss, now.evaluated_step = loss, now.step
-        if now.tokens_to_target is None and self.limits.target_loss is not None and loss <= self.limits.target_loss:
-            now.seconds_to_target, now.tokens_to_target = now.train_seconds, now.tokens
+        self._note_target()
         self.mark = self.habits.clock()
         now.eval_seconds += self.mark - begun
         return Eval(step=now.step, tokens=now.tokens, seconds=now.train_seconds, valid_loss=loss, improved=improved)
+
+    def _target_is_met(self) -> bool:
+        """Whether the last step had an evaluation that met the target."""
+        now, target = self.progress, self.limits.target_loss
+        if target is None or now.final_valid_loss is None or now.evaluated_step != now.step:
+            return False
+        return now.final_valid_loss <= target
+
+    def _note_target(self) -> None:
+        """When the target was met, which ends a run; a resumed one may have another target than before."""
+        now = self.progress
+        if not self._target_is_met():
+            now.seconds_to_target = now.tokens_to_target = None
+        elif now.tokens_to_target is None:
+            now.seconds_to_target, now.tokens_to_target = now.train_seconds, now.tokens
 
     def _verdict(self) -> str:
         """What the last evaluation, if the last step had one, decides."""
@@ -336,7 +295,7 @@ class _Run:
             return ""
         if not math.isfinite(now.final_valid_loss):
             return "diverged"
-        if self.limits.target_loss is not None and now.final_valid_loss <= self.limits.target_loss:
+        if self._target_is_met():
             return "target"
         return "plateau" if now.evaluations_without_gain >= self.recipe.stop.patience else ""
 
@@ -362,32 +321,52 @@ class _Run:
             "best": self.best,
             "optimizers": self.take_step.optimizers.state,
         }
-        random = [int(word) for word in np.array(mx.random.state[0])]
+        random = [int(word) for word in np.array(mx.random.state[0])]  # type: ignore[index]
         state = {"progress": asdict(self.progress), "data": self.prefetch.state(), "random": random}
-        path = save_checkpoint(self.habits.checkpoints, self.progress.step, dict(tree_flatten(arrays)), state)
+        path = save_checkpoint(self.habits.checkpoints, self.progress.step, by_path(arrays), state)
         self.mark = self.saved_at = self.habits.clock()
         yield Saved(step=self.progress.step, path=path)
 
     def _restore(self, arrays: dict[str, mx.array], state: dict[str, Any], notes: list[str]) -> Resumed:
-        tree = tree_unflatten(list(arrays.items()))
-        expected = {path: value.shape for path, value in tree_flatten(self.model.trainable_parameters())}
-        if {path: value.shape for path, value in tree_flatten(tree["model"])} != expected:
-            raise BadInput(f"the checkpoint under '{self.habits.checkpoints}' is of another model than this one")
-        self.model.update(tree["model"])
-        self.best = tree["best"]
-        self.take_step.optimizers.state = tree["optimizers"]
+        optimizers = self.take_step.optimizers
+        try:
+            weights = _filled("model", self.model.trainable_parameters(), arrays)
+            self.best = _filled("best", self.model.trainable_parameters(), arrays)
+            optimizers.state = _filled("optimizers", optimizers.state, arrays)
+            self.progress = Progress(**state["progress"])
+        except (KeyError, TypeError) as error:
+            raise BadInput(
+                f"the checkpoint under '{self.habits.checkpoints}' is of another model or version: {error} does not fit"
+            ) from error
+        self.model.update(weights)
         high, low = state["random"]
         mx.random.seed(high << 32 | low)  # mx.random.state cannot be assigned
         self.batches.restore(state["data"])
-        self.progress = now = Progress(**state["progress"])
-        if now.best_valid_loss is None or self.limits.target_loss is None or now.best_valid_loss > self.limits.target_loss:
-            now.seconds_to_target = now.tokens_to_target = None  # the target may be another than before
+        self._note_target()
         return Resumed(step=self.progress.step, notes=notes)
 
 
-def _divergence(event: Step) -> str:
-    values = ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+def _filled(name: str, tree: Any, arrays: dict[str, mx.array]) -> Any:
+    """A tree like the given one, of the stored arrays. Raises KeyError for one that is missing or of another shape.
+
+    Not tree_unflatten, which would make branches of the dots in the optimizers' keys: they are whole paths.
+    """
+
+    def stored(path: str, value: mx.array) -> mx.array:
+        if arrays[f"{name}.{path}"].shape != value.shape:
+            raise KeyError(f"{name}.{path}")
+        return arrays[f"{name}.{path}"]
+
+    return tree_map_with_path(stored, tree)
+
+
+def _figures(event: Step) -> str:
+    values = (f"{name} {value:.4g}" for name, value in event.metrics.items())
+    return ", ".join([*values, f"gradient norm {event.gradient_norm:.4g}"])
+
+
+def _divergence(step: int, figures: str) -> str:
     return (
-        f"diverged at step {event.step}: {values}, gradient norm {event.gradient_norm:.4g}; the weights kept are those "
-        "of the last good checkpoint or evaluation: try a lower --learning-rate"
+        f"diverged at step {step}: {figures}; the weights kept are those of the best evaluation before it, "
+        "the checkpoints those of before: try a lower --learning-rate"
     )

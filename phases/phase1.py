@@ -1,8 +1,8 @@
 """Phase 1, 2017: "Attention Is All You Need" (Vaswani et al., arXiv 1706.03762), as a decoder-only language model.
 
-The paper's parts: multi-head scaled dot-product attention, ReLU feed-forward, LayerNorm after the residual sum, sinusoidal
-positions, dropout; Adam with warm-up and inverse square-root decay. What the paper has no word for is a language model of
-its own, so the decoder stands alone, without the encoder and without cross-attention.
+The paper's parts: multi-head scaled dot-product attention, ReLU feed-forward, LayerNorm after the residual sum,
+sinusoidal positions, dropout; Adam with warm-up and inverse square-root decay. The paper translates; a language model
+is its decoder alone, without the encoder and without cross-attention. The decay of matrices is of 2017 too (AdamW).
 """
 
 from mlx_transformer import config, model

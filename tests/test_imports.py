@@ -7,18 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    {"errors", "files"},
+    {"errors", "files", "trees"},
     {"native", "blas", "blas_check", "jit", "runtime"},
-    {"config", "ops"},
+    {"config", "ops", "streams"},
     {"data"},
     {"cache", "context", "linear", "dropout", "norm", "position", "attention", "feedforward", "head", "init", "optim"},
     {"block"},
     {"model"},
     {"recipe"},
-    {"checkpoint", "trainer", "sampling"},
+    {"checkpoint", "step", "trainer", "sampling"},
     {"saved", "flags", "quality", "picture", "card", "console"},
     {"generate"},
     {"plan"},
+    {"folder"},
     {"run"},
     {"phases"},
     {"bench"},

@@ -55,7 +55,9 @@ def test_exchanged_rows_of_the_cache_are_exchanged_rows_of_the_batch(kind):
     net(x[:, :8], cache)
     cache.select(mx.array([1, 0]))
     exchanged = x[mx.array([1, 0])]
-    np.testing.assert_allclose(net(x[:, 8:], cache)[0], net(mx.concatenate([exchanged[:, :8], x[:, 8:]], 1))[0, 8:], atol=1e-5)
+    np.testing.assert_allclose(
+        net(x[:, 8:], cache)[0], net(mx.concatenate([exchanged[:, :8], x[:, 8:]], 1))[0, 8:], atol=1e-5
+    )
 
 
 @everywhere

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx import optimizers
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
+
+from mlx_transformer.trees import Tree, by_path
 
 
 class Selector(Protocol):
@@ -33,7 +35,7 @@ class Vectors:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Adam with bias correction (Kingma & Ba 2015, algorithm 1), decay decoupled (Loshchilov & Hutter 2019, algorithm 2).
+    """Adam with bias correction (Kingma & Ba 2015, alg. 1) and decoupled decay (Loshchilov & Hutter 2019, alg. 2).
 
     mlx.optimizers does the work; its bias correction is off by default and on here.
     """
@@ -63,8 +65,8 @@ class Optimizers:
     Raises ValueError if a parameter falls into no group or into several, or if a group is empty.
     """
 
-    def __init__(self, groups: Sequence[Group], parameters: dict[str, Any]) -> None:
-        flat = dict(tree_flatten(parameters))
+    def __init__(self, groups: Sequence[Group], parameters: Tree) -> None:
+        flat = by_path(parameters)
         self.groups = groups
         self.paths = assign(groups, flat)
         self.optimizers = [group.optimizer.make() for group in groups]
@@ -94,14 +96,16 @@ class Optimizers:
 
 
 def assign(groups: Sequence[Group], parameters: dict[str, mx.array]) -> dict[str, list[str]]:
-    """Group name -> the paths it owns. Sets of paths are compared, not counts: a sum is right with one missing, one twice."""
+    """Group name -> the paths it owns. By path, not by count: a sum is right too with one missing and one twice."""
     owners = {
         path: [group.name for group in groups if group.select(path, parameter)]
         for path, parameter in parameters.items()
     }
     for path, names in owners.items():
         if len(names) != 1:
-            raise ValueError(f"parameter '{path}' falls into {names or 'no group'}, expected exactly one optimizer group")
+            raise ValueError(
+                f"parameter '{path}' falls into {names or 'no group'}, expected exactly one optimizer group"
+            )
     paths = {group.name: [path for path, names in owners.items() if names == [group.name]] for group in groups}
     for name, own in paths.items():
         if not own:

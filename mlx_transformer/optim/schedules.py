@@ -1,7 +1,7 @@
 """Learning-rate schedules as functions of tokens, so that they do not change with the batch."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Schedule(Protocol):
@@ -18,7 +18,7 @@ class InverseSqrt:
     Differs from the paper: the horizon counts tokens, not steps, and the peak is the recipe's learning rate.
     """
 
-    warmup_tokens: int
+    warmup_tokens: Any  # int, or in an unsized recipe a BySize
 
     def __call__(self, tokens: int) -> float:
         return min(tokens / self.warmup_tokens, (self.warmup_tokens / tokens) ** 0.5)

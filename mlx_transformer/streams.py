@@ -1,0 +1,53 @@
+"""A CPU's cores, each with a stream of its own.
+
+MLX computes the elementwise work of one CPU stream on one thread; only the BLAS uses more. So a batch is split over as
+many streams as there are cores, and each stream's matmuls keep to one thread.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+from mlx_transformer.runtime import prepare
+
+_MOST = 4  # streams; more cores than that go to the BLAS. Measured on 2 cores: docs/PERFORMANCE.md
+
+
+def streams() -> list[mx.Stream]:
+    """The streams that a batch is split over: several on a Linux CPU with a BLAS whose threads are ours, else one."""
+    device = mx.default_device()
+    if device.type == mx.DeviceType.cpu and prepare().blas is not None:
+        return _cpu_streams(min(_MOST, prepare().threads))
+    return [mx.default_stream(device)]
+
+
+@functools.cache
+def _cpu_streams(count: int) -> list[mx.Stream]:
+    return [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1))]
+
+
+@contextmanager
+def divided_blas() -> Iterator[None]:
+    """While here, each stream's BLAS has its share of the threads: evaluate here what is computed on them."""
+    library, count = prepare().blas, len(streams())
+    if library is None or count == 1:
+        yield
+        return
+    library.set_threads(max(1, prepare().threads // count))
+    try:
+        yield
+    finally:
+        library.set_threads(prepare().threads)
+
+
+def split(batch: mx.array) -> list[tuple[mx.Stream, mx.array, float]]:
+    """Rows (B, ...) -> (stream, its rows, its share of all rows), the parts as equal as can be."""
+    parts, rows, start = [], batch.shape[0], 0
+    used = streams()[:rows]
+    for i, stream in enumerate(used):
+        end = (i + 1) * rows // len(used)
+        parts.append((stream, batch[start:end], (end - start) / rows))
+        start = end
+    return parts

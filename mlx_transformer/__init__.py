@@ -1,5 +1,21 @@
 """A ladder through eight years of transformer research, written directly in Apple's MLX."""
 
+from typing import TYPE_CHECKING, Any
+
 from mlx_transformer import runtime as _runtime
 
+if TYPE_CHECKING:
+    from mlx_transformer.saved import load as load
+
+__all__ = ["load"]
+
 _runtime.prepare()  # before anything imports mlx.core: see runtime.py
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, imported when it is asked for: it needs mlx.core, which not every user of this package does."""
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mlx_transformer.saved import load
+
+    return load

@@ -1,5 +1,7 @@
 """What a person sees of a run: a progress bar on a terminal, plain lines elsewhere; the same words in log.txt."""
 
+import os
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +14,20 @@ from mlx_transformer.trainer import Eval, Event, Limits, Resumed, Saved, Step, S
 _LINE_SECONDS = 10.0  # between two plain lines
 
 
+class _Terminal(rich.console.Console):
+    """Where lines go; when nobody reads them any more (`| head`), the run goes on, and log.txt has the rest."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Console:
     """Says what happens. Lines said before `log_to` is called are written to the log then."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.terminal = rich.console.Console(highlight=False, soft_wrap=True)
+        self.terminal = _Terminal(highlight=False, soft_wrap=True)
         self._log: Path | None = None
         self._unwritten: list[str] = []
         self._bar: Progress | None = None

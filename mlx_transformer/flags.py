@@ -18,35 +18,51 @@ from mlx_transformer.errors import BadInput
 from mlx_transformer.sampling import Sampling
 
 T = TypeVar("T")
+_LARGEST = 2**31 - 1  # of an array's extent in MLX
 
 
 def _whole(text: str) -> int:
-    value = int(text.replace("_", "")) if re.fullmatch(r"[+-]?[\d_]+", text) else 0
+    value = int(text.replace("_", "")) if re.fullmatch(r"\+?\d[\d_]{0,17}", text, re.ASCII) else 0
     if value < 1:
         raise ValueError(f"{text!r}: expected a whole number of at least 1")
     return value
 
 
-def _real(text: str) -> float:
+def _extent(text: str) -> int:
+    if (value := _whole(text)) > _LARGEST:
+        raise ValueError(f"{text!r}: expected a whole number from 1 to {_LARGEST}")
+    return value
+
+
+def _real(text: str, expected: str = "a number of at least 0") -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{text!r}: expected a number of at least 0")
+        raise ValueError(f"{text!r}: expected {expected}")
     return value
 
 
 def _positive(text: str) -> float:
-    if not (value := _real(text)):
+    if not (value := _real(text, "a number above 0")):
         raise ValueError(f"{text!r}: expected a number above 0")
     return value
 
 
 def _seed(text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text):
-        raise ValueError(f"{text!r}: expected a whole number of at least 0")
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise ValueError(f"{text!r}: expected a whole number of at least 0, and of at most 18 digits")
     return int(text)
+
+
+def _place(text: str) -> str:
+    place = os.path.expanduser(text)  # a shell leaves the ~ in --out=~/runs as it is
+    if not place.strip():
+        raise ValueError(f"{text!r}: expected a name")
+    if place.startswith("~"):
+        raise ValueError(f"{text!r}: there is no user of that name; write ./{text} for a file")
+    return place
 
 
 def _choice(*names: str) -> PrimitiveConstructorSpec:
@@ -70,10 +86,12 @@ def _optional(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorS
 
 
 WholeNumber = Annotated[int | None, _optional(_whole, "N"), tyro.conf.arg(help_behavior_hint="")]
+Extent = Annotated[int | None, _optional(_extent, "N"), tyro.conf.arg(help_behavior_hint="")]
 Number = Annotated[float | None, _optional(_real, "X"), tyro.conf.arg(help_behavior_hint="")]
 Positive = Annotated[float | None, _optional(_positive, "X"), tyro.conf.arg(help_behavior_hint="")]
 Text = Annotated[str | None, _optional(str, "TEXT"), tyro.conf.arg(help_behavior_hint="")]
-Folder = Annotated[Path | None, _optional(Path, "DIR"), tyro.conf.arg(help_behavior_hint="")]
+Place = Annotated[str | None, _optional(_place, "NAME|PATH"), tyro.conf.arg(help_behavior_hint="")]
+Folder = Annotated[Path | None, _optional(lambda text: Path(_place(text)), "DIR"), tyro.conf.arg(help_behavior_hint="")]
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Seed = Annotated[int | None, _optional(_seed, "N"), tyro.conf.arg(help_behavior_hint="")]
 Size = Annotated[str | None, _choice("nano", "small", "base", "auto"), tyro.conf.arg(help_behavior_hint="")]
@@ -84,12 +102,13 @@ Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 def parse(kind: type[T], prog: str, description: str | None = None, args: list[str] | None = None) -> T:
     """Read the command line into a dataclass. Raises BadInput in one sentence where tyro would draw a box."""
+    for argument in sys.argv[1:] if args is None else args:
+        if argument.encode(errors="ignore").decode() != argument:
+            raise BadInput(f"{argument!r} is not UTF-8: expected text")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _wide():
-            return tyro.cli(
-                kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,)
-            )
+            return tyro.cli(kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as end:
         if not end.code:  # --help
             raise
@@ -111,9 +130,9 @@ def _wide() -> Any:
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph inside tyro's box."""
-    lines = [line.strip("│ \n") for line in box.splitlines()]
-    inside = [line for line in lines if line and not re.match(r"[╭╰─]", line)]
+    """The first line under the title of tyro's box, which is drawn with other characters where there is no UTF-8."""
+    lines = [line.strip("│| ") for line in box.splitlines()]
+    _, *inside = [line for line in lines if line and not re.fullmatch("[╭╮╰╯─-]+", line)] or [""]
     text = next(iter(inside), "the command line cannot be read").rstrip(".")
     return re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", text)
 
@@ -128,29 +147,29 @@ class TrainFlags:
     """one idea on top of this phase's trunk"""
     recipe: Text = None
     """a named variant of this phase's recipe"""
-    data: Text = None
-    """auto, fables, tinystories, or a UTF-8 text file with documents separated by lines <|endoftext|> (default: auto)"""
-    valid: Text = None
+    data: Place = None
+    """auto, fables, tinystories, or a UTF-8 text file, documents separated by lines <|endoftext|> (default: auto)"""
+    valid: Place = None
     """validation text file (default: the last 5 % of the documents of --data)"""
     stories: WholeNumber = None
     """how many stories of fables or tinystories to use"""
-    tokenizer: Text = None
+    tokenizer: Place = None
     """bpe, word, or the path of a tokenizer.json (default: bpe)"""
-    vocab_size: WholeNumber = None
+    vocab_size: Extent = None
     """pieces of the tokenizer (default: by size, less where the text supports less)"""
-    d_model: WholeNumber = None
+    d_model: Extent = None
     """width of the residual stream"""
-    n_layers: WholeNumber = None
+    n_layers: Extent = None
     """blocks"""
-    n_heads: WholeNumber = None
+    n_heads: Extent = None
     """attention heads"""
-    d_ff: WholeNumber = None
+    d_ff: Extent = None
     """width inside the feed-forward part"""
-    seq_len: WholeNumber = None
+    seq_len: Extent = None
     """tokens of a row, and the context"""
     dropout: Number = None
     """share of activations dropped in training"""
-    batch_size: WholeNumber = None
+    batch_size: Extent = None
     """rows of a step"""
     learning_rate: Positive = None
     """the peak of the schedule"""

@@ -62,8 +62,8 @@ def tell(
         if all(done or len(own) >= most for done, own, most in zip(ended, pieces, limit, strict=True)):
             break
     return [
-        Story(prompt=prompt, continuation=tokenizer.decode(own), pieces=own, ended=done)
-        for prompt, own, done in zip(prompts, pieces, ended, strict=True)
+        Story(prompt=prompt, continuation=_text_behind(tokenizer, ids, own), pieces=own, ended=done)
+        for prompt, ids, own, done in zip(prompts, encoded, pieces, ended, strict=True)
     ]
 
 
@@ -79,11 +79,16 @@ def stream(
         if piece == tokenizer.boundary:
             break
         pieces.append(piece)
-        text = tokenizer.decode(pieces)
+        text = _text_behind(tokenizer, ids, pieces)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             yield text[shown:]
             shown = len(text)
-    yield tokenizer.decode(pieces)[shown:]
+    yield _text_behind(tokenizer, ids, pieces)[shown:]
+
+
+def _text_behind(tokenizer: Tokenizer, prompt: list[int], pieces: list[int]) -> str:
+    """What pieces add to the text of a prompt's; the word tokenizer puts a space between the two."""
+    return tokenizer.decode([*prompt, *pieces])[len(tokenizer.decode(prompt)) :]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
@@ -105,7 +110,7 @@ def decode(
 ) -> Iterator[list[int]]:
     """Yield count times the next piece of every prompt; each row goes on behind its own pieces, of whatever length.
 
-    The prompts are read one by one and their caches merged, so that no row holds padding; then one compiled step a piece.
+    The prompts are read one by one and their caches merged, so that no row holds padding; then a compiled step a piece.
     """
     if count < 1 or not prompts:
         return
@@ -178,18 +183,16 @@ class Flags:
 def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m mlx_transformer.generate")
-    use_device(flags.device)
-    sampling = read_sampling(flags)
+    use_device(flags.device or "auto")
+    sampling, seed = read_sampling(flags), flags.seed or 0
     model, tokenizer = load(flags.run)
     if flags.prompt and not flags.stream:
-        stories = tell(
-            model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=flags.seed
-        )
+        stories = tell(model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=seed)
         print("\n\n".join(story.text for story in stories))
         return
     for prompt in flags.prompt or _typed():
         try:
-            _show(stream(model, tokenizer, prompt, flags.max_tokens, sampling, flags.seed), prompt)
+            _show(stream(model, tokenizer, prompt, flags.max_tokens, sampling, seed), prompt)
         except BadInput as error:
             if flags.prompt:
                 raise

@@ -15,7 +15,7 @@ from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 from mlx_transformer.errors import BadInput
-from mlx_transformer.flags import TrainFlags, read_sampling
+from mlx_transformer.flags import TrainFlags, parse, read_sampling
 from mlx_transformer.model import Model
 from mlx_transformer.recipe import Recipe
 from mlx_transformer.runtime import device_info, use_device
@@ -58,11 +58,24 @@ class Plan:
     init_from: Path | None
 
     def make_model(self) -> Model:
-        """The model as it starts. Raises BadInput if the weights of --init-from do not fit it."""
+        """The model as it starts. Raises BadInput if the device cannot hold it or --init-from's weights do not fit."""
+        self._check_memory(0)  # before a billion layers are made
         model = self.kind(self.config, self.seed)
+        self._check_memory(model.count_parameters()["total"])
         if self.init_from is not None:
             load_weights(model, self.init_from)
         return model
+
+    def _check_memory(self, parameters: int) -> None:
+        """Raises BadInput where training cannot fit: a lower bound, counted before anything is computed."""
+        states = 4 * parameters  # the weights, their gradients, and two moments each
+        activations = self.recipe.batch_tokens * self.config.d_model * self.config.n_layers  # the blocks' inputs alone
+        needed, present = 4 * (states + activations) / 2**30, device_info().memory_bytes / 2**30
+        if 0 < present < needed:
+            raise BadInput(
+                f"such a model and steps of {self.recipe.batch_tokens:,} tokens need at least {needed:,.0f} GiB, and "
+                f"this device has {present:,.0f}: give a smaller --d-model, --d-ff, --n-layers or --batch-size"
+            )
 
     def bits_per_byte(self, loss: float | None) -> float | None:
         """Validation loss in nats per piece -> bits per UTF-8 byte; None where the tokenizer loses text."""
@@ -89,15 +102,17 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
     size = settings.get("size", "auto")
     size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
     source = model_folder(settings["init_from"]) if "init_from" in settings else None
+    if source is not None and (own := {"vocab_size", "tokenizer"} & settings.keys()):
+        raise BadInput(
+            f"--{min(own).replace('_', '-')} and --init-from exclude each other: the tokenizer comes with the weights"
+        )
     numbers = {**SIZES[size], **(_numbers_of(source) if source else {})}
     numbers |= {name: settings[name] for name in _NUMBERS if name in settings}
     asked_vocab = settings.get("vocab_size")
     config = kind.Config(**{**numbers, "vocab_size": asked_vocab or numbers["vocab_size"]})
     recipe = _recipe(module, settings, size, config.seq_len)
     sampling = read_sampling(flags if not flags.resume else _Attributes(settings))
-    corpus = load_corpus(
-        settings.get("data", "auto"), settings.get("valid"), settings.get("stories"), say
-    )
+    corpus = load_corpus(settings.get("data", "auto"), settings.get("valid"), settings.get("stories"), say)
     if source is None:
         name = settings.get("tokenizer", "bpe")
         tokenizer = train_tokenizer(name, corpus, config.vocab_size, explicit=asked_vocab is not None)
@@ -178,7 +193,11 @@ def _decided(settings: dict[str, Any], size: str, corpus: Corpus) -> dict[str, A
     decided = {**settings, "size": size, "data": corpus.name if data == "auto" else data}
     for name in ("data", "valid", "tokenizer", "init_from"):
         value = decided.get(name)
-        if value is not None and Path(value).expanduser().exists() and value not in ("fables", "tinystories", "bpe", "word"):
+        if (
+            value is not None
+            and Path(value).expanduser().exists()
+            and value not in ("fables", "tinystories", "bpe", "word")
+        ):
             decided[name] = str(Path(value).expanduser().resolve())
     return {name: value for name, value in decided.items() if name not in ("resume", "out", "quiet")}
 
@@ -188,19 +207,39 @@ def _resumed(phase: int, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     stored = read_settings(folder)
     if stored["phase"] != phase:
         raise BadInput(f"'{folder}' is a run of phase {stored['phase']}, not of phase {phase}")
-    settings: dict[str, Any] = stored["flags"]
+    settings = _read_again(stored["flags"], folder / SETTINGS)
     if "out" in given:
-        raise BadInput(f"--out {given['out']} and --resume {folder} exclude each other: a resumed run stays in its folder")
+        raise BadInput(
+            f"--out {given['out']} and --resume {folder} exclude each other: a resumed run stays in its folder"
+        )
     for name, value in given.items():
         free = name in _FREE or (name in _AUTO and value == "auto")
         if not free and not _same(value, settings.get(name)):
             was = settings.get(name, "the default")
             flag = name.replace("_", "-")
-            raise BadInput(f"--{flag} {value}: the run in '{folder}' was begun with {was}; a resumed run keeps its settings")
+            raise BadInput(
+                f"--{flag} {value}: the run in '{folder}' was begun with {was}; a resumed run keeps its settings"
+            )
     limits = {name: given[name] for name in _LIMITS if name in given}
     if limits:
         settings = {name: value for name, value in settings.items() if name not in _LIMITS}
     return {**settings, **limits, **{name: given[name] for name in ("prompt", "quiet") if name in given}}
+
+
+def _read_again(flags: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Stored flags, read as the command line was. Raises BadInput where somebody has made of them what none can be."""
+    line: list[str] = []
+    for name, value in flags.items():
+        if name not in TrainFlags.__dataclass_fields__:
+            raise BadInput(f"'{path}' is damaged: '{name}' is no flag")
+        flag = f"--{name.replace('_', '-')}"
+        line += (
+            [flag] if value is True else [f"{flag}={one}" for one in (value if isinstance(value, list) else [value])]
+        )
+    try:
+        return parse(TrainFlags, f"'{path}'", args=line).given()
+    except BadInput as error:
+        raise BadInput(f"'{path}' is damaged: {error}") from None
 
 
 def _same(given: Any, stored: Any) -> bool:
@@ -218,6 +257,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise BadInput(f"'{folder}' is no run: expected a folder with {SETTINGS}, as --out makes it") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"'{path}' cannot be read ({error}): the run cannot go on") from error
-    if not isinstance(stored, dict) or not {"phase", "flags"} <= stored.keys():
+    if not isinstance(stored, dict) or "phase" not in stored or not isinstance(stored.get("flags"), dict):
         raise BadInput(f"'{path}' does not describe a run: expected the keys phase and flags")
     return stored

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import math
 import re
-import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
+import mlx.core as mx
 import rich.console
 import tyro
-from mlx.utils import tree_flatten
 from rich.table import Table
 
-from mlx_transformer.card import write_report, write_stories
-from mlx_transformer.checkpoint import list_checkpoints
+from mlx_transformer.card import draw_loss, write_report, write_stories
 from mlx_transformer.config import SIZES
 from mlx_transformer.console import Console
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.files import atomic_write, write_json
 from mlx_transformer.flags import TrainFlags, parse
+from mlx_transformer.folder import RESULTS, check_folder, explained, new_folder, owned
 from mlx_transformer.generate import tell
 from mlx_transformer.model import Model
 from mlx_transformer.plan import SETTINGS, Plan, make_plan, read_settings
@@ -46,15 +43,20 @@ from mlx_transformer.trainer import (
     default_eval_every,
     fit,
 )
+from mlx_transformer.trees import by_path
 
-RESULTS = Path("results/phases")
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
 _SCHEMA_VERSION = 1
+_PIPE_WIDTH = 200  # characters of the table of runs where nobody's window is to be filled
 
 
 def main(phase: int) -> None:
     """The command line of a phase."""
-    exit_cleanly(lambda: train(phase, parse(TrainFlags, f"python -m phases.phase{phase}", _description(phase))))
+
+    def command() -> None:
+        train(phase, parse(TrainFlags, f"python -m phases.phase{phase}", _description(phase)))
+
+    exit_cleanly(command)
 
 
 def train(phase: int, flags: TrainFlags) -> Path:
@@ -63,21 +65,23 @@ def train(phase: int, flags: TrainFlags) -> Path:
     Raises BadInput with nothing written, RunFailed for a run that started and could not go on, Interrupted.
     """
     console = Console(quiet=flags.quiet)
-    _check_out(flags)
+    check_folder(flags)
     plan = make_plan(phase, flags, console.say)
     model = plan.make_model()
-    folder = flags.resume or flags.out or _new_folder(phase, plan)
-    with _owned(folder, fresh=flags.resume is None):
+    folder = flags.resume or flags.out or new_folder(phase, plan.module.NAME, plan.settings.get("branch"))
+    with owned(folder, flags), explained(f"python -m phases.phase{phase} --resume {folder}", folder):
         write_json(folder / SETTINGS, {"phase": phase, "flags": plan.settings, **_identity(plan, folder, flags)})
         console.log_to(folder / "log.txt")
         _introduce(console, plan, model, folder)
-        stopped, curve = _train(plan, model, folder, console)
-        _finish(plan, model, folder, stopped, curve, console)
+        stop = threading.Event()
+        with _stop_on_signal(stop):
+            stopped, curve = _train(plan, model, folder, console, stop)
+            stop.set()  # all is saved: from here on a signal need not wait
+            _finish(plan, model, folder, stopped, curve, console)
     return folder
 
 
-def _train(plan: Plan, model: Model, folder: Path, console: Console) -> tuple[Stopped, Curve]:
-    stop = threading.Event()
+def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threading.Event) -> tuple[Stopped, Curve]:
     settings, seq_len = plan.settings, plan.config.seq_len
     eval_every = settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, seq_len)
     habits = Habits(
@@ -89,10 +93,10 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console) -> tuple[St
     )
     log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)
     curve = Curve(folder / "curve.jsonl", plan.bits_per_byte, log_every)
-    with console.training(plan.limits), _stop_on_signal(stop):
+    with console.training(plan.limits):
         for event in fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, habits=habits):
             curve.write(event)
-            console.show(event)
+            console.show(event, mx.get_peak_memory())
     assert isinstance(event, Stopped)
     return event, curve
 
@@ -101,19 +105,17 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     """Everything that a run leaves behind, result.json last: where it stands, the run is whole."""
     stories: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
-    try:
-        if stopped.why not in ("interrupted", "diverged"):
-            model.eval()
-            told = tell(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
-            stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
-            figures = quality(stories, plan.tokens.train, plan.tokenizer, plan.corpus.name)
-            write_stories(folder, stories, figures)
-        save_model(folder / "model", model, plan.tokenizer, plan.phase, plan.settings.get("branch"))
-        result = describe(plan, model, stopped, figures)
-        write_report(folder, result, curve.lines or [], stories)
-        write_json(folder / "result.json", result)
-    except OSError as error:
-        raise RunFailed(f"could not write to '{folder}': {error}; free some space, then --resume {folder}") from error
+    if stopped.why not in ("interrupted", "diverged"):
+        model.eval()
+        told = tell(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
+        stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
+        figures = quality(stories, plan.tokens.train, plan.tokenizer, plan.corpus.name)
+        write_stories(folder, stories, figures)
+    save_model(folder / "model", model, plan.tokenizer, plan.phase, plan.settings.get("branch"))
+    result = describe(plan, model, stopped, figures)
+    write_report(folder, result, curve.lines or [], stories)
+    draw_loss(folder / "loss.png", result, curve.lines or [])
+    write_json(folder / "result.json", result)
     if stopped.why == "diverged":
         raise RunFailed(stopped.message)
     if stopped.why == "interrupted":
@@ -206,11 +208,17 @@ class Curve:
         atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def _add(self, kind: str, event: Step | Eval, **values: Any) -> None:
+        values = {name: _number(value) for name, value in values.items()}
         line = {"kind": kind, "step": event.step, "tokens": event.tokens, "seconds": event.seconds, **values}
         assert self.lines is not None
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _number(value: float | None) -> float | None:
+    """JSON knows no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -222,68 +230,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
-
-
-def _check_out(flags: TrainFlags) -> None:
-    """Raises BadInput if --out holds something that must not be overwritten or cannot be made."""
-    if flags.out is None or flags.resume is not None:
-        return
-    out = flags.out
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out '{out}' is a file: expected a folder that is new or empty")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / SETTINGS).is_file():
-            raise BadInput(f"--out '{out}' is not empty and holds no run: expected a folder that is new or empty")
-        if _is_finished(out):
-            raise BadInput(f"--out '{out}' holds a finished run: give another folder, or --resume it with a larger limit")
-        if list_checkpoints(out / "checkpoints"):
-            raise BadInput(f"--out '{out}' holds an unfinished run: go on with --resume {out}, or give another folder")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise BadInput(f"--out '{out}' cannot be made: '{parent}' is not writable")
-
-
-def _is_finished(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))["stopped"] != "interrupted"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _new_folder(phase: int, plan: Plan) -> Path:
-    branch = plan.settings.get("branch")
-    name = "_".join(filter(None, (plan.module.NAME, branch, time.strftime("%Y%m%d_%H%M%S"))))
-    folder, nth = RESULTS / f"phase_{phase}_{name}", 2
-    while folder.exists():
-        folder, nth = RESULTS / f"phase_{phase}_{name}_{nth}", nth + 1
-    return folder
-
-
-@contextmanager
-def _owned(folder: Path, *, fresh: bool) -> Iterator[None]:
-    """Make the folder and hold it for this process alone. Raises BadInput if it cannot be made or another holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock: IO[str] = (folder / ".lock").open("w")
-    except OSError as error:
-        raise BadInput(f"'{folder}' cannot be written ({error.strerror}): give another --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(f"'{folder}' is being trained by another process: wait for it, or stop it") from None
-        if fresh:
-            _empty(folder)
-        yield
-
-
-def _empty(folder: Path) -> None:
-    """Clear away what a run without a checkpoint left."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != ".lock":
-            path.unlink()
 
 
 def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
@@ -298,13 +244,15 @@ def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
         stored = read_settings(folder)
         for name, value in own.items():
             if stored.get(name) != value:
-                raise BadInput(f"'{folder}' was begun with another {name} than is found now: it cannot go on; start a new run")
+                raise BadInput(
+                    f"'{folder}' was begun with another {name} than is found now: it cannot go on; start a new run"
+                )
     return own
 
 
 @contextmanager
 def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C or SIGTERM asks the run to save and stop; a second one stops it at once."""
+    """Ctrl-C or SIGTERM asks the run to save and stop; once stop is set, it ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -327,11 +275,11 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     corpus, recipe = plan.corpus, plan.recipe
     console.say(device_info().describe())
     console.say(
-        f"{corpus.train_documents:,} documents, {len(plan.tokens.train):,} pieces to train on, {len(plan.tokens.valid):,} "
-        f"to validate; {plan.tokenizer.kind} tokenizer of {plan.tokenizer.vocab_size:,} pieces"
+        f"{corpus.train_documents:,} documents, {len(plan.tokens.train):,} pieces to train on, "
+        f"{len(plan.tokens.valid):,} to validate; {plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,} pieces"
     )
     groups: dict[str, int] = {}
-    for path, value in tree_flatten(model.parameters()):
+    for path, value in by_path(model.parameters()).items():
         name = re.sub(r"^blocks\.\d+\.", "blocks.", path).rsplit(".", 1)[0]
         groups[name] = groups.get(name, 0) + value.size
     for name, count in groups.items():
@@ -385,16 +333,27 @@ def list_runs(folder: Path) -> Table:
     table = Table("run", "phase", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
     found = [path for path in folder.glob("*/") if (path / SETTINGS).is_file()]
     for path in sorted(found, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
-        megabytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
-        table.add_row(path.name, *_row(path), f"{megabytes:,.1f}")
+        try:
+            row = _row(path)
+        except (BadInput, KeyError, TypeError, ValueError):
+            row = ["", "", "", "", "", "", "damaged"]
+        table.add_row(path.name, *row, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
     return table
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file; 0 for a folder, and for a checkpoint that a running process has just dropped."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
 
 
 def _row(path: Path) -> list[str]:
     settings = read_settings(path)
     try:
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return [str(settings["phase"]), str(settings["flags"].get("size", "")), "", "", "", "", "unfinished"]
 
     def shown(value: float | None, form: str) -> str:
@@ -418,7 +377,10 @@ def _list_command() -> None:
     flags = parse(ListFlags, "python -m mlx_transformer.run list", args=sys.argv[2:])
     if not flags.folder.is_dir():
         raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
-    rich.console.Console().print(list_runs(flags.folder))
+    terminal = rich.console.Console()
+    if not terminal.is_terminal:
+        terminal.width = _PIPE_WIDTH
+    terminal.print(list_runs(flags.folder))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import mlx.core as mx
 
 from mlx_transformer.errors import BadInput
 
+_GREEDY = 1e-6  # a temperature below this takes the likeliest piece: nothing else is left to draw
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -32,13 +34,14 @@ class Sampling:
 
     def __call__(self, logits: mx.array, key: mx.array) -> mx.array:
         """logits (B, V), a random key -> pieces (B,)."""
-        if self.temperature == 0:
+        if self.temperature < _GREEDY:
             return mx.argmax(logits, axis=-1)
         return mx.random.categorical(self.filtered(logits), axis=-1, key=key)
 
     def filtered(self, logits: mx.array) -> mx.array:
         """logits (B, V) over the temperature, -inf where a filter drops the piece; the likeliest always stays."""
-        logits = logits.astype(mx.float32) / self.temperature
+        logits = logits.astype(mx.float32)
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature  # no overflow at a low temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = mx.topk(logits, self.top_k, axis=-1).min(axis=-1, keepdims=True)
             logits = _dropped(logits, logits < least)

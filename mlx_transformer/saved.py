@@ -9,13 +9,13 @@ from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_transformer.checkpoint import save_arrays
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer
 from mlx_transformer.errors import BadInput
 from mlx_transformer.files import write_json
 from mlx_transformer.model import Model
+from mlx_transformer.trees import by_path
 
 _PHASES = tuple(range(1, 7))
 
@@ -34,14 +34,20 @@ def load(run: str | Path) -> tuple[Model, Tokenizer]:
     model = kind(config)
     load_weights(model, folder)
     model.eval()
-    return model, load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise BadInput(
+            f"'{folder}' has a model of {config.vocab_size} pieces and a tokenizer of {tokenizer.vocab_size}: "
+            "they do not belong together"
+        )
+    return model, tokenizer
 
 
 def save_model(folder: Path, model: Model, tokenizer: Tokenizer, phase: int, branch: str | None) -> None:
     """Write weights, numbers and tokenizer; the same model gives the same bytes. Raises OSError if the disk refuses."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors"
-    save_arrays(temporary, dict(tree_flatten(model.parameters())))
+    save_arrays(temporary, by_path(model.parameters()))
     temporary.replace(folder / "model.safetensors")
     tokenizer.save(folder)
     write_json(folder / "config.json", {"phase": phase, "branch": branch, "config": model.config.to_dict()})
@@ -76,13 +82,13 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
 
 
 def load_weights(model: Model, folder: Path) -> None:
-    """Put a folder's weights into a model. Raises BadInput if a name or a shape differs: nothing is silently dropped."""
+    """Put a folder's weights into a model. Raises BadInput if a name or a shape differs: none is silently dropped."""
     path = folder / "model.safetensors"
     try:
         arrays: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
-    own = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
+    own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
     found = {name: tuple(value.shape) for name, value in arrays.items()}
     if own != found:
         name = sorted(set(own.items()) ^ set(found.items()))[0][0]
@@ -95,16 +101,21 @@ def load_weights(model: Model, folder: Path) -> None:
 def find_phase(phase: object) -> ModuleType:
     """phases.phase<1-6>, and no other module: a model folder from a stranger can name nothing else."""
     present = [n for n in _PHASES if importlib.util.find_spec(f"phases.phase{n}")]
-    if isinstance(phase, bool) or not isinstance(phase, int) or not re.fullmatch("[1-6]", str(phase)) or phase not in present:
+    if (
+        isinstance(phase, bool)
+        or not isinstance(phase, int)
+        or not re.fullmatch("[1-6]", str(phase))
+        or phase not in present
+    ):
         raise BadInput(f"phase {phase!r} is unknown: present are {', '.join(map(str, present))}")
     return importlib.import_module(f"phases.phase{phase}")
 
 
-def find_branch(module: ModuleType, branch: str | None) -> type[Model]:
+def find_branch(module: ModuleType, branch: object) -> type[Model]:
     """The trunk's Model, or a branch's. Raises BadInput that lists the known branches."""
     if branch is None:
         return module.Model
-    if branch not in module.BRANCHES:
+    if not isinstance(branch, str) or branch not in module.BRANCHES:
         known = ", ".join(sorted(module.BRANCHES)) or "none"
         raise BadInput(f"branch '{branch}' is unknown in {module.__name__}: it has {known}")
     return module.BRANCHES[branch]

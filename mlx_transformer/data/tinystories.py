@@ -143,7 +143,7 @@ def _lock(folder: Path, say: Say) -> Iterator[None]:
         yield
 
 
-class _Retry(Exception):  # noqa: N818 - not an error yet
+class _Retry(Exception):
     """This attempt failed, the next may not; `pause` in seconds is what the server asked for."""
 
     def __init__(self, reason: str, pause: float = 0.0):

@@ -1,0 +1,153 @@
+"""Tiny runs for the tests of what goes wrong: in this process, or in one of their own that is killed."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from mlx_transformer import generate, run
+from mlx_transformer.errors import exit_cleanly
+
+ROOT = Path(__file__).parent.parent.parent
+_NUMBERS = {"d-model": 16, "n-layers": 1, "n-heads": 2, "d-ff": 32, "seq-len": 24, "vocab-size": 384, "batch-size": 3}
+TINY = ["--size", "nano", *(part for name, value in _NUMBERS.items() for part in (f"--{name}", str(value)))]
+TEXT_BYTES = 30_000
+_WORDS = [first + rest for first in ("the", "ca", "do", "sa", "mu", "tree") for rest in ("", "t", "g", "nd", "ry")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def write_text(path: Path, *, size: int = TEXT_BYTES, seed: int = 0) -> Path:
+    """About size bytes of documents of nonsense, the same for the same seed."""
+    draw = random.Random(seed)
+    documents = (" ".join(draw.choices(_WORDS, k=30)) + "." for _ in range(size // 130))
+    path.write_text("\n<|endoftext|>\n".join(documents))
+    return path
+
+
+def command(body, *args) -> Outcome:
+    """Run the body of a command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["command", *map(str, args)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            body()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def train(*args) -> Outcome:
+    """`python -m phases.phase1 ARGS` in this process."""
+    return command(lambda: run.main(1), *args)
+
+
+def tell(*args) -> Outcome:
+    """`python -m mlx_transformer.generate ARGS` in this process."""
+    return command(lambda: exit_cleanly(generate.main), *args)
+
+
+def list_runs(*args) -> Outcome:
+    """`python -m mlx_transformer.run ARGS` in this process."""
+    return command(lambda: exit_cleanly(run._list_command), *args)
+
+
+def spawn(*args, **options) -> subprocess.Popen:
+    """`python -m phases.phase1 ARGS` in a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen([sys.executable, "-m", "phases.phase1", *map(str, args)], cwd=ROOT, **pipes)
+
+
+def train_and_die(pattern: str, nth: int, *args) -> int:
+    """Train in a process that kills itself at the nth disk operation that the pattern matches; its exit code."""
+    line = [sys.executable, "-m", "tests.faults.runs", pattern, str(nth), *map(str, args)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True).returncode
+
+
+def count_disk_operations(*args) -> int:
+    """How many there are in a run that nobody kills."""
+    line = [sys.executable, "-m", "tests.faults.runs", "", "0", *map(str, args)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stderr.split()[-1])
+
+
+def assert_bad(ended: Outcome, *said: object) -> None:
+    """One sentence, with all of these words in it, and nothing else."""
+    assert ended.code == 2, ended
+    assert ended.err.startswith("error: "), ended.err
+    assert ended.err.count("\n") == 1, ended.err
+    for part in said:
+        assert str(part) in ended.err, ended.err
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def curve(folder: Path) -> list[dict]:
+    """The lines of curve.jsonl without what a clock measured."""
+    clocks = ("seconds", "tokens_per_second", "data_wait_share")
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
+
+
+def result(folder: Path) -> dict:
+    """result.json without what a clock or the allocator measured."""
+    clocks = ("train_seconds", "compile_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes")
+    return {key: v for key, v in json.loads((folder / "result.json").read_text()).items() if key not in clocks}
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    """Nothing but its clock tells a run that was stopped from one that was not."""
+    assert weights(folder) == weights(reference)
+    assert curve(folder) == curve(reference)
+    assert result(folder) == result(reference)
+    assert (folder / "stories.md").read_bytes() == (reference / "stories.md").read_bytes()
+
+
+def _die_at(pattern: str, nth: int, folder: str) -> list[int]:
+    """Arm this process; the list counts."""
+    seen = [0]
+
+    def hook(event: str, values: tuple) -> None:
+        if event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
+            return
+        described = f"{event} {' '.join(str(value) for value in values[:2])}"
+        ours = folder in described or (event == "os.remove" and "/" not in described)  # rmtree says only the name
+        if ours and re.search(pattern, described):
+            seen[0] += 1
+            if seen[0] == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return seen
+
+
+if __name__ == "__main__":
+    pattern, nth, *args = sys.argv[1:]
+    seen = _die_at(pattern, int(nth), next(args[i + 1] for i, flag in enumerate(args) if flag in ("--out", "--resume")))
+    sys.argv[1:] = args
+    try:
+        run.main(1)
+    finally:
+        print(seen[0], file=sys.stderr)

@@ -1,0 +1,385 @@
+"""Whatever cannot be done: one sentence, exit code 2, nothing written."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+
+import mlx.core as mx
+import pytest
+
+from mlx_transformer import run as run_module
+from tests.faults.runs import TINY, assert_bad, result, train, weights, write_text
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def tiny(text):
+    return [*TINY, "--data", text, "--max-steps", 3]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A whole run, for the tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert train(*tiny, "--max-steps", 12, "--eval-every", 5, "--quiet", "--out", folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The same, to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def refused(tiny, tmp_path):
+    """Check that flags, put behind good ones, are refused and leave nothing."""
+
+    def check(*flags, said=()):
+        out = tmp_path / "out"
+        assert_bad(train(*tiny, "--out", out, *flags), *said)
+        assert not out.exists()
+
+    return check
+
+
+TEXTS = {
+    "empty": (b"", "is empty"),
+    "white space": (b" \n\t\n", "holds no text"),
+    "separators": (b"<|endoftext|>\n<|endoftext|>\n", "holds no text"),
+    "not UTF-8": (b"once upon \xff a time\n" * 9, "byte 10 "),
+    "Latin-1": ("once upon a time\n" * 9 + "né").encode("latin-1"),
+    "cut in a character": ("once upon a time\n" * 9 + "né").encode()[:-1],
+    "UTF-16": ("once upon a time\n" * 9).encode("utf-16"),
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9,
+    "one line": (b"once upon a time", "--valid"),
+    "one document": (b"once upon a time\n<|endoftext|>\n", "--valid"),
+}
+
+
+@pytest.mark.parametrize("content", TEXTS.values(), ids=TEXTS)
+def test_texts_that_are_none(content, refused, tmp_path):
+    raw, said = content if isinstance(content, tuple) else (content, "UTF-8")
+    path = tmp_path / "bad.txt"
+    path.write_bytes(raw)
+    refused("--data", path, said=(path, said))
+    refused("--valid", path, said=(path,)) if "--valid" not in said else None
+
+
+def test_paths_that_are_no_text(refused, tmp_path, text):
+    refused("--data", tmp_path / "none.txt", said=("none.txt", "does not exist"))
+    refused("--valid", tmp_path / "none.txt", said=("none.txt", "does not exist"))
+    refused("--data", tmp_path, said=("is a folder",))
+    refused("--data", "/dev/null", said=("not a regular file",))
+    refused("--data", text / "below a file")
+    refused("--data", "x" * 300)
+    for flag in ("--data", "--valid", "--tokenizer", "--init-from"):
+        refused(flag, "", said=(flag,))
+        refused(flag, "~nobody_of_that_name/x", said=(flag, "no user"))
+
+
+def test_texts_that_are_too_short(refused, text, tmp_path):
+    short = write_text(tmp_path / "short.txt", size=3000)
+    refused("--data", short, "--seq-len", 5000, said=("5,001",))
+    refused("--vocab-size", 5000, said=("--vocab-size 5000 is more than this text supports", "the largest is"))
+    refused("--vocab-size", 100, said=("--vocab-size 100 is too small",))
+    refused("--valid", text, said=("nothing is left to train on",))
+
+
+EXTENTS = ("--vocab-size", "--d-model", "--n-layers", "--n-heads", "--d-ff", "--seq-len", "--batch-size")
+WHOLE = (*EXTENTS, "--stories", "--max-steps", "--max-tokens", "--top-k", "--eval-every", "--save-every")
+POSITIVE = ("--learning-rate", "--max-epochs", "--max-seconds", "--target-loss")
+REAL = ("--dropout", "--temperature", "--top-p", "--min-p")
+NONSENSE = ("-1", "nan", "inf", "-inf", "abc", "", " ", "1e999", "0x10", "--seed")
+
+
+@pytest.mark.parametrize("flag", [*WHOLE, *POSITIVE, *REAL, "--seed"])
+def test_numbers_that_are_none(flag, refused):
+    for value in NONSENSE:
+        refused(flag, value, said=(flag,))
+        if value:
+            refused(f"{flag}={value}", said=(flag,))
+    refused(flag, said=(flag,))
+    if flag not in (*REAL, "--seed"):
+        refused(flag, "0", said=(flag, "'0'"))
+    if flag in (*WHOLE, "--seed"):
+        for value in ("1.5", "1e3", "१", "²", "9" * 30):
+            refused(flag, value, said=(flag,))
+
+
+@pytest.mark.parametrize("flag", EXTENTS)
+def test_numbers_that_mlx_cannot_hold(flag, refused):
+    refused(flag, 2**31, said=(flag, 2**31 - 1))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--d-model", 2**31 - 1, "--n-heads", 1],
+        ["--d-ff", 2**31 - 1],
+        ["--n-layers", 2**31 - 1],
+        ["--batch-size", 2**31 - 1],
+    ],
+)
+def test_models_that_no_memory_holds(flags, refused):
+    refused(*flags, said=("need at least", "GiB"))
+
+
+RANGES = {
+    "dropout of everything": (["--dropout", "1"], "dropout = 1"),
+    "width and heads": (["--d-model", "15"], "d_model = 15 is not a multiple of n_heads = 2"),
+    "top-p of nothing": (["--top-p", "0"], "top-p = 0"),
+    "top-p of more than all": (["--top-p", "1.1"], "top-p = 1.1"),
+    "min-p of more than all": (["--min-p", "1.1"], "min-p = 1.1"),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), RANGES.values(), ids=RANGES)
+def test_numbers_out_of_range(flags, said, refused):
+    refused(*flags, said=(said,))
+
+
+WORDS = {
+    "branch": (["--branch", "rop"], "branch 'rop' is unknown in phases.phase1: it has"),
+    "branch of two lines": (["--branch", "a\nb"], "is unknown"),
+    "recipe": (["--recipe", "nosuch"], "recipe 'nosuch' is unknown in phases.phase1: it has"),
+    "size": (["--size", "huge"], "nano, small, base, auto"),
+    "dtype": (["--dtype", "int8"], "float32, float16, bfloat16"),
+    "device": (["--device", "tpu"], "auto, gpu, cpu"),
+    "unknown flag": (["--max-step", "3"], "--max-step"),
+    "no flag": (["more"], "more"),
+    "a switch with a value": (["--quiet", "no"], "no"),
+    "a flag without its value": (["--max-steps"], "--max-steps"),
+    "tokenizer": (["--tokenizer", "bytes"], "bytes"),
+    "corpus and its own validation": (["--data", "fables", "--valid", "x"], "--valid"),
+    "empty prompt": (["--prompt", ""], "is empty"),
+    "white prompt": (["--prompt", " \n"], "is empty"),
+    "prompt longer than the context": (["--prompt", "the cat " * 40], "expected fewer than the context of 24"),
+    "not UTF-8": (["--prompt", "\udcff"], "is not UTF-8"),
+    "no such weights": (["--init-from", "nowhere"], "holds no model"),
+    "weights and another vocabulary": (["--init-from", "nowhere", "--vocab-size", "300"], "holds no model"),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), WORDS.values(), ids=WORDS)
+def test_words_that_are_not_known(flags, said, refused):
+    refused(*flags, said=(said,))
+
+
+def test_tokenizer_files_that_are_none(refused, tmp_path):
+    pytest.importorskip("tokenizers")
+    for content in (b"", b"{}", b"\xff", b"not json"):
+        (tmp_path / "tokenizer.json").write_bytes(content)
+        refused("--tokenizer", tmp_path / "tokenizer.json")
+
+
+def test_weights_that_do_not_fit(refused, finished, text, tmp_path):
+    assert_bad(
+        train(*TINY, "--data", text, "--init-from", finished, "--out", tmp_path / "x"), "--vocab-size and --init-from"
+    )
+    small = ["--size", "nano", "--data", text, "--init-from", finished, "--out", tmp_path / "x"]
+    assert_bad(train(*small, "--d-ff", 33), "does not fit this model")
+    assert_bad(train(*small, "--tokenizer", "word"), "--tokenizer and --init-from")
+    assert not (tmp_path / "x").exists()
+
+
+def test_no_gpu(refused):
+    if mx.is_available(mx.gpu):
+        pytest.skip("there is a GPU")
+    refused("--device", "gpu", said=("none here",))
+
+
+# --out
+
+
+def test_a_folder_that_is_taken(tiny, finished, copied, text):
+    assert_bad(train(*tiny, "--out", finished), "holds a finished run")
+    (copied / "result.json").unlink()
+    before = weights(copied)
+    assert_bad(train(*tiny, "--out", copied), "holds an unfinished run", f"--resume {copied}")
+    assert_bad(train(*tiny, "--out", text), "is a file")
+    assert_bad(train(*tiny, "--out", text / "below" / "it"), "is a file")
+    assert_bad(train(*tiny, "--out", ""), "--out")
+    assert_bad(train(*tiny, "--out", copied / ("x" * 300)))
+    assert weights(copied) == before
+
+
+def test_an_interrupted_run_is_not_overwritten(tiny, copied):
+    path = copied / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stopped": "interrupted"}))
+    assert_bad(train(*tiny, "--out", copied), "holds an unfinished run")
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "settings.json", ".hidden"])
+def test_a_folder_of_something_else_is_left_alone(name, tiny, tmp_path):
+    folder = tmp_path / "foreign"
+    (folder / "model").mkdir(parents=True)
+    (folder / name).write_text('{"editor.fontSize": 12}')
+    assert_bad(train(*tiny, "--out", folder), "is not empty and holds no run")
+    assert (folder / name).read_text() == '{"editor.fontSize": 12}'
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["model", name])
+
+
+def test_a_run_without_a_checkpoint_is_replaced_and_nothing_else(tiny, copied):
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "result.json").unlink()
+    (copied / "notes.txt").write_text("mine")
+    ended = train(*tiny, "--max-steps", 2, "--quiet", "--out", copied)
+    assert ended.code == 0
+    assert result(copied)["steps"] == 2
+    assert (copied / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_used(tiny, tmp_path):
+    assert train(*tiny, "--quiet", "--out", tmp_path).code == 0
+
+
+def test_a_home_folder_is_found(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train(*tiny, "--quiet", "--out=~/run").code == 0
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_two_processes_on_one_folder(tiny, copied):
+    with (copied / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert_bad(train("--resume", copied), "is being trained by another process")
+        shutil.rmtree(copied / "checkpoints")
+        (copied / "result.json").unlink()
+        before = weights(copied)
+        assert_bad(train(*tiny, "--out", copied), "is being trained by another process")
+        assert weights(copied) == before
+
+
+def test_a_run_that_ended_while_this_one_prepared(tiny, finished, tmp_path, monkeypatch):
+    """Two of the same name at once: whoever comes second must not clear away what the first has made."""
+    folder, make_plan = tmp_path / "run", run_module.make_plan
+
+    def slow_plan(*args):
+        shutil.copytree(finished, folder)
+        return make_plan(*args)
+
+    monkeypatch.setattr(run_module, "make_plan", slow_plan)
+    assert_bad(train(*tiny, "--out", folder), "holds a finished run")
+    assert weights(folder) == weights(finished)
+
+
+# --resume
+
+
+def test_resuming_what_is_no_run(tmp_path, text):
+    for folder in (tmp_path / "none", tmp_path, text):
+        assert_bad(train("--resume", folder))
+    assert_bad(train("--resume", ""), "--resume")
+
+
+def test_resuming_with_other_settings(copied, text, tmp_path):
+    other = write_text(tmp_path / "other.txt", seed=1)
+    for flags in (
+        ["--d-model", 32],
+        ["--seed", 7],
+        ["--learning-rate", 0.5],
+        ["--data", other],
+        ["--dtype", "bfloat16"],
+        ["--no-compile"],
+        ["--size", "small"],
+    ):
+        assert_bad(train("--resume", copied, *flags), flags[0], "a resumed run keeps its settings")
+    assert_bad(train("--resume", copied, "--out", tmp_path / "x"), "--out", "exclude each other")
+    assert not (tmp_path / "x").exists()
+
+
+def test_resuming_with_the_same_flags_again(copied, text):
+    flags = ["--d-model", 16, "--data", os.path.relpath(text), "--size", "nano", "--max-steps", 13]
+    assert train("--resume", copied, *flags, "--quiet").code == 0
+    assert result(copied)["steps"] == 13
+
+
+def test_resuming_with_a_smaller_limit_ends_at_once(copied):
+    assert train("--resume", copied, "--max-steps", 5, "--quiet").code == 0
+    assert (result(copied)["steps"], result(copied)["stopped"]) == (12, "max_steps")
+
+
+def test_resuming_a_folder_that_was_moved(copied):
+    moved = copied.rename(copied.parent / "moved")
+    assert train("--resume", moved, "--max-steps", 13, "--quiet").code == 0
+    assert result(moved)["steps"] == 13
+
+
+def test_resuming_a_run_of_another_phase(copied):
+    path = copied / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "phase": 2}))
+    assert_bad(train("--resume", copied), "is a run of phase 2, not of phase 1")
+
+
+def test_resuming_when_the_text_has_changed(tmp_path):
+    text = write_text(tmp_path / "text.txt")
+    folder = tmp_path / "run"
+    assert train(*TINY, "--data", text, "--max-steps", 1, "--quiet", "--out", folder).code == 0
+    before = (folder / "settings.json").read_text()
+    write_text(text, seed=1)
+    assert_bad(train("--resume", folder, "--max-steps", 2), "another corpus")
+    text.unlink()
+    assert_bad(train("--resume", folder, "--max-steps", 2), "does not exist")
+    assert (folder / "settings.json").read_text() == before
+
+
+SETTINGS = {
+    "empty": "",
+    "cut": '{"phase": 1, "fl',
+    "a list": "[]",
+    "a number": "7",
+    "no flags": '{"phase": 1}',
+    "flags that are none": '{"phase": 1, "flags": []}',
+    "an unknown flag": '{"phase": 1, "flags": {"nosuch": 1}}',
+    "a call for help": '{"phase": 1, "flags": {"help": true}}',
+    "a width in words": '{"phase": 1, "flags": {"d_model": "wide"}}',
+    "a width of nothing": '{"phase": 1, "flags": {"d_model": 0}}',
+    "a width of null": '{"phase": 1, "flags": {"d_model": null}}',
+    "a list for a number": '{"phase": 1, "flags": {"seed": [1, "x"]}}',
+    "a folder in folders": '{"phase": 1, "flags": {"data": {"a": 1}}}',
+    "not UTF-8": b'{"phase": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("content", SETTINGS.values(), ids=SETTINGS)
+def test_resuming_with_damaged_settings(content, copied):
+    (copied / "settings.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_bad(train("--resume", copied, "--max-steps", 13))
+    assert result(copied)["steps"] == 12
+
+
+def test_resuming_with_settings_of_another_model(copied):
+    path = copied / "settings.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "flags": {**stored["flags"], "d_ff": 48}}))
+    assert_bad(train("--resume", copied, "--max-steps", 13), "another config")
+
+
+def test_resuming_past_a_damaged_checkpoint_says_so(copied, finished):
+    (copied / "checkpoints" / "step_00000012" / "arrays.safetensors").write_bytes(b"\0")
+    ended = train("--resume", copied)
+    assert ended.code == 0
+    assert re.search("checkpoint '.*step_00000012' is damaged .*: passed over", ended.out)
+    assert "going on from step 10" in ended.out
+    assert weights(copied) == weights(finished)
+    assert result(copied) == result(finished)
+
+
+def test_resuming_with_every_checkpoint_damaged(copied):
+    for path in (copied / "checkpoints").glob("*/state.json"):
+        path.write_text("{}")
+    assert_bad(train("--resume", copied), "every checkpoint under", "is damaged")
+
+
+def test_resuming_a_finished_run_whose_checkpoints_were_thrown_away(copied, finished):
+    shutil.rmtree(copied / "checkpoints")
+    assert_bad(train("--resume", copied, "--max-steps", 13), "without its checkpoints", f"--init-from {copied}")
+    assert weights(copied) == weights(finished)

@@ -1,0 +1,248 @@
+"""A run that is killed at any moment and resumed ends as one that was never stopped: byte for byte."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from mlx_transformer import console
+from mlx_transformer.checkpoint import load_newest
+from mlx_transformer.trainer import Saved, Step
+from tests.faults.runs import (
+    TINY,
+    assert_same_run,
+    count_disk_operations,
+    curve,
+    result,
+    spawn,
+    train,
+    train_and_die,
+    weights,
+    write_text,
+)
+
+FORMS = {"compiled": [], "eager": ["--no-compile"]}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def tiny(text):
+    """Dropout on; evaluations and checkpoints that sometimes fall together."""
+    return [*TINY, "--data", text, "--quiet", "--max-steps", 24, "--eval-every", 7, "--save-every", 5]
+
+
+@pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
+def whole(request, tiny, tmp_path_factory):
+    """Flags and folder of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    flags = [*tiny, *request.param]
+    assert train(*flags, "--out", folder).code == 0
+    return flags, folder
+
+
+def go_on(flags, folder):
+    """The flags with which a run that was killed goes on: killed before it wrote its settings, it begins."""
+    return ["--resume", folder, "--quiet"] if (folder / "settings.json").exists() else [*flags, "--out", folder]
+
+
+def assert_nothing_damaged(folder):
+    found = load_newest(folder / "checkpoints")
+    assert found is None or found[2] == []
+
+
+def kill_again_and_again(flags, folder, kills, operations, seed):
+    """Kill at random disk operations and, every third time, at a random moment."""
+    draw = random.Random(seed)
+    for n in range(kills):
+        if n % 3 == 2:
+            process = spawn(*go_on(flags, folder))
+            time.sleep(draw.uniform(0.5, 2))
+            process.kill()
+            process.communicate()
+        else:
+            train_and_die("", draw.randrange(1, operations), *go_on(flags, folder))
+        assert_nothing_damaged(folder)
+
+
+def test_killed_at_random_and_resumed(whole, tmp_path):
+    flags, reference = whole
+    kill_again_and_again(flags, tmp_path / "run", 3, 150, seed=len(flags))
+    assert train(*go_on(flags, tmp_path / "run")).code == 0
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_nano_killed_twenty_times_and_resumed(form, text, tmp_path):
+    flags = [
+        "--size",
+        "nano",
+        "--data",
+        text,
+        "--quiet",
+        "--max-steps",
+        60,
+        "--eval-every",
+        13,
+        "--save-every",
+        2,
+        *form,
+    ]
+    operations = count_disk_operations(*flags, "--out", tmp_path / "whole")
+    kill_again_and_again(flags, tmp_path / "run", 20, operations // 3, seed=0)
+    assert train(*go_on(flags, tmp_path / "run")).code == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+MOMENTS = {
+    "before the first checkpoint": ("open .*curve.jsonl", 2),
+    "between save and rename": (r"os.rename .*step_00000010.tmp ", 1),
+    "behind the last checkpoint": (r"open .*stories.md", 1),
+}
+MORE_MOMENTS = {
+    "while it saves": (r"open .*step_00000010.tmp/.sums", 1),
+    "while it drops the oldest": ("os.remove sums.json", 1),
+    "while it writes the weights": (r"os.rename .*model.safetensors", 1),
+    "before result.json": (r"os.rename .*result.json", 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nth"),
+    [pytest.param(*moment, id=name) for name, moment in MOMENTS.items()]
+    + [pytest.param(*moment, id=name, marks=pytest.mark.slow) for name, moment in MORE_MOMENTS.items()],
+)
+def test_killed_at_an_awkward_moment(pattern, nth, tiny, whole_compiled, tmp_path):
+    folder = tmp_path / "run"
+    assert train_and_die(pattern, nth, *tiny, "--out", folder) == -signal.SIGKILL
+    assert not (folder / "result.json").exists()
+    assert_nothing_damaged(folder)
+    assert (load_newest(folder / "checkpoints") is None) == (pattern == MOMENTS["before the first checkpoint"][0])
+    assert train("--resume", folder, "--quiet").code == 0
+    assert_same_run(folder, whole_compiled)
+    assert not list(folder.rglob("*.tmp")), "a killed process's temporary files stay for ever"
+
+
+@pytest.fixture(scope="module")
+def whole_compiled(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled") / "run"
+    assert train(*tiny, "--out", folder).code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plateau(text, tmp_path_factory):
+    """Flags and folder of a run that learns nothing and so stops at its sixth evaluation."""
+    folder = tmp_path_factory.mktemp("plateau") / "run"
+    flags = [*TINY, "--data", text, "--quiet", "--learning-rate", "1e-9", "--max-steps", 99, "--eval-every", 2]
+    assert train(*flags, "--out", folder).code == 0
+    assert (result(folder)["stopped"], result(folder)["steps"]) == ("plateau", 12)
+    return flags, folder
+
+
+@pytest.mark.parametrize(
+    "pattern", ["os.rename .*step_00000012.tmp ", pytest.param("open .*stories.md", marks=pytest.mark.slow)]
+)
+def test_killed_while_it_stops_on_a_plateau(pattern, plateau, tmp_path):
+    flags, reference = plateau
+    assert train_and_die(pattern, 1, *flags, "--out", tmp_path / "run") == -signal.SIGKILL
+    assert train("--resume", tmp_path / "run", "--quiet").code == 0
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize("step", [14, 16], ids=["at an evaluation", "between two"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_a_signal_saves_and_says_how_to_go_on(number, step, tiny, whole_compiled, tmp_path, monkeypatch):
+    folder, show = tmp_path / "run", console.Console.show
+
+    def signalled(self, event, *args):
+        show(self, event, *args)
+        if isinstance(event, Step) and event.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(console.Console, "show", signalled)
+    ended = train(*tiny, "--out", folder)
+    assert ended.code == 130
+    assert ended.err == f"saved; go on with: python -m phases.phase1 --resume {folder}\n"
+    assert (result(folder)["stopped"], result(folder)["steps"]) == ("interrupted", step)
+    monkeypatch.undo()
+    assert train("--resume", folder, "--quiet").code == 0
+    assert_same_run(folder, whole_compiled)
+
+
+def test_a_second_signal_does_not_wait(tiny, whole_compiled, tmp_path, monkeypatch):
+    folder, show = tmp_path / "run", console.Console.show
+
+    def signalled(self, event, *args):
+        show(self, event, *args)
+        if isinstance(event, Step) and event.step == 16:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(console.Console, "show", signalled)
+    ended = train(*tiny, "--out", folder)
+    assert ended.code == 130
+    assert ended.err.endswith(f"go on with: python -m phases.phase1 --resume {folder}\n")
+    assert ended.err.count("\n") == 1
+    monkeypatch.undo()
+    assert train("--resume", folder, "--quiet").code == 0
+    assert_same_run(folder, whole_compiled)
+
+
+def test_a_signal_while_the_results_are_written(tiny, whole_compiled, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    monkeypatch.setattr("mlx_transformer.run.write_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    ended = train(*tiny, "--out", folder)
+    assert ended.code == 130
+    assert f"--resume {folder}\n" in ended.err
+    monkeypatch.undo()
+    assert train("--resume", folder, "--quiet").code == 0
+    assert_same_run(folder, whole_compiled)
+
+
+def test_a_signal_to_a_real_process(tiny, tmp_path):
+    folder = tmp_path / "run"
+    process = spawn(*tiny[:-6], "--max-seconds", 60, "--eval-every", 5, "--out", folder)
+    deadline = time.monotonic() + 60
+    while not (folder / "curve.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == f"saved; go on with: python -m phases.phase1 --resume {folder}\n"
+    assert_nothing_damaged(folder)
+
+
+def test_resumed_with_a_larger_limit(tiny, whole_compiled, tmp_path):
+    """Stopped by its limit where an evaluation stood anyway, a run can be made longer as if it had never stopped."""
+    folder = tmp_path / "run"
+    assert train(*tiny, "--max-steps", 14, "--out", folder).code == 0
+    assert train("--resume", folder, "--max-steps", 24, "--quiet").code == 0
+    assert_same_run(folder, whole_compiled)
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny, whole_compiled, tmp_path):
+    before = weights(whole_compiled), curve(whole_compiled), result(whole_compiled)
+    ended = train("--resume", whole_compiled)
+    assert ended.code == 0
+    assert "stopped: max_steps after 24 steps" in ended.out
+    assert (weights(whole_compiled), curve(whole_compiled), result(whole_compiled)) == before
+
+
+def test_saving_more_often_changes_nothing(tiny, whole_compiled, tmp_path, monkeypatch):
+    saved, show = [], console.Console.show
+
+    def counted(self, event, *args):
+        show(self, event, *args)
+        saved.extend([event.step] if isinstance(event, Saved) else [])
+
+    monkeypatch.setattr(console.Console, "show", counted)
+    assert train(*tiny, "--save-every", 1, "--out", tmp_path / "run").code == 0
+    assert saved == list(range(1, 25))
+    assert_same_run(tmp_path / "run", whole_compiled)

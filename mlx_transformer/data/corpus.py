@@ -22,7 +22,7 @@ from mlx_transformer.files import write_json
 
 SEGMENT = 1 << 20  # characters: a longer document, or line, is handled in several parts
 VALID_SHARE = 20  # one in so many documents (or lines) is held out of a text that comes without a --valid
-FABLES_STORIES, FABLES_VALID_STORIES, FABLES_SEED = 50_000, 1_000, 0
+FABLES_STORIES, FABLES_VALID_STORIES, FABLES_SEED = 30_000, 1_000, 0
 _VERSION = 1  # of the prepared form: part of every cache key
 
 Say = Callable[[str], None]

@@ -250,7 +250,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if (folder / name).is_file():
             try:
                 return read((folder / name).read_bytes())
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, TypeError) as error:
                 raise BadInput(
                     f"{folder / name} cannot be read ({error}); it is damaged or not a tokenizer's file"
                 ) from error

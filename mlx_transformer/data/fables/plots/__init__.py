@@ -1,0 +1,24 @@
+"""The plots, and how a story is put together from one."""
+
+from mlx_transformer.data.fables.plots import belongings, counting, friends, making, places  # noqa: F401 (register)
+from mlx_transformer.data.fables.plots.frame import PLOTS, Plot, ending, opening
+from mlx_transformer.data.fables.teller import Teller
+
+__all__ = ["PLOTS", "Plot", "tell"]
+
+_OPENERS = list(dict.fromkeys(plot.opener for plot in PLOTS.values()))
+_LEADS = [
+    [(lead, plot) for plot in PLOTS.values() if plot.opener == opener for lead in plot.leads] for opener in _OPENERS
+]
+
+
+def tell(t: Teller) -> None:
+    """Tell (write or read) one story: the hero, a plot, an ending that remembers the hero."""
+    opening(t)
+    t.paragraph()
+    leads = _LEADS[t.say(*((len(leads), opener) for opener, leads in zip(_OPENERS, _LEADS, strict=True)))]
+    plot = leads[t.say(*(lead for lead, _ in leads))][1]
+    t.plot = plot.name
+    plot.body(t)
+    t.paragraph()
+    ending(t)

@@ -1,0 +1,222 @@
+"""The story grammar: templates with slots, the teller that every plot talks to, and the author that draws a story.
+
+A plot is ordinary Python that asks a `Teller` to `say` one of several templates, step by step. An `Author` answers by
+drawing (generation), a `Reader` (parse.py) by finding which template the text goes on with (parsing): one grammar for
+both. Every decision is a choice by integer weights, so a story's probability is an exact product of rationals.
+
+A template is text with slots in braces, filled from left to right:
+
+    {key}  {key.form}       the word bound to `key` before, in one of its forms: forced by the state of the story
+    {key=pool.form}         a free choice from a pool, bound to `key` ({=pool}: bound to nothing)
+    {key=pool!other}        ... but not the word bound to `other`
+    {key#noun}              a number and a noun that agrees with it: "three apples", "one apple"
+    {he} {him} {his} {He}   the hero's pronouns
+
+A text has one derivation because what one step can say is a prefix code (a test searches for second derivations).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import fsum, log2
+from typing import NamedTuple
+
+from mlx_transformer.data.fables.lexicon import NUMBERS, POOLS, numbers
+from mlx_transformer.data.fables.words import Item, Pool
+
+Alternative = str | tuple[int, str]  # a template, or (weight, template); weight 0: not in this state of the story
+
+
+class Slot(NamedTuple):
+    """A parsed `{...}` of a template."""
+
+    key: str
+    pool: str
+    unlike: tuple[str, ...]
+    form: str
+    number: str = ""  # for a noun after a number: the number's key
+
+    def agreeing(self, state: Mapping[str, Item]) -> str:
+        """The form to say: singular or plural where a number asks for it."""
+        if self.number:
+            return "" if state[self.number].value == 1 else "many"
+        return self.form
+
+
+_PRONOUNS = ("he", "him", "his", "himself")
+_SLOT = re.compile(r"\{(\w*)(?:=(\w+))?((?:!\w+)*)(?:#(\w+))?(?:\.(\w+))?\}")
+
+
+@cache
+def compiled(template: str) -> tuple[str | Slot, ...]:
+    """The template's pieces: literal texts and slots, in order."""
+    pieces: list[str | Slot] = []
+    end = 0
+    for found in _SLOT.finditer(template):
+        if found.start() > end:
+            pieces.append(template[end : found.start()])
+        key, pool, unlike, noun, form = (group or "" for group in found.groups())
+        if key.lower() in _PRONOUNS:
+            key, form = "hero", key
+        pieces.append(Slot(key, pool, tuple(unlike.split("!")[1:]), form))
+        if noun:
+            pieces.extend((" ", Slot(noun, "", (), "", number=key)))
+        end = found.end()
+    if end < len(template):
+        pieces.append(template[end:])
+    if any("{" in piece or "}" in piece for piece in pieces if isinstance(piece, str)):
+        raise ValueError(f"malformed slot in the template {template!r}")
+    return tuple(pieces)
+
+
+def weighted(alternatives: tuple[Alternative, ...]) -> list[tuple[int, str]]:
+    """The alternatives as (weight, template), a plain template having weight 1."""
+    return [(1, each) if isinstance(each, str) else each for each in alternatives]
+
+
+@cache
+def _log2(number: int) -> float:
+    return log2(number)
+
+
+class Teller:
+    """A story being told: plots call `say`, `add` and `paragraph` and, for its state, `let`, `count` and `between`."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Item] = {}
+        self.plot = ""
+        self._ranges: dict[str, Pool] = {}
+        self._gap = ""
+        self._trace: list[int] = []
+        self._odds: list[tuple[int, int]] = []
+
+    def __getitem__(self, key: str) -> Item:
+        return self.state[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.state
+
+    def let(self, **items: Item) -> None:
+        """Bind words that the story's state demands from here on."""
+        self.state.update(items)
+
+    def count(self, **values: int) -> None:
+        """Bind numbers, clamped to those that have a word (who reads a wrong story may count below zero)."""
+        for key, value in values.items():
+            self.state[key] = NUMBERS[min(max(value, 0), len(NUMBERS) - 1)]
+
+    def between(self, pool: str, low: int, high: int) -> None:
+        """Let `pool` be the numbers low..high."""
+        self._ranges[pool] = numbers(low, max(low, high))
+
+    def paragraph(self) -> None:
+        """The next step begins a new line."""
+        self._gap = "\n"
+
+    def say(self, *alternatives: Alternative) -> int:
+        """Say one of the alternatives after a space (or a new line); returns which."""
+        chosen = self._say(self._gap, alternatives)
+        self._gap = " "
+        return chosen
+
+    def add(self, *alternatives: Alternative) -> int:
+        """Go on with one of the alternatives, with nothing in between; returns which."""
+        return self._say("", alternatives)
+
+    def _say(self, gap: str, alternatives: tuple[Alternative, ...]) -> int:
+        raise NotImplementedError
+
+    def _pool(self, slot: Slot) -> Pool:
+        return self._ranges.get(slot.pool) or POOLS[slot.pool]
+
+    @property
+    def derivation(self) -> tuple[int, ...]:
+        """Every decision so far: the alternative taken, then the place in its pool of each free word in it."""
+        return tuple(self._trace)
+
+    @property
+    def log2_prob(self) -> float:
+        """log2 of the exact probability (a product of weight / total) of the decisions so far."""
+        return fsum(_log2(weight) - _log2(total) for weight, total in self._odds)
+
+
+class SplitMix64:
+    """Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 2: integers only."""
+
+    def __init__(self, seed: int):
+        self._state = seed & 0xFFFFFFFFFFFFFFFF
+
+    def next(self) -> int:
+        """The next 64 bits."""
+        self._state = z = (self._state + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        return z ^ (z >> 31)
+
+    def below(self, n: int) -> int:
+        """An integer in [0, n), exactly uniform: draws past the last multiple of n are rejected."""
+        limit = (1 << 64) - (1 << 64) % n
+        while (drawn := self.next()) >= limit:
+            pass
+        return drawn % n
+
+
+class Author(Teller):
+    """A teller that draws each decision and writes the text down."""
+
+    def __init__(self, random: SplitMix64):
+        super().__init__()
+        self._random = random
+        self._parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The story so far."""
+        return "".join(self._parts)
+
+    def _say(self, gap: str, alternatives: tuple[Alternative, ...]) -> int:
+        options = weighted(alternatives)
+        total = sum(weight for weight, _ in options)
+        left = self._random.below(total)
+        chosen = 0
+        while left >= options[chosen][0]:
+            left -= options[chosen][0]
+            chosen += 1
+        weight, template = options[chosen]
+        self._decide(chosen, weight, total)
+        self._parts.append(gap)
+        for piece in compiled(template):
+            self._parts.append(piece if isinstance(piece, str) else self._fill(piece))
+        return chosen
+
+    def _decide(self, index: int, weight: int, total: int) -> None:
+        self._trace.append(index)
+        self._odds.append((weight, total))
+
+    def _fill(self, slot: Slot) -> str:
+        item = self._draw(slot) if slot.pool else self.state[slot.key]
+        return item.forms[slot.agreeing(self.state)]
+
+    def _draw(self, slot: Slot) -> Item:
+        pool = self._pool(slot)
+        banned = pool.places(self.state[key] for key in slot.unlike)
+        total = len(pool.items) - len(banned)
+        index = self._random.below(total)
+        for place in banned:
+            index += index >= place
+        self._decide(index, 1, total)
+        item = pool.items[index]
+        if slot.key:
+            self.state[slot.key] = item
+        return item
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story, its exact log2 probability, its one derivation, and the plot it tells."""
+
+    text: str
+    log2_prob: float
+    derivation: tuple[int, ...]
+    plot: str

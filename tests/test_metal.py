@@ -1,4 +1,4 @@
-"""Every phase, branch and idea can run on a Mac's GPU: no primitive without a Metal kernel in its graphs, no float64."""
+"""Every phase, branch and idea can run on a Mac's GPU: no primitive without a Metal kernel in its graph, no float64."""
 
 from contextlib import contextmanager, nullcontext
 

@@ -50,6 +50,23 @@ def tell(
     Raises BadInput for a prompt that is empty or does not fit the context.
     """
     encoded = [encode_prompt(tokenizer, prompt, model.config.seq_len) for prompt in prompts]
+    return _tell(model, tokenizer, list(prompts), encoded, max_tokens, sampling, seed)
+
+
+def tell_freely(model: Model, tokenizer: Tokenizer, count: int, *, sampling: Sampling, seed: int = 0) -> list[Story]:
+    """So many stories from nothing but the document boundary, up to their ends or the context."""
+    return _tell(model, tokenizer, [""] * count, [[tokenizer.boundary]] * count, None, sampling, seed)
+
+
+def _tell(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    encoded: list[list[int]],
+    max_tokens: int | None,
+    sampling: Sampling,
+    seed: int,
+) -> list[Story]:
     pieces: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     room = [model.config.seq_len - len(ids) for ids in encoded]

@@ -212,10 +212,11 @@ def _resumed(phase: int, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         raise BadInput(
             f"--out {given['out']} and --resume {folder} exclude each other: a resumed run stays in its folder"
         )
+    defaults = {"seed": 0, "tokenizer": "bpe", **stored.get("config", {}), **stored.get("recipe", {})}
     for name, value in given.items():
         free = name in _FREE or (name in _AUTO and value == "auto")
-        if not free and not _same(value, settings.get(name)):
-            was = settings.get(name, "the default")
+        was = settings.get(name, defaults.get(name, "the default"))
+        if not free and not _same(value, was):
             flag = name.replace("_", "-")
             raise BadInput(
                 f"--{flag} {value}: the run in '{folder}' was begun with {was}; a resumed run keeps its settings"

@@ -115,12 +115,13 @@ def fables_shares(stories: Sequence[str]) -> dict[str, float | None]:
 
 
 def quality(
-    stories: Sequence[Mapping[str, Any]], train_tokens: np.ndarray, tokenizer: Tokenizer, corpus_name: str
+    stories: Sequence[Mapping[str, Any]], train_tokens: np.ndarray, tokenizer: Tokenizer, judged: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Every figure over stories of {"prompt", "text"}, where text is the whole story and begins with the prompt.
 
-    What the model wrote after the prompt is measured; only fables are scored whole. train_tokens: documents between
-    boundaries; the first MAX_TRAINING_PIECES of them are the training text here, and the result says how many that is.
+    What the model wrote after the prompt is measured. train_tokens: documents between boundaries; the first
+    MAX_TRAINING_PIECES of them are the training text here, and the result says how many that is. judged: fables that
+    the model wrote from nothing, to be scored whole.
     """
     written = [story["text"].removeprefix(story["prompt"]) for story in stories]
     sequences = [words(text) for text in written]
@@ -137,8 +138,8 @@ def quality(
         "training_pieces_read": min(len(train_tokens), MAX_TRAINING_PIECES),
         "training_share_read": min(1.0, MAX_TRAINING_PIECES / max(1, len(train_tokens))),
     }
-    if corpus_name == "fables":
-        figures |= fables_shares([story["text"] for story in stories])
+    if judged:
+        figures |= {"judged_stories": len(judged), **fables_shares(judged)}
     return figures
 
 

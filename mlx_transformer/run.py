@@ -26,11 +26,12 @@ from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanl
 from mlx_transformer.files import atomic_write, write_json
 from mlx_transformer.flags import TrainFlags, parse
 from mlx_transformer.folder import RESULTS, check_folder, explained, new_folder, owned
-from mlx_transformer.generate import tell
+from mlx_transformer.generate import tell, tell_freely
 from mlx_transformer.model import Model
 from mlx_transformer.plan import SETTINGS, Plan, make_plan, read_settings
 from mlx_transformer.quality import quality
 from mlx_transformer.runtime import device_info, versions
+from mlx_transformer.sampling import Sampling
 from mlx_transformer.saved import find_phase, save_model
 from mlx_transformer.trainer import (
     Eval,
@@ -47,6 +48,7 @@ from mlx_transformer.trees import by_path
 
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
 _SCHEMA_VERSION = 1
+_JUDGED_STORIES = 100
 _PIPE_WIDTH = 200  # characters of the table of runs where nobody's window is to be filled
 
 
@@ -109,7 +111,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
         model.eval()
         told = tell(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
-        figures = quality(stories, plan.tokens.train, plan.tokenizer, plan.corpus.name)
+        figures = quality(stories, plan.tokens.train, plan.tokenizer, _fables(plan, model))
         write_stories(folder, stories, figures)
     save_model(folder / "model", model, plan.tokenizer, plan.phase, plan.settings.get("branch"))
     result = describe(plan, model, stopped, figures)
@@ -121,6 +123,14 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     if stopped.why == "interrupted":
         raise Interrupted(f"saved; go on with: python -m phases.phase{plan.phase} --resume {folder}")
     _say_result(console, result, stories, folder)
+
+
+def _fables(plan: Plan, model: Model) -> list[str]:
+    """Where the corpus has a grammar: stories drawn from the model's own distribution, to be judged by it."""
+    if plan.corpus.name != "fables":
+        return []
+    drawn = tell_freely(model, plan.tokenizer, _JUDGED_STORIES, sampling=Sampling(temperature=1.0), seed=plan.seed)
+    return [story.text for story in drawn]
 
 
 def describe(plan: Plan, model: Model, stopped: Stopped, figures: dict[str, Any]) -> dict[str, Any]:

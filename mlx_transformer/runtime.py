@@ -26,9 +26,9 @@ from mlx_transformer.jit import KernelCache
 
 SLOW = "matmul runs 30-50x slower"
 GET_COMPILER = "install it with `apt install g++` (Debian, Ubuntu) or `dnf install gcc-c++` (Fedora)"
-# How many arrays MLX's scheduler looks ahead for: with its own 20, the second of two CPU streams starves. One stream
-# is neither faster nor slower for it, and needs the same memory.
-SCHEDULER_WIDTH = "100"
+# How many arrays MLX's scheduler looks ahead for: with its own 20, and still with 100, the second of two CPU streams
+# starves (a step at small takes 1.5 times as long as with 1,000). One stream is neither faster nor slower for it.
+SCHEDULER_WIDTH = "1000"
 # glibc keeps what is freed instead of handing it back, so that the next step's arrays cost no page faults: the name in
 # malloc.h, its number, our value, and the environment variable by which a person may have set it already.
 _MALLOPT = (

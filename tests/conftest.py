@@ -11,8 +11,9 @@ os.environ.setdefault(
     "MLX_TRANSFORMER_CACHE", str(Path(tempfile.gettempdir()) / f"mlx_transformer_tests_{os.getuid()}")
 )
 
-import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anything imports mlx.core
 import pytest  # noqa: E402
+
+import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anything imports mlx.core
 
 SHARED = ROOT.parent / "shared" / "data"
 

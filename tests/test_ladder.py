@@ -165,7 +165,7 @@ def test_the_model_of_a_phase_subclasses_the_one_before(n):
 
 
 def test_a_parameter_without_a_rule_is_named():
-    with pytest.raises(ValueError, match="'blocks.0.mixer.secret' matches 0 rules"):
+    with pytest.raises(ValueError, match=r"'blocks.0.mixer.secret' matches 0 rules"):
         init.rule_for("blocks.0.mixer.secret")
 
 

@@ -88,7 +88,7 @@ def test_quality_measures_what_was_written_after_the_prompt():
         {"prompt": "Once upon a time", "text": "Once upon a time a cat sat. A zorp sat."},
         {"prompt": "The", "text": "The"},
     ]
-    figures = quality(stories, tokens_of(["Once upon a time a cat sat down."]), Letters(), "a text")
+    figures = quality(stories, tokens_of(["Once upon a time a cat sat down."]), Letters())
     assert figures["stories"] == 2
     assert figures["words"] == 6
     assert figures["distinct_1"] == 4 / 6
@@ -99,14 +99,14 @@ def test_quality_measures_what_was_written_after_the_prompt():
 
 
 def test_quality_of_nothing_is_null_not_an_error():
-    figures = quality([], tokens_of([]), Letters(), "a text")
+    figures = quality([], tokens_of([]), Letters())
     assert figures["words"] == figures["longest_copied_span"] == 0
     assert figures["distinct_1"] is figures["repetition"] is figures["known_words"] is None
 
 
 def test_a_long_training_text_is_read_up_to_the_cap_which_is_said(monkeypatch):
     monkeypatch.setattr(module, "MAX_TRAINING_PIECES", 10)
-    figures = quality([{"prompt": "", "text": "one two three"}], tokens_of(["one two", "three"]), Letters(), "a text")
+    figures = quality([{"prompt": "", "text": "one two three"}], tokens_of(["one two", "three"]), Letters())
     assert figures["longest_copied_span"] == 2
     assert figures["training_pieces_read"] == 10
     assert figures["training_share_read"] == 10 / 15
@@ -121,8 +121,8 @@ def test_fables_are_scored_whole_and_those_cut_off_counted_apart(monkeypatch):
     fables = types.ModuleType("fables")
     fables.score = score
     monkeypatch.setitem(sys.modules, "mlx_transformer.data.fables", fables)
-    stories = [{"prompt": "A cat", "text": text} for text in ("A cat sat.", "A cat ran.", "A", "It.")]
-    figures = quality(stories, tokens_of(["A cat sat."]), Letters(), "fables")
+    figures = quality([], tokens_of(["A cat sat."]), Letters(), ("A cat sat.", "A cat ran.", "A", "It."))
+    assert figures["judged_stories"] == 4
     assert figures["grammatical"] == 2 / 3
     assert figures["consistent"] == 1 / 3
     assert figures["cut_off"] == 1 / 4

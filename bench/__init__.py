@@ -1,3 +1,1 @@
-"""Measurements. Importing the package first prepares the runtime, before anything imports mlx.core."""
-
-import mlx_transformer  # noqa: F401
+"""Measurements."""

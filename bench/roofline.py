@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
+
+# isort: split
 import mlx.core as mx
 from rich.console import Console
 from rich.table import Table

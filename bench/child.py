@@ -1,0 +1,36 @@
+"""One contestant in a process of its own: `python -m bench.child MODULE:CLASS`, driven by lines of JSON (rounds.py).
+
+Imports nothing but the contestant's module, so that none gets a BLAS, an allocator or threads that another brought.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
+
+
+def main() -> None:
+    """The first line makes the contestant, and its facts are the answer; every further one is a round, timed here."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print goes to stderr, and the answers stay whole
+    module, name = sys.argv[1].split(":")
+    contestant = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if contestant is None:
+            contestant = getattr(importlib.import_module(module), name)(**request)
+            answer = contestant.facts()
+        else:
+            start = time.perf_counter()
+            answer = contestant.round(**request)  # waits for its device
+            answer["seconds"] = time.perf_counter() - start
+            answer["max_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Phase 1 in PyTorch: the Transformer of Vaswani et al. (2017, arXiv 1706.03762) as a decoder-only language model.
+
+Written from the paper with what PyTorch offers for it: fused attention, fused AdamW, torch.compile. Sections below are
+the paper's. Differs from it: no encoder, head and embedding apart, learning rate by tokens, decay of matrices (AdamW).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeysValues = tuple[Tensor, Tensor]  # two buffers (B, H, capacity, d_k) of one layer
+
+# Our path -> this model's name, and which third of the rows where queries, keys and values share one matrix.
+NAMES: dict[str, tuple[str, int | None]] = {
+    "embedding.weight": ("embedding.weight", None),
+    "head.weight": ("head.weight", None),
+}
+BLOCK_NAMES = {
+    "mixer.q_proj": ("attention.qkv", 0),
+    "mixer.k_proj": ("attention.qkv", 1),
+    "mixer.v_proj": ("attention.qkv", 2),
+    "mixer.o_proj": ("attention.out", None),
+    "norms.0": ("attention_norm", None),
+    "ffn.up_proj": ("up", None),
+    "ffn.down_proj": ("down", None),
+    "norms.1": ("ffn_norm", None),
+}
+
+
+class Attention(nn.Module):
+    """Masked multi-head attention (sec. 3.2): x (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
+        """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
+        b, length, d = x.shape
+        q, k, v = (part.view(b, length, self.n_heads, -1).transpose(1, 2) for part in self.qkv(x).split(d, dim=-1))
+        if cache is not None:
+            for buffer, new in zip(cache, (k, v), strict=True):
+                buffer[:, :, start : start + length] = new
+            k, v = (buffer[:, :, : start + length] for buffer in cache)
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)  # a single token sees everything before it
+        return self.out(o.transpose(1, 2).reshape(b, length, d))
+
+
+class Block(nn.Module):
+    """Attention, then the feed-forward net, each x = LayerNorm(x + Dropout(part(x))) (sec. 3.1, 3.3, 5.4)."""
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float, norm_eps: float) -> None:
+        super().__init__()
+        self.attention = Attention(d_model, n_heads)
+        self.attention_norm = nn.LayerNorm(d_model, norm_eps)
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+        self.ffn_norm = nn.LayerNorm(d_model, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, cache, start)))
+        return self.ffn_norm(x + self.dropout(self.down(F.relu(self.up(x)))))
+
+
+class Model(nn.Module):
+    """Tokens (B, L) int64 -> logits (B, L, V), for L up to seq_len."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        n_layers: int,
+        n_heads: int,
+        d_ff: int,
+        seq_len: int,
+        dropout: float,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(Block(d_model, n_heads, d_ff, dropout, norm_eps) for _ in range(n_layers))
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("positions", sinusoids(seq_len, d_model), persistent=False)
+
+    def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
+        """The last hidden states (B, L, D); embeddings are scaled by sqrt(d_model) (sec. 3.4)."""
+        table: Tensor = self.positions  # type: ignore[assignment]
+        x = self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim)
+        x = self.dropout(x + table[start : start + tokens.shape[1]])
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache[i], start)
+        return x
+
+    def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
+        """Empty buffers for the keys and values of so many tokens."""
+        weight = self.head.weight
+        shape = (batch, self.n_heads, capacity, weight.shape[1] // self.n_heads)
+        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.blocks]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.hidden(tokens))
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean nats per target."""
+        return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
+
+    def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
+        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
+        table = dict(NAMES)
+        for i in range(len(self.blocks)):
+            for ours, (theirs, third) in BLOCK_NAMES.items():
+                for kind in ("weight", "bias"):
+                    table[f"blocks.{i}.{ours}.{kind}"] = (f"blocks.{i}.{theirs}.{kind}", third)
+        own = {name: of(parameter) for name, parameter in self.named_parameters()}
+        return {
+            path: own[name] if third is None else own[name].chunk(3)[third] for path, (name, third) in table.items()
+        }
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over weights by our paths. Raises ValueError if one is missing, unknown or of another shape."""
+        places = self.by_our_path()
+        if odd := places.keys() ^ weights.keys():
+            raise ValueError(f"the name table and the weights differ in {sorted(odd)}")
+        for path, place in places.items():
+            if tuple(place.shape) != weights[path].shape:
+                raise ValueError(f"'{path}' should be {tuple(place.shape)} and is {weights[path].shape}")
+            place.copy_(torch.from_numpy(weights[path]))
+
+
+def sinusoids(length: int, d_model: int) -> Tensor:
+    """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos (sec. 3.5): (length, d_model)."""
+    rate = 10000.0 ** -(torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model].float()
+
+
+def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
+    matrices, vectors = recipe["groups"]
+    shape = (recipe["schedule"], matrices["select"], vectors["select"], recipe["clip"])
+    kinds = [part["kind"] for part in shape]
+    if kinds != ["InverseSqrt", "Matrices", "Vectors", "GlobalNorm"] or recipe["dtype"] != "float32":
+        raise ValueError(f"this reference trains phase 1 in float32, not {kinds} in {recipe['dtype']}")
+    return {
+        "learning_rate": recipe["learning_rate"],
+        "warmup_tokens": recipe["schedule"]["warmup_tokens"],
+        "adam": [
+            {name: group["optimizer"][name] for name in ("betas", "eps", "weight_decay")}
+            for group in (matrices, vectors)
+        ],
+        "max_norm": recipe["clip"]["max_norm"],
+    }
+
+
+class Training:
+    """The training loop's body (sec. 5.3): warm-up, then 1 / sqrt; AdamW, matrices decayed; clipped gradients."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        learning_rate: float,
+        warmup_tokens: float,
+        adam: list[dict[str, Any]],  # betas, eps and weight_decay of matrices, and of vectors
+        max_norm: float,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.learning_rate, self.warmup_tokens, self.max_norm = (
+            model,
+            learning_rate,
+            warmup_tokens,
+            max_norm,
+        )
+        self.parameters = list(model.parameters())
+        self.device = self.parameters[0].device
+        matrices, vectors = [p for p in self.parameters if p.ndim >= 2], [p for p in self.parameters if p.ndim < 2]
+        groups = [{"params": own, **numbers} for own, numbers in zip((matrices, vectors), adam, strict=True)]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+        self.loss = compile_for(self.device, model.loss) if compiled else model.loss
+        self.tokens = 0
+
+    def step(self, batch: np.ndarray) -> float:
+        """One step on a batch (rows, L + 1) int32; the loss before it, nats per piece."""
+        rows = torch.from_numpy(batch).to(self.device).long()
+        self.tokens += rows[:, 1:].numel()
+        factor = min(self.tokens / self.warmup_tokens, (self.warmup_tokens / self.tokens) ** 0.5)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        self.optimizer.step()
+        return loss.item()
+
+
+class Decoder:
+    """Greedy decoding with keys and values kept in buffers that are made once per call."""
+
+    def __init__(self, model: Model, *, compiled: bool = False) -> None:
+        self.model = model.eval()
+        device = model.head.weight.device
+        self.next = compile_for(device, self._next, dynamic=True) if compiled else self._next
+
+    def _next(self, tokens: Tensor, cache: list[KeysValues], start: int) -> Tensor:
+        """The likeliest piece (B, 1) behind tokens (B, L) that stand at start and later."""
+        return self.model.head(self.model.hidden(tokens, cache, start)[:, -1]).argmax(-1, keepdim=True)
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Tensor, count: int) -> Tensor:
+        """Prompts (B, P) int64 -> the next pieces (B, count)."""
+        b, length = prompts.shape
+        cache = self.model.make_cache(b, length + count)
+        pieces = [self._next(prompts, cache, 0)]
+        for i in range(count - 1):
+            pieces.append(self.next(pieces[-1], cache, length + i))
+        return torch.cat(pieces, dim=1)
+
+
+def compile_for(device: torch.device, function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
+    """torch.compile; before PyTorch 2.7 inductor knows no MPS, and the traced graph is run as it is."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    backend = "aot_eager" if device.type == "mps" and version < (2, 7) else "inductor"
+    return torch.compile(function, backend=backend, **options)

@@ -1,0 +1,231 @@
+"""Contestants measured interleaved, A B A B: each in a process of its own that is kept alive and driven over a pipe."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mlx_transformer import native
+from mlx_transformer.errors import BadInput, RunFailed
+from mlx_transformer.files import write_json
+from mlx_transformer.model import Model
+from mlx_transformer.runtime import device_info, prepare, versions
+from mlx_transformer.trees import by_path
+
+ROOT = Path(__file__).parent.parent
+# What prepare() does to MLX's process by mallopt, as a process gets it that does not know of it.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+# The package `bench` prepares the runtime when it is imported; this keeps it from touching a process of PyTorch's.
+UNTOUCHED = {"MLX_TRANSFORMER_PLAIN": "1"}
+_TOLD = ("MALLOC_", "OPENBLAS_", "OMP_", "MKL_", "MLX_")  # environment variables that a speed may depend on
+_TORCH_DEVICES = {"metal": "mps", "cuda": "cuda", "cpu": "cpu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """What is measured: a class `module:Class` made from settings, in an environment."""
+
+    name: str
+    target: str
+    settings: dict[str, Any]
+    environment: dict[str, str]
+
+
+@dataclass
+class Child:
+    """A contestant's process."""
+
+    contestant: Contestant
+    process: subprocess.Popen
+    said: Path  # its stderr
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One request, one answer. Raises RunFailed with the child's last line if it died."""
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()  # type: ignore[union-attr]
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self.process.wait()
+            last = (self.said.read_text(errors="replace").strip() or "no message").splitlines()[-1]
+            raise RunFailed(f"the contestant {self.contestant.name} ended with code {code}: {last}")
+        return json.loads(line)
+
+
+@contextmanager
+def started(contestants: Sequence[Contestant]) -> Iterator[dict[str, Child]]:
+    """The contestants' processes by name, each ready for its first round; all are ended on leaving."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        children = {}
+        for one in contestants:
+            said = folder / f"{one.name}.txt"
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.child", one.target],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stack.enter_context(said.open("w")),
+                text=True,
+                env=one.environment,
+                cwd=ROOT,
+            )
+            stack.callback(_end, process)
+            children[one.name] = Child(one, process, said)
+            children[one.name].facts = children[one.name].ask(**one.settings)
+        yield children
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()  # nothing of its is to be saved
+    process.communicate()
+
+
+def environment(threads: int, **changes: str) -> dict[str, str]:
+    """This process's variables with the threads set, and without what prepare() and a person's own tuning put there."""
+    own = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "MLX_BFS_MAX_WIDTH")}
+    own |= {"PATH": os.pathsep.join(native.search_path()), "MLX_TRANSFORMER_PLAIN": "0"}
+    own |= {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    return own | changes
+
+
+def threads() -> int:
+    """Those that every contestant is given."""
+    return prepare().threads if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def torch_device() -> str:
+    """PyTorch's name of the device that MLX computes on."""
+    return _TORCH_DEVICES[device_info().backend]
+
+
+def interleave(
+    children: dict[str, Child], rounds: int, request: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Every round asks each child once, in turn; all answers by name."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
+    for i in range(rounds):
+        for name, child in children.items():
+            answers[name].append(child.ask(**request))
+        took = ", ".join(f"{name} {own[-1]['seconds']:.2f} s" for name, own in answers.items())
+        say(f"round {i + 1} of {rounds}: {took}")
+    return answers
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster a is than b: the ratio of median seconds b / a and its 95 % interval (None: too few)."""
+
+    a: str
+    b: str
+    ratio: float
+    low: float | None
+    high: float | None
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f}x" + ("" if self.low is None else f" ({self.low:.2f}-{self.high:.2f})")
+
+
+def compare(a: str, b: str, seconds: dict[str, list[float]]) -> Ratio:
+    """The ratio of medians with a bootstrap interval, paired by round: what disturbs one disturbs its neighbour."""
+    mine, theirs = np.array(seconds[a]), np.array(seconds[b])
+    value, count = float(np.median(theirs) / np.median(mine)), min(len(mine), len(theirs))
+    if count < 4:
+        return Ratio(a, b, value, None, None, count)
+    found = stats.bootstrap(
+        (mine[:count], theirs[:count]),
+        lambda x, y, axis: np.median(y, axis=axis) / np.median(x, axis=axis),
+        paired=True,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    )
+    return Ratio(a, b, value, float(found.confidence_interval.low), float(found.confidence_interval.high), count)
+
+
+def machine() -> dict[str, Any]:
+    """Where a measurement was taken, and with which code."""
+    device = device_info()
+    return {
+        "device": device.describe(),
+        "backend": device.backend,
+        "memory_bytes": device.memory_bytes,
+        "system": platform.platform(),
+        "threads": threads(),
+        "versions": versions(),
+        "commit": _commit(),
+        "load": os.getloadavg(),
+    }
+
+
+def save_weights(path: Path, model: Model) -> None:
+    """Write a model's weights as .npz, by our paths, for the reference to load."""
+    weights: dict[str, Any] = {name: np.array(value) for name, value in by_path(model.parameters()).items()}
+    np.savez(path, **weights)
+
+
+def _commit() -> str | None:
+    """Of this checkout; "-dirty" where files were changed since. None where there is no git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def told(child: Child) -> dict[str, Any]:
+    """What is recorded of a contestant: its own facts and the variables that it was given."""
+    given = {name: value for name, value in child.contestant.environment.items() if name.startswith(_TOLD)}
+    return {**child.facts, "environment": given}
+
+
+def read_names(text: str | None, known: Sequence[str], default: Sequence[str]) -> list[str]:
+    """--against: names with commas, each once. Raises BadInput for an unknown one."""
+    names = list(default) if text is None else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise BadInput(f"--against {name!r}: expected some of {', '.join(known)}, with commas")
+    return list(dict.fromkeys(names))
+
+
+def check_torch(phase: int) -> None:
+    """Raises BadInput if PyTorch or the phase's reference is missing."""
+    if find_spec("torch") is None:
+        raise BadInput("PyTorch is not installed: pip install 'mlx-transformer[bench]'")
+    if not (ROOT / "bench" / "reference" / f"phase{phase}.py").is_file():
+        raise BadInput(f"phase {phase} has no reference in PyTorch: expected bench/reference/phase{phase}.py")
+
+
+def check_out(path: Path | None) -> None:
+    """Raises BadInput if a log cannot be put there."""
+    if path is None:
+        return
+    if path.exists():
+        raise BadInput(f"--out {path} is there already: a log is not overwritten, give another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise BadInput(f"--out {path} cannot be written ({error}): give another place") from error
+
+
+def write_log(path: Path | None, log: dict[str, Any]) -> None:
+    """Write a log. Raises RunFailed if the disk refuses."""
+    if path is None:
+        return
+    try:
+        write_json(path, log)
+    except OSError as error:
+        raise RunFailed(f"'{path}' could not be written: {error}") from error

@@ -1,0 +1,148 @@
+"""Every phase that has a PyTorch reference, against it: logits, gradients, fifty steps of training, greedy decoding."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+
+from mlx_transformer.config import SIZES
+from mlx_transformer.generate import decode
+from mlx_transformer.step import TrainingStep
+from mlx_transformer.streams import divided_blas
+from mlx_transformer.trees import by_path
+from tests.ladder import PHASES, TINY, V, modules, tiny, tokens
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+ROOT = Path(__file__).parent.parent.parent
+REFERENCES = [n for n in PHASES if (ROOT / "bench" / "reference" / f"phase{n}.py").is_file()]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Several threads only wait for each other at these sizes, for minutes on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def arrays(model):
+    return {path: np.array(value) for path, value in by_path(model.parameters()).items()}
+
+
+def reference_of(n, ours, **numbers):
+    """The reference of phase n with our model's weights."""
+    theirs = importlib.import_module(f"bench.reference.phase{n}").Model(**{**ours.config.to_dict(), **numbers})
+    theirs.load(arrays(ours))
+    return theirs.eval()
+
+
+def long(x):
+    return torch.from_numpy(np.array(x)).long()
+
+
+@pytest.fixture(params=REFERENCES)
+def pair(request):
+    ours = tiny(modules()[request.param].Model)
+    return request.param, ours, reference_of(request.param, ours)
+
+
+def test_logits_agree(pair):
+    _, ours, theirs = pair
+    x = tokens(4)
+    with torch.no_grad():
+        np.testing.assert_allclose(np.array(ours(x)), theirs(long(x)).numpy(), atol=1e-4)
+
+
+def test_every_gradient_agrees(pair):
+    _, ours, theirs = pair
+    batch = tokens(4, 18)
+    (loss, _), gradients = nn.value_and_grad(ours, ours.loss)(batch)
+    expected = theirs.loss(long(batch)[:, :-1], long(batch)[:, 1:])
+    expected.backward()
+    assert abs(loss.item() - expected.item()) < 1e-5
+    slopes = theirs.by_our_path(lambda parameter: parameter.grad)
+    own = {path: torch.from_numpy(np.array(value)) for path, value in by_path(gradients).items()}
+    assert own.keys() == slopes.keys()
+    scale = max(slope.abs().max().item() for slope in slopes.values())
+    for path, slope in slopes.items():
+        # Keys' biases have no gradient but rounding: hence the small share of the largest gradient of all.
+        bound = 1e-3 * slope.abs().max().item() + 1e-6 * scale
+        assert (own[path] - slope).abs().max().item() <= bound, path
+
+
+@pytest.mark.parametrize("n", REFERENCES)
+def test_fifty_steps_of_training_agree(n):
+    """At nano with few rows; the warm-up ends within, and the gradients are clipped at first."""
+    reference, module = importlib.import_module(f"bench.reference.phase{n}"), modules()[n]
+    ours = module.Model(module.Config(**SIZES["nano"], dropout=0.0))
+    recipe = module.RECIPE.at("nano")
+    recipe = replace(recipe, learning_rate=3e-4, schedule=replace(recipe.schedule, warmup_tokens=5_000))
+    theirs = reference_of(n, ours).train()
+    training = reference.Training(theirs, **reference.rules(recipe.to_dict()))
+    take_step = TrainingStep(ours, recipe)
+    shares = 1 / np.arange(1, SIZES["nano"]["vocab_size"] + 1)
+    draw = np.random.default_rng(0)
+    losses = []
+    with divided_blas():
+        for i in range(50):
+            batch = draw.choice(len(shares), (4, 65), p=shares / shares.sum()).astype(np.int32)
+            rate = recipe.learning_rate * recipe.schedule((i + 1) * 4 * 64)
+            metrics, _ = take_step(mx.array(batch), rate)
+            mx.eval(metrics, take_step.state)
+            losses.append((metrics["loss"].item(), training.step(batch)))
+    own, expected = np.array(losses).T
+    np.testing.assert_allclose(own, expected, atol=1e-3)
+    assert own[-5:].mean() < own[:5].mean() - 0.1, "nothing was learnt, so that nothing was compared"
+    for path, value in theirs.by_our_path().items():
+        apart = np.abs(arrays(ours)[path] - value.numpy()).max()
+        assert apart <= 50 * 3e-4, path
+
+
+@pytest.mark.parametrize("n", REFERENCES)
+def test_a_different_rate_is_seen(n):
+    """The comparison above can fail: with a tenth more learning rate the losses part by more than its tolerance."""
+    reference, module = importlib.import_module(f"bench.reference.phase{n}"), modules()[n]
+    recipe = module.RECIPE.at("nano")
+    rules = reference.rules(replace(recipe, schedule=replace(recipe.schedule, warmup_tokens=500)).to_dict())
+    ours = tiny(module.Model)
+    batch = np.array(tokens(4, 18))
+    last = []
+    for rate in (3e-4, 3.3e-4):
+        training = reference.Training(reference_of(n, ours).train(), **{**rules, "learning_rate": rate})
+        last.append([training.step(batch) for _ in range(50)][-1])
+    assert abs(last[0] - last[1]) > 1e-3
+
+
+def test_greedy_decoding_agrees(pair):
+    n, ours, _ = pair
+    reference = importlib.import_module(f"bench.reference.phase{n}")
+    prompts = np.array(tokens(3, 5))
+    theirs = reference_of(n, ours, seq_len=5 + 9)
+    expected = reference.Decoder(theirs)(torch.from_numpy(prompts).long(), 9)
+    assert np.array(list(decode(ours, prompts.tolist(), 9))).T.tolist() == expected.tolist()
+    whole = torch.cat([torch.from_numpy(prompts).long(), expected], dim=1)
+    with torch.no_grad():  # the cache against the forward pass without one
+        assert theirs(whole[:, :-1])[:, 4:].argmax(-1).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("n", REFERENCES)
+def test_weights_that_do_not_fit_are_refused(n):
+    ours = tiny(modules()[n].Model)
+    model = importlib.import_module(f"bench.reference.phase{n}").Model(**ours.config.to_dict())
+    named = arrays(ours)
+    with pytest.raises(ValueError, match="unknown"):
+        model.load({**named, "unknown": np.zeros(1)})
+    with pytest.raises(ValueError, match="should be"):
+        model.load({**named, "embedding.weight": np.zeros((V, TINY["d_model"] + 1))})
+
+
+@pytest.mark.parametrize("n", REFERENCES)
+def test_a_rule_that_is_not_built_is_refused(n):
+    reference, recipe = importlib.import_module(f"bench.reference.phase{n}"), modules()[n].RECIPE.at("nano").to_dict()
+    with pytest.raises(ValueError, match="Surprise"):
+        reference.rules({**recipe, "clip": {"kind": "Surprise"}})

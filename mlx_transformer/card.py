@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mlx_transformer.files import atomic_write
 from mlx_transformer.picture import draw_loss, finite, series, short, title
 
@@ -69,6 +71,9 @@ def write_stories(folder: Path, stories: Sequence[Record], quality: Record) -> N
     sections = ["# Stories", "As they came out; the prompt is in **bold**."]
     if rows:
         sections.append(_table(("figure", "value", "what it says"), rows))
+    if "judged_stories" in quality:
+        count = quality["judged_stories"]
+        sections.append(f"Grammar and consistency are of {count} other stories, written from nothing at temperature 1.")
     sections += [f"## {number}\n\n{_quoted(story)}" for number, story in enumerate(stories, 1)]
     atomic_write(folder / "stories.md", "\n\n".join(sections) + "\n")
 
@@ -84,7 +89,7 @@ def _what_was_done(result: Record) -> str:
         f" trained on {result['corpus']['name']} for {_duration(result['train_seconds'])} on {device['name']}"
         f" ({device['backend']}): {_plural(result['steps'], 'step')}, {short(result['tokens'])} tokens,"
         f" {_passes(result['epochs'])}"
-        + (f", {speed:,.0f} tokens a second" if speed else "")
+        + (f", {speed:,.0f} tokens a second once compiled" if speed else "")
         + f". {STOPPED[result['stopped']]}."
     )
 
@@ -170,13 +175,13 @@ def _remarks(result: Record, curve: Sequence[Record]) -> list[str]:
         remarks.append(f"{rate} of the words are unknown to the tokenizer: losses compare within this tokenizer only.")
     return [
         *remarks,
-        "One run, one seed: runs that differ only in the seed differ too. `bench.compare` gives intervals.",
+        "One run, one seed: runs that differ only in the seed differ too, so one run ranks nothing.",
     ]
 
 
 def _remarks_on_loss(result: Record, curve: Sequence[Record]) -> list[str]:
     best, uniform = result["best_valid_loss"], math.log(result["tokenizer"]["vocab_size"])
-    losses, train = finite(series(curve, "eval", "valid_loss")[1]), finite(series(curve, "log", "loss")[1])[-20:]
+    losses, train = finite(series(curve, "eval", "valid_loss")[1]), _last_training_losses(curve)
     remarks = []
     if best is not None and best >= uniform:
         remarks.append(f"**It learnt nothing: {best:.3f} nats is no better than guessing uniformly, {uniform:.3f}.**")
@@ -192,7 +197,16 @@ def _remarks_on_loss(result: Record, curve: Sequence[Record]) -> list[str]:
             f"It knows its training text better than new text: {train.mean():.3f} nats in training at the end,"
             f" {losses[-1]:.3f} in validation. More text would help more than more time."
         )
+    if best is not None and result["final_valid_loss"] not in (None, best):
+        remarks.append("The last evaluation was not the best: the model saved, and its stories, are of the best one.")
     return remarks
+
+
+def _last_training_losses(curve: Sequence[Record]) -> np.ndarray:
+    """Those logged since the last evaluation but one."""
+    evaluated = series(curve, "eval", "valid_loss")[0]
+    tokens, losses = series(curve, "log", "loss")
+    return finite(losses[tokens > evaluated[-2]] if len(evaluated) > 1 else losses)
 
 
 def _remarks_on_stories(quality: Record) -> list[str]:
@@ -211,13 +225,13 @@ def _going_on(folder: Path, result: Record) -> str:
     twice = {
         "max_steps": 2 * result["steps"],
         "max_tokens": 2 * result["tokens"],
-        "max_epochs": 2 * math.ceil(result["epochs"]),
-        "max_seconds": 2 * math.ceil(result["train_seconds"]),
+        "max_epochs": max(1, round(2 * result["epochs"])),
+        "max_seconds": max(1, round(2 * result["train_seconds"])),
     }
     said = [f"Let it write:\n\n    python -m mlx_transformer.generate {place} --prompt 'Once upon a time'"]
     if result["stopped"] == "interrupted":
         said.append(f"Train on from where it stopped:\n\n    {resume}")
-    elif result["stopped"] in twice:
+    elif result["stopped"] in twice and result["final_valid_loss"] == result["best_valid_loss"]:
         limit = f"--{result['stopped'].replace('_', '-')} {twice[result['stopped']]}"
         said.append(f"Train on, to twice the length:\n\n    {resume} {limit}")
     return "\n\n".join(said)

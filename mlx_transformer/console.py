@@ -33,6 +33,7 @@ class Console:
         self._bar: Progress | None = None
         self._last_line = time.monotonic()
         self._valid_loss: float | None = None
+        self._resumed_at: int | None = None
 
     def say(self, text: str) -> None:
         """One line, to the screen unless quiet, and to the log."""
@@ -91,8 +92,12 @@ class Console:
             for note in event.notes:
                 self.say(note)
             self.say(f"going on from step {event.step}")
+            self._resumed_at = event.step
         elif isinstance(event, Saved):
             self._write(f"step {event.step}: saved {event.path.name}")
+        elif isinstance(event, Stopped) and event.progress.step == self._resumed_at and event.why.startswith("max_"):
+            flag = event.why.replace("_", "-")
+            self.say(f"nothing to do: step {event.progress.step} is past the limit already; give a larger --{flag}")
         elif isinstance(event, Stopped):
             self.say(f"stopped: {event.why} after {event.progress.step} steps, {event.progress.train_seconds:.1f} s")
 

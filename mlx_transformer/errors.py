@@ -1,6 +1,7 @@
 """What a person may see instead of a traceback: one sentence and an exit code."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -28,6 +29,9 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
             stream.reconfigure(errors="replace")
     try:
         command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except tuple(_EXIT_CODES) as error:
         sentence = " ".join(str(error).splitlines())  # what other libraries say may have several
         print(sentence if isinstance(error, Interrupted) else f"error: {sentence}", file=sys.stderr)

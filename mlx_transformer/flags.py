@@ -134,6 +134,8 @@ def _sentence(box: str) -> str:
     lines = [line.strip("│| ") for line in box.splitlines()]
     _, *inside = [line for line in lines if line and not re.fullmatch("[╭╮╰╯─-]+", line)] or [""]
     text = next(iter(inside), "the command line cannot be read").rstrip(".")
+    if text.startswith("Missing from"):
+        return "an argument is missing"
     return re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", text)
 
 
@@ -174,7 +176,7 @@ class TrainFlags:
     learning_rate: Positive = None
     """the peak of the schedule"""
     dtype: Dtype = None
-    """what forward and backward compute in; weights stay float32"""
+    """what forward and backward compute in; weights stay float32 (on a CPU the others are several times slower)"""
     max_steps: WholeNumber = None
     """stop after this many steps"""
     max_tokens: WholeNumber = None

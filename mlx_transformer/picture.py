@@ -110,9 +110,11 @@ def _draw_clock(axes: "Axes", curve: Sequence[Record]) -> None:
         return
     unit, name = next(pair for pair in TIME_UNITS if end >= 3 * pair[0] or pair[0] == 1)
     ticks = np.array([tick for tick in MaxNLocator(6).tick_values(0, end / unit) if 0 <= tick * unit <= end])
+    places = np.interp(ticks * unit, [0.0, *seconds], [0.0, *tokens])
+    clear = [i for i in range(len(ticks)) if i == 0 or places[i] - places[i - 1] > 0.04 * places[-1]]  # none on another
     top = axes.twiny()
     top.set_xlim(axes.get_xlim())
-    top.set_xticks(np.interp(ticks * unit, [0.0, *seconds], [0.0, *tokens]), [f"{tick:g}" for tick in ticks])
+    top.set_xticks(places[clear], [f"{tick:g}" for tick in ticks[clear]])
     top.set_xlabel(f"training time ({name})")
 
 

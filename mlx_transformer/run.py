@@ -297,6 +297,8 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     console.say(f"  {'parameters':<24}{model.count_parameters()['total']:>12,}")
     rows = max(1, recipe.batch_tokens // plan.config.seq_len)
     console.say(f"steps of {rows} x {plan.config.seq_len} tokens in {recipe.dtype}; everything goes to {folder}")
+    if recipe.dtype != "float32" and device_info().backend == "cpu":
+        console.say(f"note: on a CPU {recipe.dtype} is several times slower than float32")
 
 
 def _say_result(console: Console, result: dict[str, Any], stories: list[dict[str, Any]], folder: Path) -> None:
@@ -334,20 +336,21 @@ def _description(phase: int) -> str:
 class ListFlags:
     """Show past runs, newest first."""
 
-    folder: Annotated[Path, tyro.conf.Positional] = RESULTS
+    folder: Annotated[Path, tyro.conf.Positional] = RESULTS.parent
     """where runs were saved"""
 
 
 def list_runs(folder: Path) -> Table:
-    """Past runs under a folder as a table: phase, size, loss, tokens/s, size on disk, newest first."""
+    """Past runs in or below a folder as a table: phase, size, loss, tokens/s, size on disk, newest first."""
     table = Table("run", "phase", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
-    found = [path for path in folder.glob("*/") if (path / SETTINGS).is_file()]
+    found = [path.parent for path in folder.rglob(SETTINGS)]
     for path in sorted(found, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
         try:
             row = _row(path)
         except (BadInput, KeyError, TypeError, ValueError):
             row = ["", "", "", "", "", "", "damaged"]
-        table.add_row(path.name, *row, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
+        name = folder.name if path == folder else str(path.relative_to(folder))
+        table.add_row(name, *row, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
     return table
 
 
@@ -382,9 +385,11 @@ def _row(path: Path) -> list[str]:
 
 
 def _list_command() -> None:
-    if sys.argv[1:2] != ["list"]:
+    command, *rest = sys.argv[1:] or [""]
+    if command not in ("list", "-h", "--help"):
         raise BadInput("expected: python -m mlx_transformer.run list [FOLDER]")
-    flags = parse(ListFlags, "python -m mlx_transformer.run list", args=sys.argv[2:])
+    args = rest if command == "list" else ["--help"]
+    flags = parse(ListFlags, "python -m mlx_transformer.run list", args=args)
     if not flags.folder.is_dir():
         raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
     terminal = rich.console.Console()

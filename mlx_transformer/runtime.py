@@ -304,6 +304,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, gpu or cpu (default: auto)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for the matmul figure (default: 2)")
     options = parser.parse_args()
+    if not options.seconds > 0:
+        raise BadInput(f"--seconds {options.seconds}: expected a number above 0")
     use_device(options.device)
     print("\n".join(report(prepare())))
     print(f"matmul     {matmul_rate(options.seconds):.0f} GFLOP/s (float32, 2048 x 2048)")

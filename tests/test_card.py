@@ -179,8 +179,8 @@ def test_the_report_is_plain_about_a_model_worse_than_guessing(tmp_path):
     [
         ("max_steps", "--max-steps 800"),
         ("max_tokens", "--max-tokens 6553600"),
-        ("max_epochs", "--max-epochs 6"),
-        ("max_seconds", "--max-seconds 626"),
+        ("max_epochs", "--max-epochs 4"),
+        ("max_seconds", "--max-seconds 625"),
         ("interrupted", "--resume"),
     ],
 )
@@ -274,3 +274,16 @@ def test_atomic_write_replaces_whole(tmp_path):
     atomic_write(path, "ä\n")
     assert path.read_bytes() == "ä\n".encode()
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_training_at_the_end_is_what_was_logged_since_the_last_evaluation_but_one(tmp_path):
+    logs = [{"kind": "log", "step": n, "tokens": 100 * n, "seconds": n, "loss": 8.0 - n} for n in range(1, 7)]
+    evaluated = [(2, 5.0), (4, 4.0), (6, 4.5)]
+    curve = logs + [
+        {"kind": "eval", "step": n, "tokens": 100 * n, "seconds": n, "valid_loss": loss, "valid_bpb": None}
+        for n, loss in evaluated
+    ]
+    said = report(tmp_path, a_result(best_valid_loss=4.0, final_valid_loss=4.5), curve)
+    assert "2.500 nats in training at the end, 4.500 in validation" in said
+    assert "the model saved, and its stories, are of the best one" in said
+    assert "Train on, to twice the length" not in said

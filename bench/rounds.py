@@ -187,7 +187,8 @@ def _commit() -> str | None:
 
 def told(child: Child) -> dict[str, Any]:
     """What is recorded of a contestant: its own facts and the variables that it was given."""
-    given = {name: value for name, value in child.contestant.environment.items() if name.startswith(_TOLD)}
+    told = {name: value for name, value in child.contestant.environment.items() if name.startswith(_TOLD)}
+    given = {name: value for name, value in told.items() if os.sep not in value}  # a folder is nobody's business
     return {**child.facts, "environment": given}
 
 

@@ -97,7 +97,9 @@ class Console:
             self._write(f"step {event.step}: saved {event.path.name}")
         elif isinstance(event, Stopped) and event.progress.step == self._resumed_at and event.why.startswith("max_"):
             flag = event.why.replace("_", "-")
-            self.say(f"nothing to do: step {event.progress.step} is past the limit already; give a larger --{flag}")
+            self.say(
+                f"nothing to do: the limit is reached at step {event.progress.step} already; give a larger --{flag}"
+            )
         elif isinstance(event, Stopped):
             self.say(f"stopped: {event.why} after {event.progress.step} steps, {event.progress.train_seconds:.1f} s")
 

@@ -5,7 +5,7 @@ import pytest
 from mlx_transformer import run
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "draw_loss", lambda path, *_: path.touch())

@@ -5,6 +5,8 @@ sinusoidal positions, dropout; Adam with warm-up and inverse square-root decay. 
 is its decoder alone, without the encoder and without cross-attention. The decay of matrices is of 2017 too (AdamW).
 """
 
+from dataclasses import replace
+
 from mlx_transformer import config, model
 from mlx_transformer.attention import Attention
 from mlx_transformer.block import PostNormBlock
@@ -43,7 +45,7 @@ RECIPE = Recipe(
     learning_rate=BySize(nano=4e-3, small=4e-3, base=2e-3),
     schedule=InverseSqrt(warmup_tokens=BySize(nano=100_000, small=400_000, base=1_600_000)),
     groups=(
-        Group(name="matrices", select=Matrices(), optimizer=AdamW(betas=(0.9, 0.98), eps=1e-9, weight_decay=0.01)),
+        Group(name="matrices", select=Matrices(), optimizer=replace(_ADAM, weight_decay=0.01)),
         Group(name="vectors", select=Vectors(), optimizer=_ADAM),
     ),
     clip=GlobalNorm(max_norm=1.0),

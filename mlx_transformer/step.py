@@ -5,27 +5,36 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 from mlx_transformer.data.stream import validation_rows
 from mlx_transformer.model import Model
+from mlx_transformer.optim.clip import sum_of_squares
 from mlx_transformer.optim.groups import Optimizers
 from mlx_transformer.recipe import Recipe
-from mlx_transformer.streams import split
+from mlx_transformer.streams import divide, split
 from mlx_transformer.trees import Tree, by_path
 
 _EVAL_TOKENS = 8192  # of one evaluation batch
 
 
 class TrainingStep:
-    """Forward, backward, clip, update: one function of a batch and a learning rate, compiled over captured state."""
+    """Forward, backward, clip, update: one function of a batch and a learning rate, compiled over captured state.
+
+    Where a batch is split over several streams, each stream's part of the work is compiled by itself instead: compiled
+    as one, equal constants of two streams become one array of the first stream, which the second has to wait for and
+    cannot fuse (docs/PERFORMANCE.md).
+    """
 
     def __init__(self, model: Model, recipe: Recipe, *, compiled: bool = True) -> None:
         self.model, self.recipe = model, recipe
         self.dtype = getattr(mx, recipe.dtype)
-        self.optimizers = Optimizers(recipe.groups, model.trainable_parameters())
+        parameters = by_path(model.trainable_parameters())
+        self.optimizers = Optimizers(recipe.groups, parameters)
+        self.shares = divide({path: value.size for path, value in parameters.items()})
         self.compiled = compiled
-        self._function: Callable[..., tuple[dict[str, mx.array], mx.array]] | None = None
+        self._pieces: list[Callable] = [self._gradients, self._mean, self._update]
+        self._step: Callable[..., tuple[dict[str, mx.array], mx.array]] | None = None
 
     @property
     def state(self) -> list[Any]:
@@ -34,33 +43,69 @@ class TrainingStep:
 
     def __call__(self, batch: mx.array, rate: float) -> tuple[dict[str, mx.array], mx.array]:
         """batch (rows, L + 1) int32, the learning rate -> metrics and the gradients' norm before clipping."""
-        if self._function is None:  # built late, so that a restored state is the one captured
-            state = self.state
-            self._function = mx.compile(self._step, inputs=state, outputs=state) if self.compiled else self._step
-        return self._function(batch, mx.array(rate))
+        if self._step is None:  # built late, so that a restored state is the one captured
+            self._step = self._build()
+        return self._step(batch, mx.array(rate))
 
-    def _step(self, batch: mx.array, rate: mx.array) -> tuple[dict[str, mx.array], mx.array]:
+    def _build(self) -> Callable[..., tuple[dict[str, mx.array], mx.array]]:
+        if not self.compiled:
+            return self._whole
+        if len(self.shares) == 1:
+            return self._compile(self._whole)
+        self._pieces = [self._compile(piece) for piece in self._pieces]
+        return self._whole
+
+    def _compile(self, function: Callable) -> Callable:
+        return mx.compile(function, inputs=self.state, outputs=self.state)
+
+    def _whole(self, batch: mx.array, rate: mx.array) -> tuple[dict[str, mx.array], mx.array]:
+        gradients_of, mean_of, update = self._pieces
         weights = self.model.trainable_parameters()
-        metrics, gradients = self._gradients(weights, batch)
-        clipped, norm = self.recipe.clip(gradients)
-        self.model.update(self.optimizers.update(clipped, by_path(weights), rate))
+        metrics: dict[str, mx.array] = {}
+        parts, portions = [], []
+        for stream, rows, portion in split(batch):
+            with mx.stream(stream):
+                values, gradients = gradients_of(rows)
+            self.model.update(weights)  # in float32 again
+            _add(metrics, values, portion)
+            parts.append(gradients)
+            portions.append(portion)
+        means, squares = [], []
+        for stream, paths in self.shares:
+            with mx.stream(stream):
+                mean, square = mean_of([{path: part[path] for path in paths} for part in parts], portions)
+            means.append(mean)
+            squares.append(square)
+        norm = mx.sqrt(sum(squares[1:], squares[0]))
+        self.optimizers.advance(rate)
+        for (stream, _), mean in zip(self.shares, means, strict=True):
+            with mx.stream(stream):
+                update(mean, norm)
         return metrics, norm
 
-    def _gradients(self, weights: Tree, batch: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-        """Metrics and gradients by path, each the mean over the rows, every stream working on its part of them."""
-        metrics: dict[str, mx.array] = {}
-        gradients: dict[str, mx.array] = {}
-        for stream, rows, share in split(batch):
-            with mx.stream(stream):
-                (_, values), slopes = mx.value_and_grad(self._loss)(weights, rows)
-            _add(metrics, values, share)
-            _add(gradients, by_path(slopes), share)
-        return metrics, gradients
+    def _gradients(self, batch: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+        """Metrics, and gradients by path."""
+        (_, metrics), gradients = mx.value_and_grad(self._loss)(self.model.trainable_parameters(), batch)
+        return metrics, by_path(gradients)
 
     def _loss(self, weights: Tree, batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
         """The loss as a function of the float32 weights, computed in the recipe's dtype."""
         self.model.update(tree_map(lambda w: w.astype(self.dtype), weights))
         return self.model.loss(batch)
+
+    @staticmethod
+    def _mean(parts: list[dict[str, mx.array]], portions: list[float]) -> tuple[dict[str, mx.array], mx.array]:
+        """The mean over all rows of gradients from several portions of them, and its sum of squares."""
+        mean: dict[str, mx.array] = {}
+        for part, portion in zip(parts, portions, strict=True):
+            _add(mean, part, portion)
+        return mean, sum_of_squares(mean)
+
+    def _update(self, gradients: dict[str, mx.array], norm: mx.array) -> None:
+        """New weights where there are gradients."""
+        weights = by_path(self.model.trainable_parameters())
+        new = self.optimizers.update(self.recipe.clip(gradients, norm), weights)
+        self.model.update(tree_unflatten(list(new.items())))
 
 
 class Evaluator:
@@ -77,12 +122,8 @@ class Evaluator:
         self._function = mx.compile(self._total, inputs=[model.state]) if compiled else self._total
 
     def _total(self, rows: mx.array, mask: mx.array) -> mx.array:
-        totals = []
-        for (stream, part, _), (_, counted, _) in zip(split(rows), split(mask), strict=True):
-            with mx.stream(stream):
-                ctx, targets = self.model.inputs(part)
-                totals.append((self.model.token_loss(self.model.hidden(ctx), targets) * counted).sum())
-        return sum(totals[1:], totals[0])
+        ctx, targets = self.model.inputs(rows)
+        return (self.model.token_loss(self.model.hidden(ctx), targets) * mask).sum()
 
     def __call__(self) -> float:
         """The loss of the model's present weights, without dropout."""
@@ -90,9 +131,18 @@ class Evaluator:
         total = 0.0
         for i in range(0, len(self.rows), self.size):
             batch = slice(i, i + self.size)
-            total += self._function(mx.array(self.rows[batch]), mx.array(self.mask[batch])).item()  # type: ignore[assignment]
+            total += sum(self._totals(mx.array(self.rows[batch]), mx.array(self.mask[batch])))
         self.model.train()
         return total / self.pieces
+
+    def _totals(self, rows: mx.array, mask: mx.array) -> list[float]:
+        """The summed losses, in nats, of each stream's part of the rows."""
+        totals = []
+        for (stream, part, _), (_, counted, _) in zip(split(rows), split(mask), strict=True):
+            with mx.stream(stream):
+                totals.append(self._function(part, counted))
+        mx.eval(totals)
+        return [total.item() for total in totals]
 
 
 def _add(total: dict[str, mx.array], part: dict[str, mx.array], share: float) -> None:

@@ -51,3 +51,14 @@ def split(batch: mx.array) -> list[tuple[mx.Stream, mx.array, float]]:
         parts.append((stream, batch[start:end], (end - start) / rows))
         start = end
     return parts
+
+
+def divide(sizes: dict[str, int]) -> list[tuple[mx.Stream, list[str]]]:
+    """Names, each with the size of its work -> every stream and its share of them, the sums as equal as can be."""
+    shares: list[tuple[mx.Stream, list[str]]] = [(stream, []) for stream in streams()]
+    loads = [0] * len(shares)
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        lightest = loads.index(min(loads))
+        shares[lightest][1].append(name)
+        loads[lightest] += sizes[name]
+    return [share for share in shares if share[1]]

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx import optimizers
-from mlx.utils import tree_unflatten
 
 from mlx_transformer.trees import Tree, by_path
 
@@ -73,16 +72,20 @@ class Optimizers:
         for group, optimizer in zip(groups, self.optimizers, strict=True):
             optimizer.init({path: flat[path] for path in self.paths[group.name]})
 
-    def update(self, gradients: dict[str, mx.array], parameters: dict[str, mx.array], rate: mx.array) -> dict[str, Any]:
-        """Gradients and parameters by path -> the tree of new parameters; rate is the schedule's, a scalar."""
-        new: dict[str, mx.array] = {}
+    def advance(self, rate: mx.array) -> None:
+        """Begin a step at the schedule's learning rate, a scalar."""
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
-            own = self.paths[group.name]
             optimizer.learning_rate = rate * group.rate
-            new.update(
-                optimizer.apply_gradients({path: gradients[path] for path in own}, {p: parameters[p] for p in own})
-            )
-        return tree_unflatten(list(new.items()))
+            optimizer.state["step"] = optimizer.step + 1
+
+    def update(self, gradients: dict[str, mx.array], parameters: dict[str, mx.array]) -> dict[str, mx.array]:
+        """The new parameters by path, of those that have a gradient here: all of them, or a stream's share."""
+        return {
+            path: optimizer.apply_single(gradients[path], parameters[path], optimizer.state[path])
+            for group, optimizer in zip(self.groups, self.optimizers, strict=True)
+            for path in self.paths[group.name]
+            if path in gradients
+        }
 
     @property
     def state(self) -> list[dict[str, Any]]:

@@ -13,19 +13,28 @@ import numpy as np
 from mlx_transformer.console import Console
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.errors import RunFailed
-from mlx_transformer.generate import decode
+from mlx_transformer.generate import Decoder
 from mlx_transformer.recipe import Recipe
 from mlx_transformer.run import Curve
 from mlx_transformer.runtime import device_info, is_plain, prepare, use_device, versions
-from mlx_transformer.saved import find_phase
+from mlx_transformer.saved import find_branch, find_phase
 from mlx_transformer.streams import streams
 from mlx_transformer.trainer import Habits, Limits, Step, default_eval_every, fit
 
 
-def make_recipe(phase: int, size: str, rows: int | None, seq_len: int) -> Recipe:
-    """The phase's own recipe with steps of so many rows."""
-    recipe: Recipe = find_phase(phase).RECIPE.at(size)
-    return (replace(recipe, batch_tokens=rows * seq_len) if rows else recipe).check()
+def make_recipe(
+    phase: int,
+    size: str,
+    rows: int | None,
+    seq_len: int,
+    name: str | None = None,
+    learning_rate: float | None = None,
+) -> Recipe:
+    """The phase's own recipe, or the variant of that name, with steps of so many rows and another peak rate."""
+    module = find_phase(phase)
+    recipe: Recipe = (module.RECIPES[name] if name else module.RECIPE).at(size)
+    changed: dict[str, Any] = {"batch_tokens": rows and rows * seq_len, "learning_rate": learning_rate}
+    return replace(recipe, **{field: value for field, value in changed.items() if value}).check()
 
 
 def facts() -> dict[str, Any]:
@@ -48,17 +57,28 @@ class TrainingRounds:
     """The contestant mlx: fit() as a run drives it, with its curve and console, but without evaluations and saving."""
 
     def __init__(
-        self, *, phase: int, size: str, rows: int, config: dict[str, Any], tokens: str, folder: str, device: str
+        self,
+        *,
+        phase: int,
+        size: str,
+        rows: int,
+        config: dict[str, Any],
+        tokens: str,
+        folder: str,
+        device: str,
+        branch: str | None = None,
+        recipe: str | None = None,
+        learning_rate: float | None = None,
     ) -> None:
         use_device(device)
-        kind = find_phase(phase).Model
-        recipe = make_recipe(phase, size, rows, config["seq_len"])
+        kind = find_branch(find_phase(phase), branch)
+        rules = make_recipe(phase, size, rows, config["seq_len"], recipe, learning_rate)
         pieces = np.load(tokens, mmap_mode="r")
         data = Tokens(pieces, pieces[: config["seq_len"] + 1], 0, 1, 1, None, 0.0, True)
-        log_every = max(1, default_eval_every(recipe, data, config["seq_len"]) // 10)  # as run.py has it
+        log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as run.py has it
         self.curve = Curve(Path(folder) / "curve.jsonl", lambda loss: None, log_every)
         self.console = Console(quiet=True).training(Limits())
-        self.events = fit(kind(kind.Config(**config)), recipe, data, habits=Habits(eval_every=10**9))
+        self.events = fit(kind(kind.Config(**config)), rules, data, habits=Habits(eval_every=10**9))
 
     def facts(self) -> dict[str, Any]:
         return facts()
@@ -76,7 +96,8 @@ class TrainingRounds:
             else:
                 raise RunFailed(f"training ended: {event}")
         assert isinstance(event, Step)
-        return {"losses": losses, "data_wait_share": event.data_wait_share}
+        on_gpu = {} if device_info().backend == "cpu" else {"memory_bytes": mx.get_peak_memory()}
+        return {"losses": losses, "data_wait_share": event.data_wait_share, **on_gpu}
 
 
 class DecodingRounds:
@@ -91,7 +112,7 @@ class DecodingRounds:
         self.model.eval()
         mx.eval(self.model.parameters())
         self.prompts = prompts
-        self.decode = self._cached if cached else self._uncached
+        self.decode, self.decoder = (self._cached if cached else self._uncached), Decoder(self.model)
 
     def facts(self) -> dict[str, Any]:
         return facts()
@@ -101,7 +122,7 @@ class DecodingRounds:
         return {"pieces": self.decode(count)}
 
     def _cached(self, count: int) -> list[list[int]]:
-        return np.array(list(decode(self.model, self.prompts, count))).T.tolist()
+        return np.array(list(self.decoder(self.prompts, count))).T.tolist()
 
     def _uncached(self, count: int) -> list[list[int]]:
         tokens = mx.array(self.prompts)

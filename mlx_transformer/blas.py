@@ -1,9 +1,10 @@
 """A real BLAS under MLX's matmul on a Linux CPU (the wheel's own is the reference BLAS, 30-50x slower).
 
-libmlx takes `cblas_sgemm` from the global symbol scope. A shim of one function, loaded there before `mlx.core`,
-hands every call on to the library chosen here; the library itself stays in a scope of its own, so that NumPy, SciPy
-and torch keep the BLAS they came with. Which library: the fastest of those that agree with float64 on this CPU,
-measured on first use in a process of its own (a BLAS made for another CPU may crash) and then remembered.
+libmlx takes `cblas_sgemm` from the global symbol scope. A shim of one function (sgemm.cpp), loaded there before
+`mlx.core`, hands every call but those of a few rows on to the library chosen here; the library itself stays in a scope
+of its own, so that NumPy, SciPy and torch keep the BLAS they came with. Which library: the fastest of those that agree
+with float64 on this CPU, measured on first use in a process of its own (a BLAS made for another CPU may crash) and then
+remembered.
 """
 
 import ctypes
@@ -22,18 +23,7 @@ from pathlib import Path
 from mlx_transformer import native
 from mlx_transformer.files import write_json
 
-SHIM = r"""
-typedef void sgemm(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
-extern "C" {
-    sgemm* mlx_transformer_sgemm;     // set from Python
-    long mlx_transformer_calls;       // how often MLX came by; a rough count, threads do not wait for each other
-    void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda,
-                     const float* b, int ldb, float beta, float* c, int ldc) {
-        ++mlx_transformer_calls;
-        mlx_transformer_sgemm(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-    }
-}
-"""
+SHIM = Path(__file__).with_name("sgemm.cpp").read_text()
 TOLERANCE = 3e-5  # largest error / sqrt(K), standard normal factors: float32 gives 2e-6, bfloat16 inside 4e-3
 _SYSTEM_FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib", f"{sys.prefix}/lib")
 _KERNEL_CHOICE = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE")
@@ -160,7 +150,7 @@ def has_shim(folder: Path) -> bool:
 
 
 def _shim(folder: Path) -> Path:
-    return folder / f"sgemm-{native.digest(SHIM, os.uname().machine)}.so"
+    return folder / f"sgemm-{native.digest(SHIM, native.cpu_key(), native.cpu_flags())}.so"
 
 
 def activate(verdict: Verdict, folder: Path, threads: int) -> Blas:
@@ -170,7 +160,7 @@ def activate(verdict: Verdict, folder: Path, threads: int) -> Blas:
     """
     chosen = verdict.library
     if not has_shim(folder):
-        native.compile_library(SHIM, _shim(folder))
+        native.compile_library(SHIM, _shim(folder), "-O3", *native.cpu_flags().split())
     with _thread_limit(threads):
         library = ctypes.CDLL(chosen.path)  # RTLD_LOCAL
     shim = ctypes.CDLL(str(_shim(folder)), mode=ctypes.RTLD_GLOBAL)

@@ -112,6 +112,53 @@ class State:
         )
 
 
+class WindowCache(State):
+    """Keys and values of the last `window` tokens, in their order, and of the first `n_global` positions of a row.
+
+    It never grows. Empty slots stand at position NEVER; every row has positions of its own.
+    """
+
+    def __init__(self, window: int, n_global: int) -> None:
+        super().__init__()
+        self.window, self.n_global = window, n_global
+
+    def update(self, k: mx.array, v: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Append k and v (B, H, L, d) at positions (L,) or (B, L); return keys, values and positions (B, C).
+
+        C = n_global + window + L: the global tokens, the window as it was before, the new tokens. Among the latter two
+        a global token stands at NEVER, so that nothing is seen twice.
+        """
+        positions = mx.broadcast_to(positions, (k.shape[0], k.shape[2])).astype(mx.int32)[:, None, :, None]
+        new = {"k": k, "v": v, "positions": positions}
+        held = self.arrays or self._empty(new)
+        is_global = positions == mx.arange(self.n_global)  # (B, 1, L, n_global)
+        came, at = is_global.any(axis=2)[..., None], mx.argmax(is_global, axis=2)[..., None]
+        first, recent = {}, {}
+        for name, x in new.items():
+            before = held[f"first_{name}"]
+            first[name] = mx.where(came, mx.take_along_axis(x, mx.broadcast_to(at, before.shape), axis=2), before)
+            recent[name] = mx.concatenate([held[name], x], axis=2)
+        self.arrays = {name: x[:, :, -self.window :] for name, x in recent.items()}
+        self.arrays |= {f"first_{name}": x for name, x in first.items()}
+        recent["positions"] = mx.where(recent["positions"] < self.n_global, NEVER, recent["positions"])
+        seen = {name: mx.concatenate([first[name], recent[name]], axis=2) for name in new}
+        return seen["k"], seen["v"], seen["positions"][:, 0, :, 0]
+
+    def _empty(self, new: dict[str, mx.array]) -> dict[str, mx.array]:
+        arrays = {}
+        for name, x in new.items():
+            for prefix, slots in (("", self.window), ("first_", self.n_global)):
+                shape = (*x.shape[:2], slots, x.shape[3])
+                arrays[prefix + name] = mx.full(shape, NEVER if name == "positions" else 0, x.dtype)
+        return arrays
+
+    def merged(self, others: Sequence[LayerCache]) -> WindowCache:
+        """The rows of all, which have equally many slots whatever their length."""
+        whole = WindowCache(self.window, self.n_global)
+        whole.arrays = super().merged(others).arrays
+        return whole
+
+
 class Cache:
     """A model's memory while it decodes: one LayerCache a depth, the tokens seen, and an encoder's output."""
 

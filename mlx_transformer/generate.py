@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +18,10 @@ from mlx_transformer.model import Model
 from mlx_transformer.runtime import use_device
 from mlx_transformer.sampling import Sampling
 from mlx_transformer.saved import load
+from mlx_transformer.streams import divided_blas, in_parts, streams
 
 GREEDY = Sampling(temperature=0.0)
+_ROWS_OF_A_STREAM = 8  # at least: dispatching to another one costs more than it saves with fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,50 +128,80 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
 def decode(
     model: Model, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
 ) -> Iterator[list[int]]:
-    """Yield count times the next piece of every prompt; each row goes on behind its own pieces, of whatever length.
+    """Yield count times the next piece of every prompt; each row goes on behind its own pieces, of whatever length."""
+    return Decoder(model)(prompts, count, sampling=sampling, seed=seed)
 
-    The prompts are read one by one and their caches merged, so that no row holds padding; then a compiled step a piece.
+
+class Decoder:
+    """Cached decoding with one model: the prompts are read, then a compiled step a piece.
+
+    Many rows are divided over the streams of a CPU. Prompts of equal length are read together, others one by one and
+    their caches merged, so that no row holds padding. Called again with shapes it has seen, it compiles nothing anew.
     """
-    if count < 1 or not prompts:
-        return
-    key = mx.random.key(seed)
-    step = _Decoder(model, *_read(model, prompts, count))
-    for i in range(count):
-        key, own = mx.random.split(key)
-        pieces = sampling(step.logits, own)
-        if i + 1 < count:
-            step.advance(pieces)  # dispatched before the pieces are looked at
-        yield pieces.tolist()  # type: ignore[misc]
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._forward = mx.compile(self._step, inputs=[model.state])
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
+    ) -> Iterator[list[int]]:
+        """Yield count times the next piece of every prompt."""
+        if count < 1 or not prompts:
+            return
+        key = mx.random.key(seed)
+        used = streams()[: max(1, len(prompts) // _ROWS_OF_A_STREAM)]
+        with divided_blas() if len(used) > 1 else nullcontext():
+            rows = in_parts(list(prompts), len(used))
+            parts = [_Rows(self, stream, own, count) for stream, (own, _) in zip(used, rows, strict=True)]
+            for i in range(count):
+                key, own_key = mx.random.split(key)
+                pieces = sampling(mx.concatenate([part.logits for part in parts]), own_key)
+                if i + 1 < count:
+                    for part, (drawn, _) in zip(parts, in_parts(pieces, len(parts)), strict=True):
+                        part.advance(drawn)
+                    # Dispatched before the pieces are looked at; all at once, else the first stream works alone.
+                    mx.async_eval([part.state for part in parts])
+                yield pieces.tolist()  # type: ignore[misc]
+
+    def _step(self, pieces: mx.array, state: list) -> tuple[mx.array, list]:
+        self.cache.state = state
+        return self.model.unembed(self.model.read(pieces[:, None], self.cache)[:, -1]), self.cache.state
+
+    def step(self, pieces: mx.array, cache: Cache) -> mx.array:
+        """Logits (B, V) behind the pieces (B,), with the cache moved on, which has room for one more."""
+        self.cache = cache
+        logits, cache.state = self._forward(pieces, cache.state)
+        return logits
 
 
-def _read(model: Model, prompts: Sequence[Sequence[int]], count: int) -> tuple[mx.array, Cache]:
-    """Logits (B, V) behind each prompt, and one cache of all with room for count more."""
-    caches, logits = [], []
-    for prompt in prompts:
-        cache = model.make_cache(1)
-        logits.append(model(mx.array([list(prompt)]), cache)[:, -1])
-        caches.append(cache)
-    whole = Cache.merge(caches)
-    whole.reserve(count)
-    mx.eval(whole.state, logits)
-    return mx.concatenate(logits), whole
+class _Rows:
+    """Some prompts on a stream of their own: logits (B, V) behind each, and their cache."""
 
+    def __init__(self, decoder: Decoder, stream: mx.Stream, prompts: Sequence[Sequence[int]], count: int) -> None:
+        self.decoder, self.stream = decoder, stream
+        with mx.stream(stream):
+            self.logits, self.cache = _read(decoder.model, prompts)
+            self.cache.reserve(count)
 
-class _Decoder:
-    """One compiled step of the model; its cache is carried through as arrays."""
-
-    def __init__(self, model: Model, logits: mx.array, cache: Cache) -> None:
-        def forward(pieces: mx.array, state: list) -> tuple[mx.array, list]:
-            cache.state = state
-            return model(pieces[:, None], cache)[:, -1], cache.state
-
-        self.logits, self.state = logits, cache.state
-        self.forward = mx.compile(forward, inputs=[model.state])
+    @property
+    def state(self) -> list:
+        """What the next step reads."""
+        return [self.logits, self.cache.state]
 
     def advance(self, pieces: mx.array) -> None:
         """Logits behind the pieces (B,) just drawn."""
-        self.logits, self.state = self.forward(pieces, self.state)
-        mx.async_eval(self.logits, self.state)
+        with mx.stream(self.stream):
+            self.logits = self.decoder.step(pieces, self.cache)
+
+
+def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cache]:
+    """Logits (B, V) behind each prompt, and one cache of all."""
+    if len({len(prompt) for prompt in prompts}) == 1:
+        cache = model.make_cache(len(prompts))
+        return model.unembed(model.read(mx.array([list(prompt) for prompt in prompts]), cache)[:, -1]), cache
+    read = [_read(model, [prompt]) for prompt in prompts]
+    return mx.concatenate([logits for logits, _ in read]), Cache.merge([cache for _, cache in read])
 
 
 @dataclass

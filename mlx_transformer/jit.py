@@ -52,7 +52,6 @@ exec {gxx} -I {folder}/headers "$@" {flags}
 MLX_FLAGS = "-std=c++17 -O3 -Wall -fPIC -shared"  # its own; another set only means that the header is not used
 HEADER = "mlx/backend/cpu/compiled_preamble.h"
 _SYMBOL = "_ZNSt10filesystem19temp_directory_pathB5cxx11Ev"
-_FLAGS = {"x86_64": "-march=native", "aarch64": "-march=native"}
 _HOUR = 3600.0
 
 
@@ -86,7 +85,7 @@ def activate(cache: Path) -> KernelCache:
     if gxx is None or mlx is None:
         raise OSError("g++ or MLX was not found")
     package, version = mlx
-    flags = _FLAGS.get(os.uname().machine, "")
+    flags = native.cpu_flags()
     stamps = [native.stamp(gxx), native.stamp(f"{package}/include/{HEADER}")]
     folder = cache / native.digest(version, stamps, flags, native.cpu_key(), SHIM, WRAPPER, cache)
     if any(character in str(folder) for character in '"$`\\\n'):

@@ -37,6 +37,8 @@ class Model(nn.Module):
     FFN: Slot
     Block: Slot
 
+    label_smoothing: float = 0.0  # of the training loss alone; the trainer sets its Recipe's
+
     def __init__(self, config: config.Config, seed: int = 0) -> None:
         """Final: the parts are made in `build`; then `init_weight` draws each parameter."""
         super().__init__()
@@ -99,10 +101,14 @@ class Model(nn.Module):
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
         """Logits (B, L, V); with a cache the tokens follow those it has seen, and it is moved on."""
-        logits = self.unembed(self.hidden(self.context(tokens, cache)))
+        return self.unembed(self.read(tokens, cache))
+
+    def read(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+        """Tokens -> the last hidden states (B, L, D), of which decoding needs the last logits alone; cache as above."""
+        h = self.hidden(self.context(tokens, cache))
         if cache is not None:
             cache.offset = cache.offset + tokens.shape[1]
-        return logits
+        return h
 
     def context(self, tokens: mx.array, cache: Cache | None = None) -> Ctx:
         """What the blocks are lent for these tokens (B, L)."""
@@ -147,7 +153,13 @@ class Model(nn.Module):
 
     def objective(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
         """The scalar that training descends, before the ledger's share."""
-        return ops.mean_cross_entropy(h, self.head.matrix(self.embedding), targets, softcap=self.head.softcap)
+        return ops.mean_cross_entropy(
+            h,
+            self.head.matrix(self.embedding),
+            targets,
+            softcap=self.head.softcap,
+            label_smoothing=self.label_smoothing,
+        )
 
     def loss(self, batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
         """A batch -> the scalar to descend (objective + the ledger's losses), and scalars to log, "loss" among them."""

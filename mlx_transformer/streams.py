@@ -7,11 +7,14 @@ many streams as there are cores, and each stream's matmuls keep to one thread.
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from typing import TypeVar
 
 import mlx.core as mx
 
 from mlx_transformer.runtime import prepare
 
+Rows = TypeVar("Rows", mx.array, list)
 _MOST = 4  # streams; more cores than that go to the BLAS. Measured on 2 cores: docs/PERFORMANCE.md
 
 
@@ -42,15 +45,18 @@ def divided_blas() -> Iterator[None]:
         library.set_threads(prepare().threads)
 
 
-def split(batch: mx.array) -> list[tuple[mx.Stream, mx.array, float]]:
-    """Rows (B, ...) -> (stream, its rows, its share of all rows), the parts as equal as can be."""
-    parts, rows, start = [], batch.shape[0], 0
-    used = streams()[:rows]
-    for i, stream in enumerate(used):
-        end = (i + 1) * rows // len(used)
-        parts.append((stream, batch[start:end], (end - start) / rows))
-        start = end
-    return parts
+def split(batch: Rows) -> list[tuple[mx.Stream, Rows, float]]:
+    """Rows (B, ...) -> (stream, its rows, its share of all rows)."""
+    used = streams()
+    parts = in_parts(batch, len(used))
+    return [(stream, rows, share) for stream, (rows, share) in zip(used, parts, strict=False)]
+
+
+def in_parts(batch: Rows, count: int) -> list[tuple[Rows, float]]:
+    """Rows (B, ...) -> so many parts, B at most, as equal as can be: their rows, and their share of all."""
+    rows = len(batch)
+    ends = [i * rows // min(count, rows) for i in range(min(count, rows) + 1)]
+    return [(batch[start:end], (end - start) / rows) for start, end in pairwise(ends)]
 
 
 def divide(sizes: dict[str, int]) -> list[tuple[mx.Stream, list[str]]]:

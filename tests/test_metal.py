@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from bench.graph import NO_METAL_KERNEL, labels, on_metal, trace, training_step
-from mlx_transformer.generate import _Decoder, _read
+from mlx_transformer.generate import Decoder, _read
 from phases import phase1
 from tests.ladder import V, kinds, modules, tiny
 
@@ -47,8 +47,16 @@ def _train(kind, recipe=phase1.RECIPE):
 def _decode(kind):
     """A step of cached decoding as a function of the pieces just drawn, and such pieces."""
     model = tiny(kind)
-    step = _Decoder(model, *_read(model, [[1, 2, 3], [4, 5, 6, 7]], 4))
-    return lambda pieces: [a for _, a in tree_flatten(step.forward(pieces, step.state))], mx.zeros((2,), mx.int32)
+    _, cache = _read(model, [[1, 2, 3], [4, 5, 6, 7]])
+    cache.reserve(4)
+    mx.eval(cache.state)
+    decoder, before = Decoder(model), cache.state
+
+    def step(pieces):
+        cache.state = before
+        return [decoder.step(pieces, cache), *(array for _, array in tree_flatten(cache.state))]
+
+    return step, mx.zeros((2,), mx.int32)
 
 
 def _missing(function, x):

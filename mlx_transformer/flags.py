@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -224,6 +225,25 @@ class TrainFlags:
             for name, value in values.items()
             if value is not None and value is not False and value != ()
         }
+
+
+def train_flags(phase: ModuleType) -> type[TrainFlags]:
+    """TrainFlags with a flag for each further number in the Config of a phase or of one of its branches."""
+    owners: dict[str, list[str]] = {}
+    numbers = {}
+    for name, kind in (("", phase.Model), *phase.BRANCHES.items()):
+        for field in fields(kind.Config):
+            if field.name not in TrainFlags.__dataclass_fields__:
+                owners.setdefault(field.name, []).append(name)
+                numbers[field.name] = field
+    further = []
+    for name, field in numbers.items():
+        whole = field.type in (int, "int")
+        read = _optional(_extent, "N") if whole else _optional(_positive, "X")
+        whose = "every branch" if "" in owners[name] else ", ".join(owners[name])
+        help_text = tyro.conf.arg(help=f"a number of {whose}, see its Config", help_behavior_hint="")
+        further.append((name, Annotated[(int if whole else float) | None, read, help_text], None))
+    return make_dataclass("TrainFlags", further, bases=(TrainFlags,), namespace={"__doc__": TrainFlags.__doc__})
 
 
 def read_sampling(flags: Any) -> Sampling:

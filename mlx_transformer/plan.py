@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 from mlx_transformer.errors import BadInput
-from mlx_transformer.flags import TrainFlags, parse, read_sampling
+from mlx_transformer.flags import TrainFlags, parse, read_sampling, train_flags
 from mlx_transformer.model import Model
 from mlx_transformer.recipe import Recipe
 from mlx_transformer.runtime import device_info, use_device
@@ -28,7 +28,6 @@ DEFAULT_SECONDS = 240.0  # a first run is minutes; any --max flag replaces it
 _LIMITS = ("max_steps", "max_tokens", "max_epochs", "max_seconds", "target_loss")
 _FREE = (*_LIMITS, "quiet", "prompt", "resume")  # what may differ when a run goes on
 _AUTO = ("size", "data", "device")  # "auto" means: as it was chosen when the run began
-_NUMBERS = ("d_model", "n_layers", "n_heads", "d_ff", "seq_len", "dropout")
 PROMPTS = (
     "Once upon a time",
     "There was a little",
@@ -69,11 +68,12 @@ class Plan:
     def _check_memory(self, parameters: int) -> None:
         """Raises BadInput where training cannot fit: a lower bound, counted before anything is computed."""
         states = 4 * parameters  # the weights, their gradients, and two moments each
-        activations = self.recipe.batch_tokens * self.config.d_model * self.config.n_layers  # the blocks' inputs alone
+        tokens = self.recipe.batch_tokens // self.recipe.accumulate  # at a time
+        activations = tokens * self.config.d_model * self.config.n_layers  # the blocks' inputs alone
         needed, present = 4 * (states + activations) / 2**30, device_info().memory_bytes / 2**30
         if 0 < present < needed:
             raise BadInput(
-                f"such a model and steps of {self.recipe.batch_tokens:,} tokens need at least {needed:,.0f} GiB, and "
+                f"such a model and {tokens:,} tokens at a time need at least {needed:,.0f} GiB, and "
                 f"this device has {present:,.0f}: give a smaller --d-model, --d-ff, --n-layers or --batch-size"
             )
 
@@ -106,11 +106,15 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
         raise BadInput(
             f"--{min(own).replace('_', '-')} and --init-from exclude each other: the tokenizer comes with the weights"
         )
-    numbers = {**SIZES[size], **(_numbers_of(source) if source else {})}
-    numbers |= {name: settings[name] for name in _NUMBERS if name in settings}
+    numbers = {**SIZES[size], **(_numbers_of(source, kind) if source else {})}
+    recipe, limits = _recipe(module, settings, size), _limits(settings)
+    numbers |= {} if recipe.dropout is None else {"dropout": recipe.dropout}
+    numbers |= _own_numbers(module, kind, settings)
     asked_vocab = settings.get("vocab_size")
     config = kind.Config(**{**numbers, "vocab_size": asked_vocab or numbers["vocab_size"]})
-    recipe = _recipe(module, settings, size, config.seq_len)
+    if "batch_size" in settings:
+        recipe = replace(recipe, batch_tokens=settings["batch_size"] * config.seq_len)
+    recipe.rate(1, 0.0, limits.max_seconds)  # raises what training would
     sampling = read_sampling(flags if not flags.resume else _Attributes(settings))
     corpus = load_corpus(settings.get("data", "auto"), settings.get("valid"), settings.get("stories"), say)
     if source is None:
@@ -125,9 +129,9 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
         settings=_decided(settings, size, corpus),
         size=size,
         seed=settings.get("seed", 0),
-        config=replace(config, vocab_size=tokenizer.vocab_size),
+        config=replace(config, vocab_size=tokenizer.vocab_size) if source is None else config,
         recipe=recipe,
-        limits=_limits(settings),
+        limits=limits,
         sampling=sampling,
         corpus=corpus,
         tokenizer=tokenizer,
@@ -148,14 +152,12 @@ class _Attributes:
         return self._settings.get(name)
 
 
-def _recipe(module: ModuleType, settings: dict[str, Any], size: str, seq_len: int) -> Recipe:
+def _recipe(module: ModuleType, settings: dict[str, Any], size: str) -> Recipe:
     name = settings.get("recipe")
     if name is not None and name not in module.RECIPES:
         known = ", ".join(sorted(module.RECIPES)) or "none besides its own"
         raise BadInput(f"recipe '{name}' is unknown in {module.__name__}: it has {known}")
     recipe: Recipe = (module.RECIPE if name is None else module.RECIPES[name]).at(size)
-    if "batch_size" in settings:
-        recipe = replace(recipe, batch_tokens=settings["batch_size"] * seq_len)
     changed = {name: settings[name] for name in ("learning_rate", "dtype") if name in settings}
     return replace(recipe, **changed).check()
 
@@ -167,10 +169,19 @@ def _limits(settings: dict[str, Any]) -> Limits:
     return Limits(**given)
 
 
-def _numbers_of(source: Path) -> dict[str, Any]:
-    """The numbers of the run that weights come from, but for those that training alone reads."""
+def _own_numbers(module: ModuleType, kind: type[Model], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are numbers of a Config. Raises BadInput for one that only other branches have."""
+    own = {field.name for field in fields(kind.Config)} - {"vocab_size"}
+    others = {field.name for branch in module.BRANCHES.values() for field in fields(branch.Config)} - {"vocab_size"}
+    if foreign := (others - own) & settings.keys():
+        raise BadInput(f"--{min(foreign).replace('_', '-')} is a number of another branch: this model has none such")
+    return {name: settings[name] for name in own & settings.keys()}
+
+
+def _numbers_of(source: Path, kind: type[Model]) -> dict[str, Any]:
+    """The numbers of the run that weights come from, but for dropout, which training alone reads."""
     numbers = read_config(source)["config"]
-    return {name: numbers[name] for name in (*SIZES["nano"],) if name in numbers}
+    return {f.name: numbers[f.name] for f in fields(kind.Config) if f.name in numbers and f.name != "dropout"}
 
 
 def _check_text(plan: Plan) -> None:
@@ -207,7 +218,7 @@ def _resumed(phase: int, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     stored = read_settings(folder)
     if stored["phase"] != phase:
         raise BadInput(f"'{folder}' is a run of phase {stored['phase']}, not of phase {phase}")
-    settings = _read_again(stored["flags"], folder / SETTINGS)
+    settings = _read_again(train_flags(find_phase(phase)), stored["flags"], folder / SETTINGS)
     if "out" in given:
         raise BadInput(
             f"--out {given['out']} and --resume {folder} exclude each other: a resumed run stays in its folder"
@@ -227,18 +238,18 @@ def _resumed(phase: int, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     return {**settings, **limits, **{name: given[name] for name in ("prompt", "quiet") if name in given}}
 
 
-def _read_again(flags: dict[str, Any], path: Path) -> dict[str, Any]:
+def _read_again(kind: type[TrainFlags], flags: dict[str, Any], path: Path) -> dict[str, Any]:
     """Stored flags, read as the command line was. Raises BadInput where somebody has made of them what none can be."""
     line: list[str] = []
     for name, value in flags.items():
-        if name not in TrainFlags.__dataclass_fields__:
+        if name not in kind.__dataclass_fields__:
             raise BadInput(f"'{path}' is damaged: '{name}' is no flag")
         flag = f"--{name.replace('_', '-')}"
         line += (
             [flag] if value is True else [f"{flag}={one}" for one in (value if isinstance(value, list) else [value])]
         )
     try:
-        return parse(TrainFlags, f"'{path}'", args=line).given()
+        return parse(kind, f"'{path}'", args=line).given()
     except BadInput as error:
         raise BadInput(f"'{path}' is damaged: {error}") from None
 

@@ -1,12 +1,15 @@
 """Recipe: the numbers and rules of training, as one frozen value; a phase is `replace(previous.RECIPE, ...)`."""
 
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from mlx_transformer.errors import BadInput
-from mlx_transformer.optim.clip import GlobalNorm
+from mlx_transformer.optim.average import EMA
+from mlx_transformer.optim.clip import Clip
 from mlx_transformer.optim.groups import Group
-from mlx_transformer.optim.schedules import Schedule
+from mlx_transformer.optim.scaling import LossScale
+from mlx_transformer.optim.schedules import BatchWarmup, ByTokens, Pace, Schedule
+from mlx_transformer.optim.stopping import StopRule
 
 DTYPES = ("float32", "float16", "bfloat16")
 T = TypeVar("T")
@@ -22,14 +25,6 @@ class BySize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plateau:
-    """Stop after `patience` evaluations in a row without a gain of `min_improvement` nats on the best so far."""
-
-    patience: int
-    min_improvement: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is trained. Horizons are numbers of tokens. Any field, and any number inside one, may be a BySize."""
 
@@ -37,10 +32,17 @@ class Recipe:
     learning_rate: Any  # the peak, times the schedule
     schedule: Schedule
     groups: tuple[Group, ...]  # which optimizer owns which parameter
-    clip: GlobalNorm
-    stop: Plateau
+    clip: Clip
+    stop: StopRule
     eval_tokens: Any  # training tokens between two evaluations, unless the validation text is longer
     dtype: str = "float32"  # what forward and backward compute in; the weights stay float32
+    loss_scale: LossScale = field(default_factory=LossScale)  # in float16; the other dtypes need none
+    pace: Pace = field(default_factory=ByTokens)  # what leads the schedule
+    batch_warmup: BatchWarmup | None = None
+    accumulate: Any = 1  # parts of a step that are computed one after the other: the memory of one, the sum of all
+    label_smoothing: Any = 0.0  # of the training loss; the validation loss is always the plain one
+    average: EMA | None = None  # of the weights: what is evaluated and kept in place of the weights
+    dropout: Any = None  # in place of the Config's, where a run makes its model
 
     def at(self, size: str) -> "Recipe":
         """The recipe of one model size: every BySize replaced by its number."""
@@ -52,7 +54,24 @@ class Recipe:
             raise BadInput(f"dtype = {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if not 0 < self.learning_rate < float("inf"):
             raise BadInput(f"learning rate = {self.learning_rate}: expected a number above 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise BadInput(f"label_smoothing = {self.label_smoothing}: expected a number from 0 to below 1")
+        if self.accumulate < 1:
+            raise BadInput(f"accumulate = {self.accumulate}: expected a whole number of at least 1")
         return self
+
+    def rows(self, seq_len: int, tokens: int | None = None) -> int:
+        """Of a step that begins when so many tokens were seen (None: once the batch is full)."""
+        full = max(1, self.batch_tokens // seq_len)
+        return full if tokens is None or self.batch_warmup is None else self.batch_warmup.rows(full, tokens)
+
+    def rate(self, tokens: int, seconds: float, max_seconds: float | None) -> float:
+        """The learning rate of a step: tokens seen once it is done, the clock when it begins, --max-seconds.
+
+        Raises BadInput if the pace is the clock's and there is no --max-seconds.
+        """
+        share = None if max_seconds is None else seconds / max_seconds
+        return self.learning_rate * self.schedule(self.pace(tokens, share))
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, with the class name of each part as "kind": what result.json records."""

@@ -24,7 +24,7 @@ from mlx_transformer.config import SIZES
 from mlx_transformer.console import Console
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.files import atomic_write, write_json
-from mlx_transformer.flags import TrainFlags, parse
+from mlx_transformer.flags import TrainFlags, parse, train_flags
 from mlx_transformer.folder import RESULTS, check_folder, explained, new_folder, owned
 from mlx_transformer.generate import tell, tell_freely
 from mlx_transformer.model import Model
@@ -56,7 +56,7 @@ def main(phase: int) -> None:
     """The command line of a phase."""
 
     def command() -> None:
-        train(phase, parse(TrainFlags, f"python -m phases.phase{phase}", _description(phase)))
+        train(phase, parse(train_flags(find_phase(phase)), f"python -m phases.phase{phase}", _description(phase)))
 
     exit_cleanly(command)
 
@@ -135,7 +135,13 @@ def _fables(plan: Plan, model: Model) -> list[str]:
 
 def describe(plan: Plan, model: Model, stopped: Stopped, figures: dict[str, Any]) -> dict[str, Any]:
     """result.json, key by key as the schema has it."""
-    now, tokens, device = stopped.progress, plan.tokens, device_info()
+    measured = _measured(stopped.progress, plan)
+    return {**described(plan, model), **measured, "stopped": stopped.why, "quality": figures}
+
+
+def described(plan: Plan, model: Model) -> dict[str, Any]:
+    """What is known of a run before it starts: the first part of result.json."""
+    tokens, device = plan.tokens, device_info()
     floor = tokens.floor_bits
     return {
         "schema_version": _SCHEMA_VERSION,
@@ -164,9 +170,6 @@ def describe(plan: Plan, model: Model, stopped: Stopped, figures: dict[str, Any]
         "config": plan.config.to_dict(),
         "recipe": plan.recipe.to_dict(),
         "parameters": model.count_parameters(),
-        **_measured(now, plan),
-        "stopped": stopped.why,
-        "quality": figures,
     }
 
 
@@ -295,8 +298,8 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     for name, count in groups.items():
         console.say(f"  {name:<24}{count:>12,}")
     console.say(f"  {'parameters':<24}{model.count_parameters()['total']:>12,}")
-    rows = max(1, recipe.batch_tokens // plan.config.seq_len)
-    console.say(f"steps of {rows} x {plan.config.seq_len} tokens in {recipe.dtype}; everything goes to {folder}")
+    rows, parts = recipe.rows(plan.config.seq_len), "" if recipe.accumulate == 1 else f" ({recipe.accumulate} parts)"
+    console.say(f"steps of {rows} x {plan.config.seq_len} tokens{parts} in {recipe.dtype}; everything goes to {folder}")
     if recipe.dtype != "float32" and device_info().backend == "cpu":
         console.say(f"note: on a CPU {recipe.dtype} is several times slower than float32")
 
@@ -324,7 +327,8 @@ def _description(phase: int) -> str:
         str(recipe.batch_tokens // SIZES[size]["seq_len"]) for recipe, size in zip(recipes, SIZES, strict=True)
     )
     table["learning_rate"] = " / ".join(f"{recipe.learning_rate:g}" for recipe in recipes)
-    table["dropout"] = f"{module.Config().dropout:g}"
+    dropout = recipes[0].dropout
+    table["dropout"] = f"{module.Config().dropout if dropout is None else dropout:g}"
     table["dtype"] = recipes[0].dtype
     defaults = ", ".join(f"{name} {values}" for name, values in table.items())
     branches = f" Branches: {', '.join(sorted(module.BRANCHES))}." if module.BRANCHES else ""

@@ -12,7 +12,7 @@ from mlx_transformer.model import Model
 from mlx_transformer.optim.clip import sum_of_squares
 from mlx_transformer.optim.groups import Optimizers
 from mlx_transformer.recipe import Recipe
-from mlx_transformer.streams import divide, split
+from mlx_transformer.streams import divide, in_parts, split
 from mlx_transformer.trees import Tree, by_path
 
 _EVAL_TOKENS = 8192  # of one evaluation batch
@@ -31,6 +31,12 @@ class TrainingStep:
         self.dtype = getattr(mx, recipe.dtype)
         parameters = by_path(model.trainable_parameters())
         self.optimizers = Optimizers(recipe.groups, parameters)
+        self.memory: dict[str, dict[str, mx.array]] = {
+            "clip": recipe.clip.start(),
+            "scaling": recipe.loss_scale.start() if recipe.dtype == "float16" else {},
+            "average": dict(parameters) if recipe.average else {},
+        }
+        model.label_smoothing = recipe.label_smoothing
         self.shares = divide({path: value.size for path, value in parameters.items()})
         self.compiled = compiled
         self._pieces: list[Callable] = [self._gradients, self._mean, self._update]
@@ -39,13 +45,23 @@ class TrainingStep:
     @property
     def state(self) -> list[Any]:
         """Everything a step reads and changes."""
-        return [self.model.state, self.optimizers.state, mx.random.state]
+        return [self.model.state, self.optimizers.state, self.memory, mx.random.state]
 
-    def __call__(self, batch: mx.array, rate: float) -> tuple[dict[str, mx.array], mx.array]:
-        """batch (rows, L + 1) int32, the learning rate -> metrics and the gradients' norm before clipping."""
+    def __call__(
+        self, batch: mx.array, rate: float, average_share: float = 1.0
+    ) -> tuple[dict[str, mx.array], mx.array]:
+        """batch (rows, L + 1) int32, the learning rate, the new weights' share in the recipe's average of them.
+
+        Gives metrics and the gradients' norm before clipping, which is 0 where an overflow made it leave the step out.
+        """
         if self._step is None:  # built late, so that a restored state is the one captured
             self._step = self._build()
-        return self._step(batch, mx.array(rate))
+        return self._step(batch, mx.array(rate), mx.array(average_share))
+
+    def weights_to_keep(self) -> Tree:
+        """What is to be evaluated and kept: the weights, or the recipe's average of them."""
+        average = self.memory["average"]
+        return tree_unflatten(list(average.items())) if average else self.model.trainable_parameters()
 
     def _build(self) -> Callable[..., tuple[dict[str, mx.array], mx.array]]:
         if not self.compiled:
@@ -58,7 +74,7 @@ class TrainingStep:
     def _compile(self, function: Callable) -> Callable:
         return mx.compile(function, inputs=self.state, outputs=self.state)
 
-    def _whole(self, batch: mx.array, rate: mx.array) -> tuple[dict[str, mx.array], mx.array]:
+    def _whole(self, batch: mx.array, rate: mx.array, average_share: mx.array) -> tuple[dict[str, mx.array], mx.array]:
         gradients_of, mean_of, update = self._pieces
         weights = self.model.trainable_parameters()
         metrics: dict[str, mx.array] = {}
@@ -77,21 +93,57 @@ class TrainingStep:
             means.append(mean)
             squares.append(square)
         norm = mx.sqrt(sum(squares[1:], squares[0]))
+        before = self._changing() if self.memory["scaling"] else []
+        self.memory["clip"] = self.recipe.clip.watch(self.memory["clip"], norm)
         self.optimizers.advance(rate)
         for (stream, _), mean in zip(self.shares, means, strict=True):
             with mx.stream(stream):
-                update(mean, norm)
+                update(mean, norm, average_share)
+        if self.memory["scaling"]:
+            norm = self._undo_overflow(metrics, norm, before)
         return metrics, norm
 
+    def _changing(self) -> list[Any]:
+        """What an update changes; a copy, but for the arrays."""
+        return tree_map(
+            lambda array: array,
+            [self.model.trainable_parameters(), self.optimizers.state, self.memory["clip"], self.memory["average"]],
+        )
+
+    def _undo_overflow(self, metrics: dict[str, mx.array], norm: mx.array, before: list[Any]) -> mx.array:
+        """Put back what was before, if the scaled gradients overflowed; adjust the scale; the norm to report."""
+        finite, scaling = mx.isfinite(norm), self.memory["scaling"]
+        weights, states, self.memory["clip"], self.memory["average"] = tree_map(
+            lambda new, old: mx.where(finite, new, old), self._changing(), before
+        )
+        self.model.update(weights)
+        for own, kept in zip(self.optimizers.state, states, strict=True):
+            own.update(kept)  # in place: the compiled step has captured it
+        self.memory["scaling"] = self.recipe.loss_scale.after(scaling, finite)
+        metrics["loss_scale"] = scaling["scale"]
+        metrics["skipped_steps"] = self.memory["scaling"]["skipped_steps"]
+        return mx.where(mx.logical_or(finite, scaling["scale"] <= 1), norm, 0.0)
+
     def _gradients(self, batch: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-        """Metrics, and gradients by path."""
-        (_, metrics), gradients = mx.value_and_grad(self._loss)(self.model.trainable_parameters(), batch)
-        return metrics, by_path(gradients)
+        """Metrics and gradients by path, each the mean over the rows, computed in parts, one after the other."""
+        weights = self.model.trainable_parameters()
+        metrics: dict[str, mx.array] = {}
+        total: dict[str, mx.array] = {}
+        for rows, portion in in_parts(batch, self.recipe.accumulate):
+            if total:  # else MLX, which goes through a graph breadth first, would have all parts in memory at once
+                rows = mx.depends([rows], list(total.values()))[0]
+            (_, values), gradients = mx.value_and_grad(self._loss)(weights, rows)
+            _add(metrics, values, portion)
+            _add(total, by_path(gradients), portion)
+        if self.memory["scaling"]:
+            total = {path: gradient / self.memory["scaling"]["scale"] for path, gradient in total.items()}
+        return metrics, total
 
     def _loss(self, weights: Tree, batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        """The loss as a function of the float32 weights, computed in the recipe's dtype."""
+        """The loss, times its scale, as a function of the float32 weights, computed in the recipe's dtype."""
         self.model.update(tree_map(lambda w: w.astype(self.dtype), weights))
-        return self.model.loss(batch)
+        loss, metrics = self.model.loss(batch)
+        return loss * self.memory["scaling"]["scale"] if self.memory["scaling"] else loss, metrics
 
     @staticmethod
     def _mean(parts: list[dict[str, mx.array]], portions: list[float]) -> tuple[dict[str, mx.array], mx.array]:
@@ -101,11 +153,15 @@ class TrainingStep:
             _add(mean, part, portion)
         return mean, sum_of_squares(mean)
 
-    def _update(self, gradients: dict[str, mx.array], norm: mx.array) -> None:
-        """New weights where there are gradients."""
-        weights = by_path(self.model.trainable_parameters())
-        new = self.optimizers.update(self.recipe.clip(gradients, norm), weights)
+    def _update(self, gradients: dict[str, mx.array], norm: mx.array, average_share: mx.array) -> None:
+        """New weights, and their average, where there are gradients."""
+        weights, average = by_path(self.model.trainable_parameters()), self.memory["average"]
+        clipped = self.recipe.clip(gradients, weights, norm, self.memory["clip"])
+        new = self.optimizers.update(clipped, weights)
         self.model.update(tree_unflatten(list(new.items())))
+        if average:
+            for path, weight in new.items():
+                average[path] = average[path] + average_share * (weight - average[path])
 
 
 class Evaluator:
@@ -142,7 +198,7 @@ class Evaluator:
             with mx.stream(stream):
                 totals.append(self._function(part, counted))
         mx.eval(totals)
-        return [total.item() for total in totals]
+        return [total.item() for total in totals]  # type: ignore[misc]
 
 
 def _add(total: dict[str, mx.array], part: dict[str, mx.array], share: float) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Progress:
     best_valid_loss: float | None = None
     final_valid_loss: float | None = None
     evaluated_step: int = 0
-    evaluations_without_gain: int = 0
+    valid_losses: list[float] = field(default_factory=list)  # of every evaluation, which the rule to stop judges
     seconds_to_target: float | None = None
     tokens_to_target: int | None = None
     peak_memory_bytes: int = 0
@@ -142,8 +143,8 @@ def fit(
 ) -> Iterator[Event]:
     """Train model in place and yield what happens; goes on from habits.checkpoints if it holds a checkpoint.
 
-    The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one row, RunFailed if the
-    disk refuses a checkpoint.
+    The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one row or the schedule
+    follows a clock without an end, RunFailed if the disk refuses a checkpoint.
     """
     with divided_blas(), _Run(model, recipe, data, seed, limits, habits) as run:
         yield from run.events()
@@ -151,8 +152,7 @@ def fit(
 
 def default_eval_every(recipe: Recipe, data: Tokens, seq_len: int) -> int:
     """Steps between evaluations: the recipe's tokens, no fewer than the validation text has, which costs a third."""
-    step_tokens = max(1, recipe.batch_tokens // seq_len) * seq_len
-    return -(-max(recipe.eval_tokens, len(data.valid)) // step_tokens)
+    return -(-max(recipe.eval_tokens, len(data.valid)) // (recipe.rows(seq_len) * seq_len))
 
 
 class _Run:
@@ -161,12 +161,11 @@ class _Run:
     def __init__(self, model: Model, recipe: Recipe, data: Tokens, seed: int, limits: Limits, habits: Habits) -> None:
         self.model, self.recipe, self.limits, self.habits = model, recipe, limits, habits
         seq_len = model.config.seq_len
-        self.rows = max(1, recipe.batch_tokens // seq_len)
-        self.step_tokens = self.rows * seq_len
+        recipe.rate(1, 0.0, limits.max_seconds)  # raises now what it would raise at the first step
         self.pieces = len(data.train) - 1  # the opening boundary is never predicted
         self.eval_every = habits.eval_every or default_eval_every(recipe, data, seq_len)
         mx.random.seed(seed)
-        self.batches = Batches(data.train, self.rows, seq_len, seed)
+        self.batches = Batches(data.train, partial(recipe.rows, seq_len), seq_len, seed)
         self.evaluate = Evaluator(model, data.valid, seq_len, compiled=habits.compile)
         self.take_step = TrainingStep(model, recipe, compiled=habits.compile)
         self.progress = Progress()
@@ -215,15 +214,17 @@ class _Run:
         asked = clock()
         batch = next(self.prefetch)
         now.data_seconds += clock() - asked
-        tokens = now.tokens + self.step_tokens
-        rate = self.recipe.learning_rate * self.recipe.schedule(tokens)
-        metrics, norm = self.take_step(mx.array(batch), rate)
+        step_tokens = batch[:, 1:].size
+        tokens = now.tokens + step_tokens
+        rate = self.recipe.rate(tokens, now.train_seconds, self.limits.max_seconds)
+        share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
+        metrics, norm = self.take_step(mx.array(batch), rate, share)
         mx.eval(metrics, norm, self.take_step.state)
         before, self.mark = self.mark, clock()
         spent = self.mark - before
         now.step, now.tokens, now.epochs = now.step + 1, tokens, tokens / self.pieces
         now.train_seconds += spent
-        self._time(spent)
+        self._time(spent, step_tokens)
         return Step(
             step=now.step,
             tokens=tokens,
@@ -236,7 +237,7 @@ class _Run:
             data_wait_share=now.data_seconds / now.train_seconds if now.train_seconds else 0.0,
         )
 
-    def _time(self, spent: float) -> None:
+    def _time(self, spent: float, step_tokens: int) -> None:
         """Sort one step's seconds: the first of a process is compilation but for what the second one takes."""
         now, nth = self.progress, self.progress.step - self.started
         if nth == 1:
@@ -244,7 +245,7 @@ class _Run:
         elif nth == 2:
             now.compile_seconds -= min(spent, now.compile_seconds)
         if now.step > _UNTIMED_STEPS:
-            now.timed_tokens += self.step_tokens
+            now.timed_tokens += step_tokens
             now.timed_seconds += spent
         now.peak_memory_bytes = max(now.peak_memory_bytes, mx.get_peak_memory())
 
@@ -260,13 +261,14 @@ class _Run:
 
     def _evaluation(self) -> Eval:
         now, begun = self.progress, self.habits.clock()
+        training, kept = self.model.trainable_parameters(), self.take_step.weights_to_keep()
+        self.model.update(kept)
         loss = self.evaluate()
-        best = now.best_valid_loss
-        improved = math.isfinite(loss) and (best is None or loss < best)
-        gained = improved and (best is None or loss < best - self.recipe.stop.min_improvement)
+        self.model.update(training)
+        improved = math.isfinite(loss) and (now.best_valid_loss is None or loss < now.best_valid_loss)
         if improved:
-            now.best_valid_loss, self.best = loss, self.model.trainable_parameters()
-        now.evaluations_without_gain = 0 if gained else now.evaluations_without_gain + 1
+            now.best_valid_loss, self.best = loss, kept
+        now.valid_losses.append(loss)
         now.final_valid_loss, now.evaluated_step = loss, now.step
         self._note_target()
         self.mark = self.habits.clock()
@@ -297,7 +299,7 @@ class _Run:
             return "diverged"
         if self._target_is_met():
             return "target"
-        return "plateau" if now.evaluations_without_gain >= self.recipe.stop.patience else ""
+        return "plateau" if self.recipe.stop(now.valid_losses) else ""
 
     def _limit_reached(self) -> str:
         now = {"steps": self.progress.step, "tokens": self.progress.tokens, "epochs": self.progress.epochs}
@@ -320,6 +322,7 @@ class _Run:
             "model": self.model.trainable_parameters(),
             "best": self.best,
             "optimizers": self.take_step.optimizers.state,
+            "memory": self.take_step.memory,
         }
         random = [int(word) for word in np.array(mx.random.state[0])]  # type: ignore[index]
         state = {"progress": asdict(self.progress), "data": self.prefetch.state(), "random": random}
@@ -333,6 +336,7 @@ class _Run:
             weights = _filled("model", self.model.trainable_parameters(), arrays)
             self.best = _filled("best", self.model.trainable_parameters(), arrays)
             optimizers.state = _filled("optimizers", optimizers.state, arrays)
+            self.take_step.memory = _filled("memory", self.take_step.memory, arrays)
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
             raise BadInput(

@@ -12,12 +12,14 @@ from mlx_transformer.attention import Attention
 from mlx_transformer.block import PostNormBlock
 from mlx_transformer.feedforward import FeedForward
 from mlx_transformer.head import Head
+from mlx_transformer.model import Slot
 from mlx_transformer.norm import LayerNorm
 from mlx_transformer.optim.clip import GlobalNorm
 from mlx_transformer.optim.groups import AdamW, Group, Matrices, Vectors
 from mlx_transformer.optim.schedules import InverseSqrt
+from mlx_transformer.optim.stopping import Plateau
 from mlx_transformer.position import SinusoidalPosition
-from mlx_transformer.recipe import BySize, Plateau, Recipe
+from mlx_transformer.recipe import BySize, Recipe
 
 NAME = "attention_is_all_you_need"
 
@@ -30,12 +32,12 @@ class Model(model.Model):
     """The Transformer decoder of 2017."""
 
     Config = Config
-    Norm = LayerNorm
-    Position = SinusoidalPosition
-    Head = Head
-    Mixer = Attention
-    FFN = FeedForward
-    Block = PostNormBlock
+    Norm: Slot = LayerNorm
+    Position: Slot = SinusoidalPosition
+    Head: Slot = Head
+    Mixer: Slot = Attention
+    FFN: Slot = FeedForward
+    Block: Slot = PostNormBlock
 
 
 _ADAM = AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3

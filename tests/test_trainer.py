@@ -14,7 +14,7 @@ from mlx_transformer.errors import BadInput
 from mlx_transformer.optim.clip import GlobalNorm
 from mlx_transformer.optim.groups import Group
 from mlx_transformer.optim.schedules import InverseSqrt
-from mlx_transformer.recipe import Plateau
+from mlx_transformer.optim.stopping import Plateau
 from mlx_transformer.step import Evaluator, TrainingStep
 from mlx_transformer.trainer import Eval, Habits, Limits, Resumed, Saved, Step, Stopped, fit
 from phases import phase1

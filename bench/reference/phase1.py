@@ -5,7 +5,7 @@ the paper's. Differs from it: no encoder, head and embedding apart, learning rat
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -145,22 +145,36 @@ def sinusoids(length: int, d_model: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model].float()
 
 
+# What is not built here, and how a recipe says that it does without.
+NEUTRAL: dict[str, Any] = {
+    "dtype": "float32",
+    "pace": {"kind": "ByTokens"},
+    "batch_warmup": None,
+    "average": None,
+    "accumulate": 1,
+    "label_smoothing": 0.0,
+}
+
+
+def check(recipe: Mapping[str, Any], schedules: Collection[str], neutral: Mapping[str, Any]) -> None:
+    """Raises ValueError for a rule that a reference does not have."""
+    matrices, vectors = recipe["groups"]
+    kinds = [part["kind"] for part in (matrices["select"], vectors["select"], recipe["clip"])]
+    odd = {name: recipe[name] for name, value in neutral.items() if recipe[name] != value}
+    if recipe["schedule"]["kind"] not in schedules or kinds != ["Matrices", "Vectors", "GlobalNorm"] or odd:
+        raise ValueError(f"this reference does not train by {recipe['schedule']['kind']}, {', '.join(kinds)}, {odd}")
+
+
 def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
-    matrices, vectors = recipe["groups"]
-    shape = (recipe["schedule"], matrices["select"], vectors["select"], recipe["clip"])
-    kinds = [part["kind"] for part in shape]
-    if kinds != ["InverseSqrt", "Matrices", "Vectors", "GlobalNorm"] or recipe["dtype"] != "float32":
-        raise ValueError(f"this reference trains phase 1 in float32, not {kinds} in {recipe['dtype']}")
-    return {
-        "learning_rate": recipe["learning_rate"],
-        "warmup_tokens": recipe["schedule"]["warmup_tokens"],
-        "adam": [
-            {name: group["optimizer"][name] for name in ("betas", "eps", "weight_decay")}
-            for group in (matrices, vectors)
-        ],
-        "max_norm": recipe["clip"]["max_norm"],
-    }
+    check(recipe, ["InverseSqrt"], NEUTRAL)
+    return {**numbers(recipe), "warmup_tokens": recipe["schedule"]["warmup_tokens"]}
+
+
+def numbers(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the optimizer and of clipping."""
+    adam = [{name: group["optimizer"][name] for name in ("betas", "eps", "weight_decay")} for group in recipe["groups"]]
+    return {"learning_rate": recipe["learning_rate"], "adam": adam, "max_norm": recipe["clip"]["max_norm"]}
 
 
 class Training:
@@ -176,12 +190,8 @@ class Training:
         max_norm: float,
         compiled: bool = False,
     ) -> None:
-        self.model, self.learning_rate, self.warmup_tokens, self.max_norm = (
-            model,
-            learning_rate,
-            warmup_tokens,
-            max_norm,
-        )
+        self.model, self.learning_rate, self.max_norm = model, learning_rate, max_norm
+        self.warmup_tokens = warmup_tokens
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
         matrices, vectors = [p for p in self.parameters if p.ndim >= 2], [p for p in self.parameters if p.ndim < 2]
@@ -194,15 +204,23 @@ class Training:
         """One step on a batch (rows, L + 1) int32; the loss before it, nats per piece."""
         rows = torch.from_numpy(batch).to(self.device).long()
         self.tokens += rows[:, 1:].numel()
-        factor = min(self.tokens / self.warmup_tokens, (self.warmup_tokens / self.tokens) ** 0.5)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+            group["lr"] = self.learning_rate * self.factor()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(rows[:, :-1], rows[:, 1:])
-        loss.backward()
+        loss = self.backward(rows)
         nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         self.optimizer.step()
         return loss.item()
+
+    def factor(self) -> float:
+        """Of the peak learning rate, in this step."""
+        return min(self.tokens / self.warmup_tokens, (self.warmup_tokens / self.tokens) ** 0.5)
+
+    def backward(self, rows: Tensor) -> Tensor:
+        """The loss of rows (rows, L + 1), its gradients left at the parameters."""
+        loss = self.loss(rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        return loss
 
 
 class Decoder:

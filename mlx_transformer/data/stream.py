@@ -6,7 +6,7 @@ NumPy promises to keep (its shuffling methods it may change).
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,11 @@ class Batches(Iterator[np.ndarray]):
     Row i holds pieces i * seq_len ... (i + 1) * seq_len: the last of one row is the first of the next, so that with
     inputs row[:-1] and targets row[1:] each piece is predicted once an epoch (but for fewer than seq_len at the end of
     the text). Rows come in an order drawn from (seed, epoch); a batch may hold the end of one epoch and the start of
-    the next. Raises BadInput if the tokens do not fill one row.
+    the next. `rows` may depend on how many pieces the batches before predict. Raises BadInput if the tokens do not
+    fill one row.
     """
 
-    def __init__(self, tokens: np.ndarray, rows: int, seq_len: int, seed: int = 0):
+    def __init__(self, tokens: np.ndarray, rows: int | Callable[[int], int], seq_len: int, seed: int = 0):
         if len(tokens) < seq_len + 1:
             raise BadInput(
                 f"the training text has {len(tokens):,} pieces, fewer than one row of {seq_len + 1:,}; "
@@ -41,7 +42,7 @@ class Batches(Iterator[np.ndarray]):
 
     def __next__(self) -> np.ndarray:
         chosen: list[np.ndarray] = []
-        missing = self.rows
+        missing = self.rows(self._predicted()) if callable(self.rows) else self.rows
         while missing:
             if self._row == self.rows_per_epoch:
                 self._start(self._epoch + 1, 0)
@@ -52,13 +53,17 @@ class Batches(Iterator[np.ndarray]):
         starts = np.concatenate(chosen) * self.seq_len
         return self._tokens[starts[:, None] + self._columns].astype(np.int32)
 
+    def _predicted(self) -> int:
+        """Pieces that the batches so far predict."""
+        return (self._epoch * self.rows_per_epoch + self._row) * self.seq_len
+
     @property
     def epoch(self) -> float:
         """Epochs drawn so far, with the share of the one that is under way."""
         return self._epoch + self._row / self.rows_per_epoch
 
     def state(self) -> dict[str, int]:
-        """The position behind the last batch; `rows` is not part of it and may change from batch to batch."""
+        """The position behind the last batch; `rows` is not part of it."""
         return {"epoch": self._epoch, "row": self._row, "seed": self.seed, "seq_len": self.seq_len}
 
     def restore(self, state: dict[str, int]) -> None:

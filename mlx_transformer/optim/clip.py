@@ -1,25 +1,122 @@
 """Gradient clipping, applied to any share of the parameters once the norm of all gradients is known."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
-Gradients = dict[str, mx.array]  # by path
+Arrays = dict[str, mx.array]  # by path
+Memory = dict[str, mx.array]  # what a rule knows of the steps before, by name; a part of the compiled state
+_TINY = 1e-6  # no division by zero, as PyTorch has it
+
+
+class Clip(Protocol):
+    """A rule that bounds gradients."""
+
+    def start(self) -> Memory:
+        """What it remembers before the first step."""
+
+    def watch(self, memory: Memory, norm: mx.array) -> Memory:
+        """Once a step, first: what it remembers of it; norm: scalar, float32, of all gradients together."""
+
+    def __call__(self, gradients: Arrays, weights: Arrays, norm: mx.array, memory: Memory) -> Arrays:
+        """Some gradients, their weights, the norm of all gradients, the memory with this step -> the clipped ones."""
+
+
+class _Forgetful:
+    """A rule without a memory."""
+
+    def start(self) -> Memory:
+        return {}
+
+    def watch(self, memory: Memory, norm: mx.array) -> Memory:
+        return memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalNorm:
+class GlobalNorm(_Forgetful):
     """All gradients scaled together so that their joint norm is at most max_norm (Pascanu et al. 2013, algorithm 1)."""
 
     max_norm: float
 
-    def __call__(self, gradients: Gradients, norm: mx.array) -> Gradients:
-        """Some gradients by path, and the norm (scalar, float32) of all -> the clipped ones."""
-        factor = mx.minimum(1.0, self.max_norm / (norm + 1e-6))  # 1e-6: no division by zero, as PyTorch has it
-        return {path: g * factor.astype(g.dtype) for path, g in gradients.items()}
+    def __call__(self, gradients: Arrays, weights: Arrays, norm: mx.array, memory: Memory) -> Arrays:
+        return _scaled(gradients, self.max_norm / (norm + _TINY))
 
 
-def sum_of_squares(gradients: Gradients) -> mx.array:
+@dataclass(frozen=True, kw_only=True)
+class ByValue(_Forgetful):
+    """Each number of each gradient by itself, to -max_value ... max_value: it turns the gradient's direction."""
+
+    max_value: float
+
+    def __call__(self, gradients: Arrays, weights: Arrays, norm: mx.array, memory: Memory) -> Arrays:
+        return {path: mx.clip(g, -self.max_value, self.max_value) for path, g in gradients.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AGC(_Forgetful):
+    """Adaptive gradient clipping (Brock et al. 2021, arXiv 2102.06171, eq. 3): unit by unit, relative to the weights.
+
+    A unit is a row of a matrix, all weights into one output, or a whole vector. Its gradient's norm is at most
+    `ratio` times its weights' norm, which counts as `eps` at least, so that what starts at zero can move. As in the
+    paper, sec. 4.1, the last linear map is left alone.
+    """
+
+    ratio: float
+    eps: float = 1e-3
+    exempt: tuple[str, ...] = ("head.weight",)
+
+    def __call__(self, gradients: Arrays, weights: Arrays, norm: mx.array, memory: Memory) -> Arrays:
+        return {path: g if path in self.exempt else self._clipped(g, weights[path]) for path, g in gradients.items()}
+
+    def _clipped(self, gradient: mx.array, weight: mx.array) -> mx.array:
+        most = self.ratio * mx.maximum(_unit_norm(weight), self.eps)
+        return gradient * mx.minimum(1.0, most / (_unit_norm(gradient) + _TINY))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZClip:
+    """Clips spikes alone (Kumar et al. 2025, arXiv 2504.02507): a norm too far above those of the steps before.
+
+    With the running mean m and deviation s of the norms, z = (norm - m) / s above z_max is cut back to z_max^2 / z.
+    A spike enters the statistics as it was cut. Differs from the paper: m and s are exact while they are younger than
+    1 / (1 - decay) steps, and moving averages from then on. Nothing is clipped in the first warmup_steps.
+    """
+
+    z_max: float = 2.5
+    decay: float = 0.97
+    warmup_steps: int = 25
+
+    def start(self) -> Memory:
+        return {"steps": mx.array(0), "mean": mx.array(0.0), "variance": mx.array(0.0), "allowed": mx.array(0.0)}
+
+    def watch(self, memory: Memory, norm: mx.array) -> Memory:
+        steps, mean = memory["steps"] + 1, memory["mean"]
+        deviation = mx.sqrt(memory["variance"]) + _TINY
+        z = (norm - mean) / deviation
+        spike = mx.logical_and(z > self.z_max, steps > self.warmup_steps)
+        allowed = mx.where(spike, mean + self.z_max**2 / z * deviation, norm)
+        share = mx.maximum(1 / steps, 1 - self.decay)
+        moved = mean + share * (allowed - mean)
+        variance = memory["variance"] + share * ((allowed - mean) * (allowed - moved) - memory["variance"])
+        return {"steps": steps, "mean": moved, "variance": variance, "allowed": allowed}
+
+    def __call__(self, gradients: Arrays, weights: Arrays, norm: mx.array, memory: Memory) -> Arrays:
+        return _scaled(gradients, memory["allowed"] / mx.maximum(norm, _TINY))
+
+
+def sum_of_squares(gradients: Arrays) -> mx.array:
     """The square of their joint norm: scalar, float32."""
     squares = [g.astype(mx.float32).square().sum() for g in gradients.values()]
     return sum(squares[1:], squares[0])
+
+
+def _scaled(gradients: Arrays, factor: mx.array) -> Arrays:
+    """By the factor, where it is below 1."""
+    factor = mx.minimum(1.0, factor)
+    return {path: g * factor.astype(g.dtype) for path, g in gradients.items()}
+
+
+def _unit_norm(x: mx.array) -> mx.array:
+    """Norms of the rows (..., n) -> (..., 1) of matrices and stacks of them; of a vector as a whole."""
+    return mx.linalg.norm(x, axis=-1, keepdims=True) if x.ndim > 1 else mx.linalg.norm(x)

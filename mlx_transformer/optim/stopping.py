@@ -1,0 +1,57 @@
+"""Rules that end a run early: functions of the validation losses so far, so that they can be compared on one curve."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+
+class StopRule(Protocol):
+    """When no more is to be expected."""
+
+    def __call__(self, losses: Sequence[float]) -> bool:
+        """Validation losses (nats per piece, one at least, the last the newest) -> whether to stop now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """Stop after `patience` evaluations in a row without a gain of `min_improvement` nats on the best so far."""
+
+    patience: int
+    min_improvement: float
+
+    def __call__(self, losses: Sequence[float]) -> bool:
+        best, without_gain = losses[0], 0
+        for loss in losses[1:]:
+            without_gain = 0 if loss < best - self.min_improvement else without_gain + 1
+            best = min(best, loss)
+        return without_gain >= self.patience
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralizationLoss:
+    """Stop once the loss is `percent` above the lowest so far (Prechelt 1998, "Early Stopping - But When?", GL)."""
+
+    percent: float
+
+    def __call__(self, losses: Sequence[float]) -> bool:
+        return 100 * (losses[-1] / min(losses) - 1) > self.percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuccessiveRises:
+    """Stop after `times` rises in a row (Prechelt 1998, UP, with strips of one evaluation)."""
+
+    times: int
+
+    def __call__(self, losses: Sequence[float]) -> bool:
+        last = losses[-self.times - 1 :]
+        return len(last) > self.times and all(later > earlier for earlier, later in pairwise(last))
+
+
+@dataclass(frozen=True)
+class NoStop:
+    """Only the limits end a run."""
+
+    def __call__(self, losses: Sequence[float]) -> bool:
+        return False

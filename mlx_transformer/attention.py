@@ -1,12 +1,15 @@
 """Attention: project -> condition -> attend -> merge."""
 
+from typing import Any
+
 import mlx.core as mx
 from mlx import nn
 
 from mlx_transformer import linear, ops
-from mlx_transformer.cache import KVCache
+from mlx_transformer.cache import KVCache, LayerCache
 from mlx_transformer.config import Config
 from mlx_transformer.context import Ctx
+from mlx_transformer.errors import BadInput
 from mlx_transformer.linear import BiasedLinear
 
 
@@ -35,7 +38,7 @@ class Attention(nn.Module):
         self.v_proj = self.Linear(d, d)
         self.o_proj = self.Linear(d, d)
 
-    def make_cache(self, batch: int) -> KVCache:
+    def make_cache(self, batch: int) -> LayerCache:
         """What this mixer remembers while it decodes."""
         return KVCache()
 
@@ -82,12 +85,39 @@ class Attention(nn.Module):
             visible = visible[:, None]  # the same for every head
         if ctx.mask is not None:
             visible = ctx.mask if visible is None else visible & ctx.mask
-        bias = ctx.position.bias(q, k, k_pos, ctx)
+        bias = self.bias(q, k, k_pos, ctx)
         if bias is None or visible is None:
             return visible if bias is None else bias
         return mx.where(visible, bias, mx.array(-mx.inf, bias.dtype))
+
+    def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
+        """What is added to the scores, broadcast to (B, heads, Lq, Lk), or None: what the model's Position adds."""
+        return ctx.position.bias(q, k, k_pos, ctx)
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
         """softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1)."""
         scores = (q * self.scale) @ k.swapaxes(-1, -2)
         return ops.softmax(scores, mask) @ v
+
+
+class GroupedAttention(Attention):
+    """n_kv_heads heads of keys and values, each read by n_heads / n_kv_heads heads of queries.
+
+    GQA (Ainslie et al. 2023, arXiv 2305.13245, sec. 2.2); with one such head MQA (Shazeer 2019, arXiv 1911.02150).
+    k, v (B, n_kv_heads, L, head_dim). The queries of a group stand in one matrix, so that no key is repeated.
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        if config.n_heads % config.n_kv_heads:
+            raise BadInput(f"n_kv_heads = {config.n_kv_heads} does not divide n_heads = {config.n_heads}")
+        width = config.n_kv_heads * self.head_dim
+        self.k_proj = self.Linear(config.d_model, width)
+        self.v_proj = self.Linear(config.d_model, width)
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        b, heads, length, d = q.shape
+        groups = (b, k.shape[1], -1)
+        scores = (q * self.scale).reshape(*groups, d) @ k.swapaxes(-1, -2)
+        weights = ops.softmax(scores.reshape(b, heads, length, -1), mask)
+        return (weights.reshape(*groups, k.shape[2]) @ v).reshape(b, heads, length, -1)

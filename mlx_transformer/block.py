@@ -50,3 +50,16 @@ class PostNormBlock(Block):
 
     def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
         return norm(x + self.dropout(part(x, ctx)))
+
+
+class PreNormBlock(Block):
+    """The norm inside the branch, the stream itself untouched (Xiong et al. 2020, arXiv 2002.04745, fig. 1b; GPT-2).
+
+    x --+--> norm -> part -> dropout --(+)-->
+        +-------------------------------+
+
+    The stream leaves the last block without a norm: such a model needs a final one.
+    """
+
+    def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
+        return x + self.dropout(part(norm(x), ctx))

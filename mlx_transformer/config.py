@@ -56,6 +56,11 @@ class Config(Numbers):
                 f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one of the two"
             )
 
+    def derive(self, name: str, value: int) -> None:
+        """Set a number that was left at 0 to what follows from others; only while a Config is made."""
+        if getattr(self, name) == 0:
+            object.__setattr__(self, name, value)
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

@@ -26,3 +26,13 @@ class Head(nn.Module):
     def __call__(self, h: mx.array, embedding: nn.Embedding) -> mx.array:
         logits = h @ self.matrix(embedding).T
         return logits if self.softcap is None else self.softcap * mx.tanh(logits / self.softcap)
+
+
+class TiedHead(Head):
+    """The embedding's matrix (Press & Wolf 2017, arXiv 1608.05859; Vaswani et al. 2017, sec. 3.4)."""
+
+    def build(self, config: Config) -> None:
+        """No matrix of its own."""
+
+    def matrix(self, embedding: nn.Embedding) -> mx.array:
+        return embedding.weight

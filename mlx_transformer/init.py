@@ -7,6 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 Rule = Callable[[mx.array, mx.array], mx.array]  # (what the part set, key) -> the parameter
+Rules = tuple[tuple[str, Rule], ...]  # (pattern of a path, rule)
 
 
 def zeros(value: mx.array, key: mx.array) -> mx.array:
@@ -35,25 +36,54 @@ def xavier_uniform(value: mx.array, key: mx.array) -> mx.array:
     return mx.random.uniform(-bound, bound, value.shape, key=key, dtype=value.dtype)
 
 
-RULES: tuple[tuple[str, Rule], ...] = (
-    (r"embedding\.weight", unit_rows),
-    (r"head\.weight", unit_rows),
-    (r".*_proj\.weight", xavier_uniform),
+def normal(deviation: float) -> Rule:
+    """Normal with mean 0 and this deviation."""
+
+    def rule(value: mx.array, key: mx.array) -> mx.array:
+        return mx.random.normal(value.shape, key=key, dtype=value.dtype) * deviation
+
+    return rule
+
+
+_VECTORS: Rules = (
     (r".*_proj\.bias", zeros),
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.weight", ones),
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.bias", zeros),
+    (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.g", keep),
+)
+
+RULES: Rules = (
+    (r"embedding\.weight", unit_rows),
+    (r"head\.weight", unit_rows),
+    (r".*_proj\.weight", xavier_uniform),
+    *_VECTORS,
 )
 
 
-def rule_for(path: str) -> Rule:
+def gpt2_rules(n_layers: int) -> Rules:
+    """Normal with deviation 0.02, divided by sqrt(2 n_layers) for the two maps of a block that write into the stream.
+
+    0.02: Radford et al. 2018 (GPT), sec. 4.1. The division: Radford et al. 2019 (GPT-2), sec. 2.3. As in Hugging
+    Face's code; OpenAI's starts the positions with 0.01.
+    """
+    return (
+        (r"(embedding|head|position)\.weight", normal(0.02)),
+        (r".*\.mixer\.(relative_keys|relative_values|content_bias|position_bias)", normal(0.02)),
+        (r".*(?<!\.o)(?<!\.down)_proj\.weight", normal(0.02)),
+        (r".*\.(o|down)_proj\.weight", normal(0.02 / (2 * n_layers) ** 0.5)),
+        *_VECTORS,
+    )
+
+
+def rule_for(path: str, rules: Rules = RULES) -> Rule:
     """The one rule that matches a parameter's path, e.g. 'blocks.0.mixer.q_proj.weight'.
 
     Raises ValueError if none does or several do: a forgotten parameter would not fail by itself, only train badly.
     """
-    rules = [rule for pattern, rule in RULES if re.fullmatch(pattern, path)]
-    if len(rules) != 1:
-        raise ValueError(f"parameter '{path}' matches {len(rules)} rules of init.RULES, expected 1")
-    return rules[0]
+    found = [rule for pattern, rule in rules if re.fullmatch(pattern, path)]
+    if len(found) != 1:
+        raise ValueError(f"parameter '{path}' matches {len(found)} rules, expected 1")
+    return found[0]
 
 
 def path_key(seed: int, path: str) -> mx.array:

@@ -1,4 +1,4 @@
-"""Normalisation of the last axis."""
+"""Normalisation of the last axis. `mlx.nn.Identity` is the control without any."""
 
 import mlx.core as mx
 from mlx import nn
@@ -20,3 +20,33 @@ class LayerNorm(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4): no mean, no bias.
+
+    x (..., d) -> (..., d); weight (d,).
+    """
+
+    def __init__(self, d: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones((d,))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class ScaleNorm(nn.Module):
+    """g x / |x| with one learned number g, at first sqrt(d) (Nguyen & Salazar 2019, arXiv 1910.05895, eq. 5).
+
+    x (..., d) -> (..., d); g (1,). Differs from the paper's code: eps is added to mean(x^2), as RMSNorm's is.
+    """
+
+    def __init__(self, d: int, eps: float) -> None:
+        super().__init__()
+        self.g = mx.array([d**0.5])
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return ops.rms_norm(x, None, self.eps) * (self.g * x.shape[-1] ** -0.5)

@@ -1,46 +1,17 @@
 """Ideas that later phases may bring, each as short as it should be: they show that the hooks hold, without model.py."""
 
-import math
-
 import mlx.core as mx
 from mlx import nn
 
-from mlx_transformer.attention import Attention
-from mlx_transformer.block import Block, PostNormBlock
+from mlx_transformer.attention import Attention, GroupedAttention
+from mlx_transformer.block import Block, PostNormBlock, PreNormBlock
 from mlx_transformer.cache import State
 from mlx_transformer.feedforward import FeedForward
 from mlx_transformer.head import Head
 from mlx_transformer.init import keep, unit_rows
 from mlx_transformer.linear import Linear
-from mlx_transformer.position import Position
+from mlx_transformer.position import RotaryPosition
 from phases import phase1
-
-
-class RoPE(Position):
-    def rotate(self, q, k, ctx):
-        half = q.shape[-1] // 2
-        angle = ctx.positions[..., None] * mx.exp(-math.log(10_000) * mx.arange(half) / half)
-        angle = angle if angle.ndim == 2 else angle[:, None]
-        cos, sin = mx.cos(angle), mx.sin(angle)
-
-        def turn(x):
-            a, b = x[..., :half], x[..., half:]
-            return mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
-
-        return turn(q), turn(k)
-
-
-class ALiBi(Position):
-    def bias(self, q, k, k_pos, ctx):
-        slopes = 2.0 ** -mx.arange(1, q.shape[1] + 1)
-        distance = mx.minimum(k_pos[..., None, :] - ctx.positions[..., :, None], 0)
-        distance = distance if distance.ndim == 2 else distance[:, None]
-        return (slopes[:, None, None] * distance).astype(q.dtype)
-
-
-class PreNormBlock(Block):
-    def join(self, x, part, norm, ctx):
-        return x + self.dropout(part(norm(x), ctx))
 
 
 class ParallelBlock(Block):
@@ -49,21 +20,6 @@ class ParallelBlock(Block):
     def __call__(self, x, ctx):
         h = self.norms[0](x)
         return x + self.mixer(h, ctx) + self.ffn(h, ctx)
-
-
-class GQAConfig(phase1.Config):
-    n_kv_heads: int = 1
-
-
-class GQA(Attention):
-    def build(self, config):
-        super().build(config)
-        self.k_proj = self.Linear(config.d_model, config.n_kv_heads * self.head_dim)
-        self.v_proj = self.Linear(config.d_model, config.n_kv_heads * self.head_dim)
-
-    def mix(self, q, k, v, mask):
-        groups = self.n_heads // k.shape[1]
-        return super().mix(q, mx.repeat(k, groups, 1), mx.repeat(v, groups, 1), mask)
 
 
 class QKNorm(Attention):
@@ -138,14 +94,6 @@ class ResidualLambda(PostNormBlock):
         return super().__call__(x + self.x0_lambda.astype(x.dtype) * ctx.x0, ctx)
 
 
-class TiedHead(Head):
-    def build(self, config):
-        pass
-
-    def matrix(self, embedding):
-        return embedding.weight
-
-
 class CappedHead(Head):
     softcap = 5.0
 
@@ -183,12 +131,12 @@ class FurtherToken(Idea):
         return super().objective(h, targets, ctx)
 
 
-class GQAModel(Idea):
-    Config = GQAConfig
-    Mixer = GQA
+class CombinedConfig(phase1.Config):
+    n_kv_heads: int = 1
+    rope_theta: float = 10_000.0
 
 
-class Everything(Window, QKNorm, GQA):
+class Everything(Window, QKNorm, GroupedAttention):
     pass
 
 
@@ -198,11 +146,7 @@ def variant(**slots):
 
 
 IDEAS = {
-    "rope": variant(Position=RoPE),
-    "alibi": variant(Position=ALiBi),
-    "pre_norm": variant(Block=PreNormBlock, make_final_norm=lambda self: self.make_norm()),
     "parallel": variant(Block=ParallelBlock),
-    "gqa": GQAModel,
     "qk_norm": variant(Mixer=QKNorm),
     "window": variant(Mixer=Window),
     "value_embeddings": variant(Mixer=(Attention, ValueAttention)),
@@ -210,9 +154,8 @@ IDEAS = {
     "recurrence": variant(Mixer=Recurrence),
     "hybrid": variant(Mixer=(Recurrence, Attention)),
     "x0_lambda": variant(Block=ResidualLambda),
-    "tied": variant(Head=TiedHead),
     "softcap": variant(Head=CappedHead),
     "shared": Shared,
     "further_token": FurtherToken,
-    "combined": type("Combined", (GQAModel,), {"Mixer": Everything, "Position": RoPE, "Block": PreNormBlock}),
+    "combined": variant(Config=CombinedConfig, Mixer=Everything, Position=RotaryPosition, Block=PreNormBlock),
 }

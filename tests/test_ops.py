@@ -160,12 +160,24 @@ def normal_cdf(x):
     return 0.5 * (1 + erf(x / math.sqrt(2)))
 
 
+def tanh_input(x):
+    """Twice what stands inside the tanh: (1 + tanh(u)) / 2 = expit(2 u)."""
+    return math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
+
+
+def gelu_tanh_slope(x):
+    u = tanh_input(x)
+    return expit(u) + x * expit(u) * expit(-u) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x**2)
+
+
 ACTIVATIONS = {
     "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0) * 1.0),
     "gelu": (
         lambda x: x * normal_cdf(x),
         lambda x: normal_cdf(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
     ),
+    "gelu_tanh": (lambda x: x * expit(tanh_input(x)), gelu_tanh_slope),
+    "sigmoid": (expit, lambda x: expit(x) * expit(-x)),
     "silu": (lambda x: x * expit(x), lambda x: expit(x) * (1 + x * (1 - expit(x)))),
 }
 
@@ -384,6 +396,8 @@ SECOND_ORDER = {
     "mean_cross_entropy": lambda h: ops.mean_cross_entropy(h, mx.sin(mx.arange(28.0)).reshape(7, 4), mx.arange(4)),
     "softmax": lambda h: mx.sum(ops.softmax(h) ** 2),
     "gelu": lambda h: mx.sum(ops.gelu(h)),
+    "gelu_tanh": lambda h: mx.sum(ops.gelu_tanh(h)),
+    "sigmoid": lambda h: mx.sum(ops.sigmoid(h)),
     "silu": lambda h: mx.sum(ops.silu(h)),
     "layer_norm": lambda h: mx.sum(ops.layer_norm(h, None, None, 1e-5) ** 3),
 }

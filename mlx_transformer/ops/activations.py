@@ -10,6 +10,8 @@ from mlx_transformer.ops.fastmath import exp_nonpositive, fence, on_linux_cpu, w
 # Phi(-a) exp(a^2 / 2) / t on a >= 0 in t = 1 / (1 + 0.3 a), degree 7: relative error 1.3e-7.
 _MILLS = (0.119626399, 0.120798225, 0.099638314, 0.129466526, -0.0553888478, 0.208201226, -0.158272903, 0.0359309968)
 
+_TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # of gelu_tanh
+
 
 def relu(x: mx.array) -> mx.array:
     """max(x, 0); its gradient at 0 is 0."""
@@ -21,6 +23,20 @@ def gelu(x: mx.array) -> mx.array:
     if on_linux_cpu():
         return _with_slope(_gelu_and_slope, x)
     return x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2: the stand-in for Phi that GPT-2 computes (ibid., sec. 2)."""
+    if on_linux_cpu():
+        return _with_slope(_gelu_tanh_and_slope, x)
+    return x * (1 + mx.tanh(_TANH_SCALE * (x + _TANH_CUBE * x * x * x))) * 0.5
+
+
+def sigmoid(x: mx.array) -> mx.array:
+    """1 / (1 + e^-x); on a Linux CPU nan of inf as of nan."""
+    if on_linux_cpu():
+        return _with_slope(_sigmoid_and_slope, x)
+    return mx.sigmoid(x)
 
 
 def silu(x: mx.array) -> mx.array:
@@ -59,7 +75,22 @@ def _gelu_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
     return x * phi, phi + x * bell * (1 / math.sqrt(2 * math.pi))
 
 
+def _gelu_tanh_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    square = x * x
+    s = _sigmoid(2 * _TANH_SCALE * x * (1 + _TANH_CUBE * square))  # (1 + tanh(u)) / 2 = sigmoid(2 u)
+    return x * s, s + x * s * (1 - s) * (2 * _TANH_SCALE * (1 + 3 * _TANH_CUBE * square))
+
+
+def _sigmoid_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    s = _sigmoid(x) + 0 * x  # the last term is for nan, which exp_nonpositive does not see
+    return s, s * (1 - s)
+
+
 def _silu_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
-    e = exp_nonpositive(-mx.abs(x))
-    s = mx.where(x < 0, e, 1.0) / (1 + e)
+    s = _sigmoid(x)
     return x * s, s + x * s * (1 - s)
+
+
+def _sigmoid(x: mx.array) -> mx.array:
+    e = exp_nonpositive(-mx.abs(x))
+    return mx.where(x < 0, e, 1.0) / (1 + e)

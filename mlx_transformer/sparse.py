@@ -1,0 +1,66 @@
+"""Attention whose cost grows linearly with length."""
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_transformer.attention import Attention
+from mlx_transformer.cache import NEVER, WindowCache
+from mlx_transformer.context import Ctx
+
+
+class LongformerAttention(Attention):
+    """A sliding window, and a few tokens that all later ones see (Beltagy et al. 2020, arXiv 2004.05150, sec. 3.1).
+
+    A token sees the last `window` positions, its own among them, and the first `n_global` positions of its row. Queries
+    are taken in blocks of one window: a block sees its own keys, those of the block before and the global ones, so that
+    time and memory of L tokens are O(L (2 window + n_global)), and a decoding step's do not grow. Differs from the
+    paper: no dilation, and no projections of their own for global tokens, which in a causal model see nothing more.
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.window, self.n_global = config.window, config.n_global
+
+    def make_cache(self, batch: int) -> WindowCache:
+        return WindowCache(self.window, self.n_global)
+
+    def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
+        q_pos, k_pos = q_pos[..., :, None], k_pos[..., None, :]
+        return (k_pos <= q_pos) & ((k_pos > q_pos - self.window) | (k_pos < self.n_global))
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
+        """Block by block, each as a row of its own. Raises ValueError where ctx.mask would limit whole rows."""
+        if ctx.mask is not None:
+            raise ValueError("attention in blocks knows no ctx.mask")
+        batch, _, length, _ = q.shape
+        size = min(length, self.window)
+        cache = self.make_cache(batch) if ctx.cache is None else ctx.cache
+        k, v, k_pos = cache.update(k, v, ctx.positions)
+        q_pos = mx.broadcast_to(ctx.positions, (batch, length))
+        here = replace(ctx, positions=_as_rows(_blocks(q_pos[:, None, :, None], size, 0))[:, 0, :, 0])
+        k_pos = self._seen(k_pos[:, None, :, None], size, NEVER)[:, 0, :, 0]
+        q, k, v = _as_rows(_blocks(q, size, 0)), self._seen(k, size, 0), self._seen(v, size, 0)
+        o = self.mix(q, k, v, self.mask(q, k, k_pos, here))
+        return mx.unflatten(o, 0, (batch, -1)).swapaxes(1, 2).flatten(2, 3)[:, :, :length]
+
+    def _seen(self, x: mx.array, size: int, filler: int) -> mx.array:
+        """Of (B, H, n_global + window + L, d) what each block sees: (B * blocks, H, n_global + window + size, d)."""
+        first, rest = mx.split(x, [self.n_global], axis=2)
+        own = _blocks(rest[:, :, self.window :], size, filler)
+        count = own.shape[2]  # above 1 only where size is the window
+        before = _blocks(rest[:, :, : count * self.window], self.window, filler)
+        first = mx.broadcast_to(first[:, :, None], (*own.shape[:3], *first.shape[2:]))
+        return _as_rows(mx.concatenate([first, before, own], axis=3))
+
+
+def _blocks(x: mx.array, size: int, filler: int) -> mx.array:
+    """(B, H, L, d) -> (B, H, blocks, size, d), the last block filled up."""
+    x = mx.pad(x, [(0, 0), (0, 0), (0, -x.shape[2] % size), (0, 0)], constant_values=mx.array(filler, x.dtype))
+    return mx.unflatten(x, 2, (-1, size))
+
+
+def _as_rows(x: mx.array) -> mx.array:
+    """(B, H, blocks, size, d) -> (B * blocks, H, size, d)."""
+    return x.swapaxes(1, 2).flatten(0, 1)

@@ -1,0 +1,158 @@
+"""Import and export: a folder of Hugging Face's to a run of ours and back."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_transformer.checkpoint import save_arrays
+from mlx_transformer.errors import BadInput, RunFailed
+from mlx_transformer.files import atomic_write, write_json
+from mlx_transformer.interop.formats import FORMATS, Format, Numbers
+from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
+from mlx_transformer.interop.weights import Weights, to_ours, to_theirs
+from mlx_transformer.saved import find_branch, find_phase, load, model_folder, read_config, read_numbers, save_model
+from mlx_transformer.trees import by_path
+
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+def export_model(run: Path, folder: Path) -> str:
+    """Write a run's model as Hugging Face's `from_pretrained` reads it; a sentence on who can load it.
+
+    Raises BadInput for a phase or a tokenizer without such a form, and if folder is not new or empty.
+    """
+    _check_new(folder)
+    described = read_config(model_folder(run))
+    form = _form_of(described["phase"], described.get("branch"))
+    model, tokenizer = load(run)
+    config = form.write(described.get("branch"), model.config.to_dict())
+    config |= {"bos_token_id": tokenizer.boundary, "eos_token_id": tokenizer.boundary}
+    weights = to_theirs(form.weights, by_path(model.parameters()))
+    files = tokenizer_files(tokenizer, model.config.seq_len)
+    with _new_folder(folder) as temporary:
+        save_arrays(temporary / _WEIGHTS, weights)
+        for name, content in files.items():
+            atomic_write(temporary / name, content)
+        write_json(temporary / _CONFIG, config)
+    hindrance = form.mlx_lm(config)
+    also = f"mlx-lm cannot hold it: {hindrance}" if hindrance else "mlx-lm can hold it too"
+    return f"{form.architecture} in '{folder}', for transformers' AutoModelForCausalLM and AutoTokenizer; {also}"
+
+
+def import_model(folder: Path, run: Path) -> str:
+    """Write a run of ours with the model and the tokenizer of a folder of theirs; sentences on how to go on.
+
+    Raises BadInput for an architecture that no phase holds, for weights that do not fit, if run is not new or empty.
+    """
+    _check_new(run)
+    theirs = _read_json(folder / _CONFIG)
+    form = _find_form(theirs, folder)
+    branch, numbers = form.read(theirs)
+    kind = find_branch(find_phase(form.phase), branch)
+    model = kind(read_numbers(kind, {"phase": form.phase, "config": numbers}, folder))
+    shapes = {path: value.shape for path, value in by_path(model.parameters()).items()}
+    ours = to_ours(form.weights, form.clean(_read_weights(folder), branch), shapes)
+    model.load_weights(list(ours.items()))
+    tokenizer = read_tokenizer(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise BadInput(
+            f"'{folder}' has a tokenizer of {tokenizer.vocab_size} pieces and a model of {model.config.vocab_size}: "
+            "they do not belong together"
+        )
+    with _new_folder(run) as temporary:
+        save_model(temporary / "model", model, tokenizer, form.phase, branch)
+    command = f"python -m phases.phase{form.phase}" + (f" --branch {branch}" if branch else "")
+    goes_on = f"phase {form.phase} in '{run}'; train on with: {command} --init-from {run} --data TEXT"
+    return "\n".join([*_notes(form, theirs, form.write(branch, numbers), tokenizer.boundary), goes_on])
+
+
+def _form_of(phase: int, branch: str | None) -> Format:
+    for form in FORMATS:
+        if form.phase == phase and branch in form.branches.values():
+            return form
+    held = ", ".join(
+        f"phase {form.phase}{f'/{name}' if name else ''}" for form in FORMATS for name in form.branches.values()
+    )
+    name = f"phase {phase}{f'/{branch}' if branch else ''}"
+    raise BadInput(f"{name} has no form in Hugging Face's transformers: {held} can be exported")
+
+
+def _find_form(theirs: Numbers, folder: Path) -> Format:
+    for form in FORMATS:
+        if form.model_type == theirs.get("model_type"):
+            return form
+    held = ", ".join(f"{form.model_type} (phase {form.phase})" for form in FORMATS)
+    raise BadInput(f"'{folder}' holds a model of type {theirs.get('model_type')!r}: supported are {held}")
+
+
+def _notes(form: Format, theirs: Numbers, back: Numbers, boundary: int) -> Iterator[str]:
+    """What a person should know who trains or writes with the imported model; its logits are theirs."""
+    for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
+        if theirs.get(key) not in (None, back[key]):
+            yield f"note: {key} = {theirs[key]} there is {back[key]} here"
+    ends = theirs.get("eos_token_id")
+    if ends is not None and boundary not in (ends if isinstance(ends, list) else [ends]):
+        yield f"note: texts end with piece {ends} there, and with {boundary}, the tokenizer's end of text, here"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): expected a folder that save_pretrained wrote") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"'{path}' holds no JSON object: expected a folder that save_pretrained wrote")
+    return value
+
+
+def _read_weights(folder: Path) -> Weights:
+    """Their arrays by name. Raises BadInput unless they are safetensors."""
+    arrays: Weights = {}
+    for path in _weight_files(folder):
+        try:
+            arrays.update(mx.load(str(path)))  # type: ignore[arg-type]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
+    return arrays
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file, or those that the index names. Raises BadInput where there is neither."""
+    if (folder / _INDEX).is_file():
+        places = _read_json(folder / _INDEX).get("weight_map")
+        names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else [""]
+        if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+            raise BadInput(f"'{folder / _INDEX}' names files that are no safetensors of this folder")
+        return [folder / name for name in names]
+    if not (folder / _WEIGHTS).is_file() and (pickled := sorted(folder.glob("*.bin"))):
+        raise BadInput(
+            f"'{pickled[0]}' is a pickle, which may run anything when it is read: expected {_WEIGHTS}, "
+            "which save_pretrained of transformers writes"
+        )
+    return [folder / _WEIGHTS]
+
+
+def _check_new(folder: Path) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise BadInput(f"'{folder}' is not empty: expected a folder that is new or empty")
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes this one's place when all is written: it is whole or not there."""
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(folder)
+    except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
+        raise RunFailed(f"could not write '{folder}' ({error}): free some space, or give another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

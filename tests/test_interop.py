@@ -1,0 +1,564 @@
+"""Hugging Face in and out: the same logits, the same greedy text, the same pieces; nothing silently dropped."""
+
+import json
+import socket
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_transformer import load, run
+from mlx_transformer.data.corpus import load_corpus
+from mlx_transformer.data.tokenizer import Word, train_tokenizer
+from mlx_transformer.errors import RunFailed, exit_cleanly
+from mlx_transformer.generate import GREEDY, decode, tell
+from mlx_transformer.interop import __main__ as command_line
+from mlx_transformer.interop import export_model, folders, import_model
+from mlx_transformer.interop.formats import FORMATS, GPT2
+from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
+from mlx_transformer.saved import find_branch, find_phase, save_model
+from phases import phase1, phase3
+from tests.faults.runs import assert_bad, command, write_text
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
+library = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install tokenizers")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def connect(*_):
+        raise AssertionError("nothing here may ask the network")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+# Theirs: odd sizes, with and without an own head, with rows to spare in the vocabulary.
+THEIRS = {
+    "tied": {"n_embd": 12, "n_layer": 2, "n_head": 3, "n_positions": 21},
+    "untied": {"n_embd": 15, "n_layer": 1, "n_head": 5, "n_positions": 33, "tie_word_embeddings": False},
+    "one head, a narrow middle": {"n_embd": 9, "n_layer": 3, "n_head": 1, "n_positions": 19, "n_inner": 7},
+    "rows to spare": {"n_embd": 14, "n_layer": 2, "n_head": 7, "n_positions": 17, "vocab_size": 311},
+    "another epsilon": {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16, "layer_norm_epsilon": 1e-2},
+}
+
+
+def byte_level(folder):
+    """A tokenizer.json of 257 pieces, as GPT-2's are made."""
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=257, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator([], trainer)
+    made.save(str(folder / "tokenizer.json"))
+
+
+def write_theirs(folder, **numbers):
+    """A random model of theirs in a folder, and the model."""
+    torch.manual_seed(len(numbers))
+    config = transformers.GPT2Config(
+        **{"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.4, **numbers}
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases too
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    byte_level(folder)
+    return model
+
+
+def their_logits(model, tokens):
+    with torch.no_grad():
+        return model(torch.tensor(np.array(tokens))).logits.numpy()
+
+
+def their_greedy(model, pieces, count):
+    with torch.no_grad():
+        tokens = torch.tensor([pieces])
+        for _ in range(count):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    return tokens[0, len(pieces) :].tolist()
+
+
+def greedy(model, pieces, count):
+    return [drawn[0] for drawn in decode(model, [pieces], count)]
+
+
+def weights(model):
+    return dict(tree_flatten(model.parameters()))
+
+
+def assert_same(ours, theirs, length, vocabulary):
+    """Logits within 1e-4 and equal greedy continuations."""
+    tokens = mx.random.randint(0, vocabulary, (2, length), key=mx.random.key(1))
+    np.testing.assert_allclose(np.array(ours(tokens)), their_logits(theirs, tokens), atol=1e-4)
+    start = tokens[0, :3].tolist()
+    assert greedy(ours, start, length - 3) == their_greedy(theirs, start, length - 3)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def bpe(text, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return train_tokenizer("bpe", load_corpus(str(text), say=lambda line: None), 290)
+
+
+def write_ours(folder, tokenizer, branch=None, **numbers):
+    """A run of ours with a shaken model, and the model; it writes no lone bytes, so that its text is text."""
+    kind = find_branch(phase3, branch)
+    sizes = {"d_model": 15, "n_layers": 2, "n_heads": 3, "d_ff": 22, "seq_len": 30, "max_len": 37}
+    model = kind(kind.Config(**{"vocab_size": tokenizer.vocab_size, **sizes, **numbers}))
+    model.update(tree_map(lambda w: w + 0.3 * mx.random.normal(w.shape), model.parameters()))
+    lone = mx.array([tokenizer.piece(i).startswith("<") for i in range(tokenizer.vocab_size)])
+    for table in (model.embedding, model.head):
+        if "weight" in table:
+            table.weight = mx.where(lone[:, None], 0.0, table.weight)
+    model.eval()
+    save_model(folder / "model", model, tokenizer, 3, branch)
+    return model
+
+
+def interop(*args):
+    return command(lambda: exit_cleanly(command_line.main), *args)
+
+
+# Import
+
+
+@pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
+def test_what_is_imported_computes_the_same(numbers, tmp_path):
+    theirs = write_theirs(tmp_path / "theirs", **numbers)
+    ended = interop("import", tmp_path / "theirs", tmp_path / "run")
+    assert (ended.code, ended.err) == (0, "")
+    ours, tokenizer = load(tmp_path / "run")
+    assert tokenizer.kind == "hf"
+    assert type(ours) is find_branch(phase3, "tied" if numbers.get("tie_word_embeddings", True) else None)
+    assert_same(ours, theirs, numbers["n_positions"], numbers.get("vocab_size", 257))
+
+
+@pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
+def test_what_goes_in_comes_out_again(numbers, tmp_path):
+    theirs = write_theirs(tmp_path / "theirs", **numbers)
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    export_model(tmp_path / "run", tmp_path / "back")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value), name
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("theirs", "back"))
+    before["n_inner"] = before["n_inner"] or 4 * before["n_embd"]
+    same = after.keys() - {"n_ctx", "attn_pdrop"}
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert auto("né\u2581 🙂").input_ids == load(tmp_path / "run")[1].encode("né\u2581 🙂")
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (tmp_path / "theirs" / "tokenizer.json").read_bytes()
+
+
+def test_files_of_other_times(tmp_path):
+    """Names with no prefix, the causal mask among the weights, the tied matrix twice, half precision, shards."""
+    theirs = write_theirs(tmp_path / "theirs", **THEIRS["tied"])
+    path = tmp_path / "theirs" / "model.safetensors"
+    arrays = {name.removeprefix("transformer."): value for name, value in mx.load(str(path)).items()}
+    arrays = {name: value.astype(mx.bfloat16) for name, value in arrays.items()}
+    arrays["lm_head.weight"] = arrays["wte.weight"]
+    arrays |= {f"h.{i}.attn.bias": mx.ones((1, 1, 21, 21)) for i in range(2)}
+    arrays |= {f"h.{i}.attn.masked_bias": mx.array(-1e4) for i in range(2)}
+    mx.eval(arrays)
+    path.unlink()
+    names = sorted(arrays)
+    for shard, own in (("model-1.safetensors", names[::2]), ("model-2.safetensors", names[1::2])):
+        mx.save_safetensors(str(path.parent / shard), {name: arrays[name] for name in own})
+    places = {name: f"model-{1 + i % 2}.safetensors" for i, name in enumerate(names)}
+    (path.parent / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    ours, _ = load(tmp_path / "run")
+    theirs = theirs.bfloat16().float()
+    assert {value.dtype for value in weights(ours).values()} == {mx.float32}
+    assert_same(ours, theirs, 21, 257)
+
+
+def test_training_goes_on_from_what_was_imported(text, tmp_path):
+    """--init-from gives their weights and numbers; --resume goes on; the result goes out again."""
+    numbers = {**THEIRS["another epsilon"], "n_positions": 40}
+    write_theirs(tmp_path / "theirs", **numbers)
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    line = ["--branch", "tied", "--data", text, "--seq-len", 24, "--batch-size", 2, "--dropout", 0, "--quiet"]
+
+    def train(*args):
+        ended = command(lambda: run.main(3), *args, "--max-steps", 2)
+        assert (ended.code, ended.err) == (0, "")
+
+    still, moved = tmp_path / "still", tmp_path / "moved"
+    train(*line, "--init-from", tmp_path / "run", "--learning-rate", 1e-12, "--out", still)
+    before, after = (mx.load(str(folder / "model" / "model.safetensors")) for folder in (tmp_path / "run", still))
+    assert before.keys() == after.keys()
+    assert all(mx.allclose(before[name], after[name], atol=1e-6).item() for name in before)
+    train(*line, "--init-from", tmp_path / "run" / "model", "--learning-rate", 1e-3, "--out", moved)
+    ended = command(lambda: run.main(3), "--resume", moved, "--max-steps", 5, "--quiet")
+    assert (ended.code, ended.err) == (0, "")
+    result = json.loads((moved / "result.json").read_text())
+    assert (result["steps"], result["tokenizer"]["kind"]) == (5, "hf")
+    assert result["config"] | {"norm_eps": 1e-2, "max_len": 40, "seq_len": 24, "vocab_size": 257} == result["config"]
+    export_model(moved, tmp_path / "out")
+    assert_same(load(moved)[0], transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), 40, 257)
+
+
+def test_a_model_with_rows_to_spare_can_be_trained(text, tmp_path):
+    write_theirs(tmp_path / "theirs", **THEIRS["rows to spare"])
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    line = ["--branch", "tied", "--data", text, "--batch-size", 2, "--max-steps", 1, "--quiet"]
+    line += ["--init-from", tmp_path / "run", "--out", tmp_path / "on"]
+    assert command(lambda: run.main(3), *line).code == 0
+    assert load(tmp_path / "on")[0].config.vocab_size == 311
+
+
+def test_what_differs_in_training_is_said(tmp_path):
+    write_theirs(tmp_path / "theirs", **THEIRS["tied"], resid_pdrop=0.2, embd_pdrop=0.3)
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "eos_token_id": [5, 7]}))
+    said = interop("import", tmp_path / "theirs", tmp_path / "run").out.splitlines()
+    assert said[:3] == [
+        "note: embd_pdrop = 0.3 there is 0.2 here",
+        "note: attn_pdrop = 0.1 there is 0.0 here",
+        "note: texts end with piece [5, 7] there, and with 0, the tokenizer's end of text, here",
+    ]
+    train = "python -m phases.phase3 --branch tied --init-from"
+    assert said[3].startswith(f"phase 3 in '{tmp_path / 'run'}'; train on with: {train}")
+    assert len(said) == 4
+
+
+# Export
+
+
+@pytest.mark.parametrize("numbers", [{}, {"d_model": 12, "n_heads": 4, "d_ff": 48, "n_layers": 1}], ids=["odd", "even"])
+@pytest.mark.parametrize("branch", [None, "tied"])
+def test_what_is_exported_computes_the_same(branch, numbers, bpe, tmp_path):
+    ours = write_ours(tmp_path / "run", bpe, branch, **numbers)
+    ended = interop("export", tmp_path / "run", tmp_path / "theirs")
+    assert (ended.code, ended.err) == (0, "")
+    theirs, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "theirs", output_loading_info=True, use_safetensors=True
+    )
+    assert not any(loaded.values()), loaded
+    assert theirs.config.tie_word_embeddings == (branch == "tied")
+    assert_same(ours, theirs.eval(), 37, bpe.vocab_size)
+
+    prompt = "the cat 123"  # the same text, too, each through its own tokenizer and its own generate
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    story = tell(ours, bpe, [prompt], sampling=GREEDY)[0]
+    written = theirs.generate(**tokenizer(prompt, return_tensors="pt"), do_sample=False, max_length=30)[0]
+    assert written[len(bpe.encode(prompt)) + 1 :][: len(story.pieces)].tolist() == story.pieces
+    assert tokenizer.decode(written, skip_special_tokens=True) == story.text
+
+
+@pytest.mark.parametrize("branch", [None, "tied"])
+def test_what_goes_out_comes_in_again(branch, bpe, tmp_path):
+    ours = write_ours(tmp_path / "run", bpe, branch)
+    export_model(tmp_path / "run" / "model", tmp_path / "theirs")
+    import_model(tmp_path / "theirs", tmp_path / "back")
+    back, tokenizer = load(tmp_path / "back")
+    assert type(back) is type(ours)
+    assert weights(back).keys() == weights(ours).keys()
+    assert all(mx.array_equal(value, weights(ours)[path]) for path, value in weights(back).items())
+    assert back.config.to_dict() == {**ours.config.to_dict(), "seq_len": ours.config.max_len}
+    assert (tokenizer.boundary, tokenizer.lossless) == (bpe.boundary, True)
+
+
+def test_mlx_lm_loads_what_it_can_hold(bpe, tmp_path):
+    mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: pip install mlx-lm")
+    ours = write_ours(tmp_path / "run", bpe, "tied", d_ff=60)
+    assert "mlx-lm can hold it too" in export_model(tmp_path / "run", tmp_path / "theirs")
+    theirs, tokenizer = mlx_lm.load(str(tmp_path / "theirs"))
+    tokens = mx.random.randint(0, bpe.vocab_size, (2, 37), key=mx.random.key(1))
+    np.testing.assert_allclose(np.array(theirs(tokens)), np.array(ours(tokens)), atol=1e-4)
+    story = tell(ours, bpe, ["the cat"], sampling=GREEDY, max_tokens=12)[0]
+    assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == story.continuation
+
+
+@pytest.mark.parametrize(("branch", "why"), [(None, "no head of its own"), ("tied", "a d_ff of 4 d_model")])
+def test_what_mlx_lm_cannot_hold_is_said(branch, why, bpe, tmp_path):
+    write_ours(tmp_path / "run", bpe, branch)
+    assert f"mlx-lm cannot hold it: its GPT-2 has {why}" in export_model(tmp_path / "run", tmp_path / "theirs")
+
+
+# The tokenizer
+
+CHARACTERS = "\u2581\u2585 \n\t\0\r\x1a\u0301\ufeff\ufffd\U0010ffff\u2047\u200b\u3000é你🙂"
+WORDS = ("  ", "<s>", "</s>", "<unk>", "<0x41>", "the cat", " do", "saaaa", "e\u0301", "👩‍🚀", "[UNK]", "tttttttt")
+JOINED = st.lists(st.sampled_from([*CHARACTERS, *WORDS]), max_size=12).map("".join)
+TEXTS = st.text() | JOINED | st.text("a t\n", max_size=40)  # the last: runs, in which pairs overlap
+
+
+@pytest.fixture(scope="module")
+def auto(bpe, tmp_path_factory):
+    """AutoTokenizer of an exported run."""
+    folder = tmp_path_factory.mktemp("auto")
+    write_ours(folder / "run", bpe)
+    export_model(folder / "run", folder / "theirs")
+    return transformers.AutoTokenizer.from_pretrained(folder / "theirs")
+
+
+@given(text=TEXTS)
+@example(text="")
+@example(text="\u2581\u2581 \u2581")
+@example(text=" leading and trailing ")
+def test_their_tokenizer_gives_the_same_pieces_and_the_same_text(bpe, auto, text):
+    pieces = bpe.encode(text)
+    assert auto(text, add_special_tokens=False).input_ids == pieces
+    assert auto(text).input_ids == [bpe.boundary, *pieces]
+    assert auto.decode(pieces) == text
+    assert auto.decode([bpe.boundary, *pieces], skip_special_tokens=True) == text
+
+
+def test_their_tokenizer_over_real_texts(shared_data, tmp_path):
+    """A vocabulary of real size, over other texts than it learned from."""
+    names = ("tinystories-valid.txt", "wikitext2-valid.txt", "shakespeare.txt")
+    texts = {name: (shared_data / name).read_text(encoding="utf-8")[:100_000] for name in names}
+    (tmp_path / "text.txt").write_text(texts[names[0]], encoding="utf-8")
+    tokenizer = train_tokenizer("bpe", load_corpus(str(tmp_path / "text.txt"), say=lambda line: None), 2048)
+    write_ours(tmp_path / "run", tokenizer)
+    export_model(tmp_path / "run", tmp_path / "theirs")
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    for text in texts.values():
+        for start in range(0, len(text), 1000):
+            part = text[start : start + 1000].replace("<|endoftext|>", "")
+            pieces = tokenizer.encode(part)
+            assert auto(part, add_special_tokens=False).input_ids == pieces
+            assert auto.decode(pieces) == part
+
+
+def test_where_the_tokenizers_differ(bpe, auto):
+    """The two cases that the docstring of the export names."""
+    text = "a<|endoftext|>b"
+    assert auto(text, add_special_tokens=False).input_ids == [*bpe.encode("a"), bpe.boundary, *bpe.encode("b")]
+    assert auto(text, add_special_tokens=False, split_special_tokens=True).input_ids == bpe.encode(text)
+    half = bpe.encode("🙂")[:2]
+    assert (bpe.decode(half), auto.decode(half)) == ("\ufffd", "\ufffd\ufffd")
+
+
+# The table
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=[form.model_type for form in FORMATS])
+def test_every_row_of_a_table_is_used_and_every_parameter_has_one(form):
+    for branch in form.branches.values():
+        kind = find_branch(find_phase(form.phase), branch)
+        model = kind(kind.Config(vocab_size=11, d_model=6, n_layers=2, n_heads=3, d_ff=5, seq_len=4))
+        own = weights(model)
+        theirs = to_theirs(form.weights, own)
+        back = to_ours(form.weights, theirs, {path: value.shape for path, value in own.items()})
+        assert all(mx.array_equal(back[path], own[path]) for path in own)
+        used = {row.ours for row in form.weights if any(row.find(path) for path in own)}
+        assert {row.ours for row in form.weights} - used <= {"head"}
+        assert sum(value.size for value in theirs.values()) == sum(value.size for value in own.values())
+
+
+@given(parts=st.integers(1, 4), out=st.integers(1, 5), into=st.integers(1, 5), transposed=st.booleans())
+def test_a_part_is_read_as_it_was_written(parts, out, into, transposed):
+    rows = tuple(Row(f"b.{{i}}.p{n}", "l.{i}.fused", Part(n, parts, transposed)) for n in range(parts))
+    ours = {f"b.7.p{n}.weight": mx.random.normal((out, into)) for n in reversed(range(parts))}
+    ours |= {f"b.7.p{n}.bias": mx.random.normal((out,)) for n in range(parts)}
+    theirs = to_theirs(rows, ours)
+    assert {name: value.shape for name, value in theirs.items()} == {
+        "l.7.fused.weight": (into, parts * out) if transposed else (parts * out, into),
+        "l.7.fused.bias": (parts * out,),
+    }
+    back = to_ours(rows, theirs, {path: value.shape for path, value in ours.items()})
+    assert all(mx.array_equal(back[path], ours[path]) for path in ours)
+
+
+def test_a_parameter_without_a_row_or_with_two_is_named():
+    with pytest.raises(ValueError, match=r"for blocks\.0\.secret\.weight, b\.weight"):
+        to_theirs(GPT2.weights, {"blocks.0.secret.weight": mx.ones(2), "b.weight": mx.ones(2)})
+    with pytest.raises(ValueError, match=r"for a\.weight"):
+        to_theirs((Row("a", "b"), Row("a", "c")), {"a.weight": mx.ones(2)})
+
+
+# Folders that cannot be used
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    write_theirs(tmp_path / "theirs", **THEIRS["tied"])
+    return tmp_path / "theirs"
+
+
+def refused(theirs, *said):
+    """One sentence, and nothing left behind."""
+    target = theirs.parent / "run"
+    assert_bad(interop("import", theirs, target), *said)
+    assert not target.exists()
+    assert not [path for path in theirs.parent.iterdir() if path.name.startswith(".")]
+
+
+def change(theirs, **values):
+    path = theirs / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", None, 7, ["gpt2"], "../gpt2"])
+def test_an_architecture_that_no_phase_holds(kind, theirs):
+    change(theirs, model_type=kind)
+    refused(theirs, f"holds a model of type {kind!r}: supported are gpt2 (phase 3)")
+
+
+UNSUPPORTED = [
+    {"activation_function": "relu"},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"add_cross_attention": True},
+    {"tie_word_embeddings": "yes"},
+    {"tie_word_embeddings": []},
+    {"activation_function": ["gelu_new"]},
+    {"n_embd": None},
+    {"n_embd": "12"},
+    {"n_head": 5},
+    {"n_layer": 0},
+    {"n_layer": True},
+    {"n_inner": 1.5},
+    {"resid_pdrop": 1},
+    {"layer_norm_epsilon": [1]},
+]
+
+
+@pytest.mark.parametrize("values", UNSUPPORTED, ids=str)
+def test_a_config_that_the_phase_cannot_compute(values, theirs):
+    change(theirs, **values)
+    refused(theirs)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "\x00"])
+def test_a_config_that_is_none(text, theirs):
+    (theirs / "config.json").write_text(text)
+    refused(theirs, "config.json")
+
+
+def without_one(arrays):
+    del arrays["transformer.h.1.mlp.c_fc.bias"]
+    return "h.1.mlp.c_fc.bias should be (48,) and is missing"
+
+
+def with_more(arrays):
+    arrays |= {"transformer.h.2.ln_1.weight": mx.ones(12), "score.weight": mx.ones((2, 12))}
+    return "h.2.ln_1.weight should be absent and is (12,); score.weight should be absent and is (2, 12)"
+
+
+def with_many_more(arrays):
+    arrays |= {f"x{i}": mx.ones(1) for i in range(30)}
+    return "; and 10 more"
+
+
+def with_a_name_twice(arrays):
+    arrays["ln_f.weight"] = mx.ones(12)
+    return "some weights are there twice, with 'transformer.' in front and without"
+
+
+def of_another_shape(arrays):
+    arrays["transformer.h.0.attn.c_attn.weight"] = arrays["transformer.h.0.attn.c_attn.weight"].T
+    return "h.0.attn.c_attn.weight should be (12, 36) and is (36, 12)"
+
+
+def with_another_head(arrays):
+    arrays["lm_head.weight"] = arrays["transformer.wte.weight"] + 1
+    return "lm_head.weight is not wte.weight, and yet tie_word_embeddings is true"
+
+
+WRONG = [without_one, with_more, with_many_more, with_a_name_twice, of_another_shape, with_another_head]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_weights_that_do_not_fit(wrong, theirs):
+    path = str(theirs / "model.safetensors")
+    arrays = mx.load(path)
+    mx.eval(arrays)
+    said = wrong(arrays)
+    mx.save_safetensors(path, arrays)
+    refused(theirs, said)
+
+
+def test_weights_that_are_no_safetensors(theirs):
+    path = theirs / "model.safetensors"
+    raw = path.read_bytes()
+    for content in (b"", raw[:100], raw[:-1], b"PK\x03\x04"):
+        path.write_bytes(content)
+        refused(theirs, "model.safetensors")
+    path.unlink()
+    refused(theirs, "model.safetensors")
+    (theirs / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    refused(theirs, "pytorch_model.bin' is a pickle")
+
+
+INDICES = [
+    {},
+    [],
+    {"weight_map": []},
+    {"weight_map": {"a": 1}},
+    {"weight_map": {"a": "../x.safetensors"}},
+    {"weight_map": {"a": "model.bin"}},
+    {"weight_map": {"a": "gone.safetensors"}},
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_an_index_that_names_no_shards(index, theirs):
+    (theirs / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(theirs)
+
+
+def test_a_tokenizer_that_does_not_belong_to_it(theirs):
+    path = theirs / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["one more"] = 257
+    path.write_text(json.dumps(content))
+    refused(theirs, "a tokenizer of 258 pieces and a model of 257")
+    path.write_text("{")
+    refused(theirs, "tokenizer")
+    path.unlink()
+    refused(theirs, "tokenizer.json", "save_pretrained")
+
+
+def test_a_run_that_has_no_form_elsewhere(bpe, text, tmp_path):
+    model = phase1.Model(phase1.Config(vocab_size=bpe.vocab_size, d_model=8, n_layers=1, n_heads=2, d_ff=8, seq_len=8))
+    save_model(tmp_path / "run" / "model", model, bpe, 1, None)
+    held = "phase 3/tied, phase 3 can be exported"
+    assert_bad(interop("export", tmp_path / "run", tmp_path / "out"), "phase 1 has no form in", held)
+    write_ours(tmp_path / "words", Word(["the", "cat"]))
+    assert_bad(interop("export", tmp_path / "words", tmp_path / "out"), "a word tokenizer has no form")
+    assert_bad(interop("export", tmp_path / "nowhere", tmp_path / "out"), "holds no model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_is_not_empty(theirs, bpe, tmp_path):
+    write_ours(tmp_path / "run", bpe)
+    for line in (["import", theirs, tmp_path / "run"], ["export", tmp_path / "run", theirs]):
+        assert_bad(interop(*line), "is not empty: expected a folder that is new or empty")
+    assert_bad(interop("export", tmp_path / "run", theirs / "config.json"), "is not empty")
+    (tmp_path / "new").mkdir()
+    assert interop("export", tmp_path / "run", tmp_path / "new").code == 0
+
+
+def test_a_full_disk_leaves_nothing(theirs, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, "save_model", full)
+    with pytest.raises(RunFailed, match="No space left on device"):
+        import_model(theirs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("line", [[], ["import"], ["import", "a"], ["improt", "a", "b"], ["import", "a", "b", "c"]])
+def test_a_command_that_cannot_be_read(line):
+    assert_bad(interop(*line))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from bench import stats
 from mlx_transformer import native
 from mlx_transformer.errors import BadInput, RunFailed
 from mlx_transformer.files import write_json
@@ -71,8 +71,8 @@ def started(contestants: Sequence[Contestant]) -> Iterator[dict[str, Child]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         children = {}
-        for one in contestants:
-            said = folder / f"{one.name}.txt"
+        for i, one in enumerate(contestants):
+            said = folder / f"{i}.txt"
             process = subprocess.Popen(
                 [sys.executable, "-m", "bench.child", one.target],
                 stdin=subprocess.PIPE,
@@ -114,11 +114,18 @@ def torch_device() -> str:
 def interleave(
     children: dict[str, Child], rounds: int, request: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every round asks each child once, in turn; all answers by name."""
+    """Every round asks each child once, in turn, for the same; all answers by name."""
+    return interleave_each(children, rounds, dict.fromkeys(children, request), say)
+
+
+def interleave_each(
+    children: dict[str, Child], rounds: int, requests: dict[str, dict[str, Any]], say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """The same with a request for each child by name."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
     for i in range(rounds):
         for name, child in children.items():
-            answers[name].append(child.ask(**request))
+            answers[name].append(child.ask(**requests[name]))
         took = ", ".join(f"{name} {own[-1]['seconds']:.2f} s" for name, own in answers.items())
         say(f"round {i + 1} of {rounds}: {took}")
     return answers
@@ -126,7 +133,7 @@ def interleave(
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster a is than b: the ratio of median seconds b / a and its 95 % interval (None: too few)."""
+    """How many times faster a is than b: the ratio of median seconds b / a and its 95 % interval (None: one round)."""
 
     a: str
     b: str
@@ -140,19 +147,12 @@ class Ratio:
 
 
 def compare(a: str, b: str, seconds: dict[str, list[float]]) -> Ratio:
-    """The ratio of medians with a bootstrap interval, paired by round: what disturbs one disturbs its neighbour."""
-    mine, theirs = np.array(seconds[a]), np.array(seconds[b])
-    value, count = float(np.median(theirs) / np.median(mine)), min(len(mine), len(theirs))
-    if count < 4:
-        return Ratio(a, b, value, None, None, count)
-    found = stats.bootstrap(
-        (mine[:count], theirs[:count]),
-        lambda x, y, axis: np.median(y, axis=axis) / np.median(x, axis=axis),
-        paired=True,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    )
-    return Ratio(a, b, value, float(found.confidence_interval.low), float(found.confidence_interval.high), count)
+    """The ratio of medians with its interval, paired by round: what disturbs one disturbs its neighbour."""
+    count = min(len(seconds[a]), len(seconds[b]))
+    if count == 1:
+        return Ratio(a, b, float(np.median(seconds[b]) / np.median(seconds[a])), None, None, 1)
+    found = stats.ratio_of_medians(np.array(seconds[b][:count]), np.array(seconds[a][:count]))
+    return Ratio(a, b, found.value, found.low, found.high, count)
 
 
 def machine() -> dict[str, Any]:
@@ -201,10 +201,16 @@ def read_names(text: str | None, known: Sequence[str], default: Sequence[str]) -
     return list(dict.fromkeys(names))
 
 
-def check_torch(phase: int) -> None:
+def has_torch() -> bool:
+    return find_spec("torch") is not None
+
+
+def check_torch(phase: int | None = None) -> None:
     """Raises BadInput if PyTorch or the phase's reference is missing."""
-    if find_spec("torch") is None:
+    if not has_torch():
         raise BadInput("PyTorch is not installed: pip install 'mlx-transformer[bench]'")
+    if phase is None:
+        return
     if not (ROOT / "bench" / "reference" / f"phase{phase}.py").is_file():
         raise BadInput(f"phase {phase} has no reference in PyTorch: expected bench/reference/phase{phase}.py")
 

@@ -6,16 +6,16 @@
     torch            the reference of the phase, with the allocator settings that ours makes for itself
     torch-compile    the same with torch.compile
     torch-installed  torch without the allocator settings
+    gemm             the matrix products of ours alone: its ratio is the share that they have in a step's time
     plain            MLX as installed: ours with MLX_TRANSFORMER_PLAIN=1, one round only, since it is some 40x slower
 
 All start from the same weights, see the same batches and have the same threads; while nothing is dropped out, their
 losses must agree over the warm-up.
 """
 
-import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,19 @@ import numpy as np
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from bench import rounds
+from bench import rounds, training
 from bench.ours import make_recipe
-from bench.rounds import ALLOCATOR, UNTOUCHED, Child, Contestant, Ratio, environment
-from mlx_transformer.config import SIZES, Config
-from mlx_transformer.data.stream import Batches
+from bench.rounds import Child, Contestant, Ratio
+from bench.training import BATCHES, WARM_UP, Task
+from mlx_transformer.config import SIZES
 from mlx_transformer.errors import RunFailed, exit_cleanly
 from mlx_transformer.flags import Device, Extent, Folder, Number, Size, Text, WholeNumber, parse
-from mlx_transformer.recipe import Recipe
 from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_phase
 
-AGAINST = ("torch", "torch-compile", "torch-installed", "plain")
-WARM_UP = 3  # steps: the first compiles, the second starts from warm caches, the third says how long one takes
+AGAINST = ("torch", "torch-compile", "torch-installed", "gemm", "plain")
 ROUND_SECONDS = 2.0  # of the fastest contestant, at least
 MOST_APART = 1e-3  # nats between the losses of two contestants during the warm-up
-_BATCHES = 64  # different ones; then they come again
 
 
 @dataclass
@@ -60,95 +57,53 @@ class Flags:
     steps: WholeNumber = None
     """of a round (default: as many as the fastest contestant makes in 2 seconds)"""
     against: Text = None
-    """torch, torch-compile, torch-installed, plain, with commas (default: the first three)"""
+    """torch, torch-compile, torch-installed, gemm, plain, with commas (default: the first three)"""
     device: Device = None
     """where to compute (default: auto)"""
     out: Folder = None
     """write every measured number to this JSON file"""
 
 
-@dataclass(frozen=True)
-class Task:
-    """What all contestants compute."""
-
-    phase: int
-    size: str
-    config: Config
-    recipe: Recipe
-    device: str
-
-    @property
-    def rows(self) -> int:
-        """Of a step."""
-        return max(1, self.recipe.batch_tokens // self.config.seq_len)
-
-    @classmethod
-    def read(cls, flags: Flags) -> "Task":
-        """Raises BadInput for a phase or numbers that cannot be."""
-        device = flags.device or "auto"
-        use_device(device)
-        phase, size = flags.phase or 1, flags.size or "auto"
-        size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
-        numbers = {**SIZES[size], "dropout": flags.dropout or 0.0}
-        numbers |= {"seq_len": flags.seq_len} if flags.seq_len else {}
-        config = find_phase(phase).Config(**numbers)
-        return cls(phase, size, config, make_recipe(phase, size, flags.batch_size, config.seq_len), device)
-
-
-def text_like(count: int, vocab_size: int) -> np.ndarray:
-    """Pieces (count,) drawn by Zipf's law, as frequent and rare ones are in a text."""
-    shares = 1 / np.arange(1, vocab_size + 1)
-    return np.random.default_rng(0).choice(vocab_size, count, p=shares / shares.sum()).astype(np.uint32)
+def read_task(flags: Flags) -> Task:
+    """Raises BadInput for a phase or numbers that cannot be."""
+    device = flags.device or "auto"
+    use_device(device)
+    phase, size = flags.phase or 1, flags.size or "auto"
+    size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
+    numbers = {**SIZES[size], "dropout": flags.dropout or 0.0}
+    numbers |= {"seq_len": flags.seq_len} if flags.seq_len else {}
+    config = find_phase(phase).Config(**numbers)
+    recipe = make_recipe(phase, size, flags.batch_size, config.seq_len)
+    return Task(phase=phase, size=size, config=config, recipe=recipe, device=device)
 
 
 def make_contestants(task: Task, against: list[str], folder: Path) -> list[Contestant]:
     """mlx, then the others; what they share lies in the folder."""
-    numbers, seq_len, threads = task.config.to_dict(), task.config.seq_len, rounds.threads()
-    pieces = text_like(_BATCHES * task.rows * seq_len + 1, task.config.vocab_size)
-    stream = Batches(pieces, task.rows, seq_len)
-    np.save(folder / "tokens.npy", pieces)
-    np.save(folder / "batches.npy", np.stack([next(stream) for _ in range(_BATCHES)]))
-    model = find_phase(task.phase).Model(task.config)
-    rounds.save_weights(folder / "weights.npz", model)
+    pieces = training.text_like(BATCHES * task.step_tokens + 1, task.config.vocab_size)
+    training.lay_out(task, find_phase(task.phase).Model(task.config), pieces, BATCHES, folder)
 
-    def ours(name: str, **changes: str) -> Contestant:
-        (folder / name).mkdir()
-        own = {"tokens": str(folder / "tokens.npy"), "folder": str(folder / name), "device": task.device}
-        settings = {"phase": task.phase, "size": task.size, "rows": task.rows, "config": numbers, **own}
-        return Contestant(
-            name=name,
-            target="bench.ours:TrainingRounds",
-            settings=settings,
-            environment=environment(threads, **changes),
-        )
+    def other(name: str) -> Contestant:
+        if name == "gemm":
+            return replace(training.ours(name, task, folder), target="bench.gemm:GemmRounds")
+        if name == "plain":
+            return training.ours(name, task, folder, MLX_TRANSFORMER_PLAIN="1")
+        compiled, tuned = name == "torch-compile", name != "torch-installed"
+        return training.theirs(name, task, folder, compiled=compiled, tuned=tuned)
 
-    def theirs(name: str) -> Contestant:
-        own = {"weights": str(folder / "weights.npz"), "batches": str(folder / "batches.npy")}
-        settings = {"phase": task.phase, "config": numbers, "recipe": task.recipe.to_dict(), "threads": threads, **own}
-        settings |= {"device": rounds.torch_device(), "compiled": name == "torch-compile"}
-        tuned = {} if name == "torch-installed" else ALLOCATOR
-        return Contestant(
-            name=name,
-            target="bench.reference:TrainingRounds",
-            settings=settings,
-            environment=environment(threads, **UNTOUCHED, **tuned),
-        )
-
-    others = [ours(name, MLX_TRANSFORMER_PLAIN="1") if name == "plain" else theirs(name) for name in against]
-    return [ours("mlx"), *others]
+    return [training.ours("mlx", task, folder), *map(other, against)]
 
 
 def measure(
-    children: dict[str, Child], count: int, steps: int | None, say: Callable[[str], None]
+    task: Task, children: dict[str, Child], count: int, steps: int | None, say: Callable[[str], None]
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """Answers by contestant, the warm-up's first; and the steps of a round."""
-    answers: dict[str, list[dict[str, Any]]] = {}
-    for name, child in children.items():
-        say(f"warming up {name}")
-        answers[name] = [child.ask(steps=1 if name == "plain" or i else WARM_UP - 1) for i in range(2)]
     fast = {name: child for name, child in children.items() if name != "plain"}
-    step = min(answers[name][-1]["seconds"] for name in fast)
-    steps = steps or max(1, math.ceil(ROUND_SECONDS / step))
+    answers = training.warm_up(fast, say)
+    if "plain" in children:
+        answers["plain"] = [children["plain"].ask(steps=1) for _ in range(2)]
+    if steps is None:
+        seconds = {name: answers[name][-1]["seconds"] for name in fast}
+        steps = min(training.steps_per_round(seconds, dict.fromkeys(fast, task.step_tokens), ROUND_SECONDS).values())
     for name, own in rounds.interleave(fast, count, {"steps": steps}, say).items():
         answers[name] += own
     return answers, steps
@@ -171,7 +126,7 @@ def compare(
         tempfile.TemporaryDirectory() as folder,
         rounds.started(make_contestants(task, against, Path(folder))) as children,
     ):
-        answers, steps = measure(children, count, steps, say)
+        answers, steps = measure(task, children, count, steps, say)
         facts = {name: rounds.told(child) for name, child in children.items()}
     losses = {name: [loss for answer in own for loss in answer["losses"]] for name, own in answers.items()}
     if not task.config.dropout:
@@ -183,7 +138,7 @@ def compare(
     }
     found = {
         name: {
-            "tokens_per_second": task.rows * task.config.seq_len / float(np.median(per_step[name])),
+            "tokens_per_second": task.step_tokens / float(np.median(per_step[name])),
             "seconds_per_step": per_step[name],
             "answers": answers[name],
             "facts": facts[name],
@@ -221,7 +176,7 @@ def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m bench.step")
     against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
-    task = Task.read(flags)
+    task = read_task(flags)
     if any(name.startswith("torch") for name in against):
         rounds.check_torch(task.phase)
     rounds.check_out(flags.out)

@@ -12,7 +12,7 @@ import numpy as np
 from mlx_transformer.files import atomic_write
 from mlx_transformer.picture import draw_loss, finite, series, short, title
 
-__all__ = ["draw_loss", "write_report", "write_stories"]
+__all__ = ["draw_loss", "escaped", "memory", "write_report", "write_stories"]
 
 Record = Mapping[str, Any]
 
@@ -141,14 +141,14 @@ def _figures(result: Record) -> list[tuple[str, str]]:
         ("training", f"{result['tokens']:,} tokens, {result['steps']:,} steps, {result['epochs']:.2f} epochs"),
         ("clock", f"{seconds}; evaluation {_duration(result['eval_seconds'])} besides"),
         ("speed", f"{result['tokens_per_second']:,.0f} tokens/s" if result["tokens_per_second"] else "under 10 steps"),
-        ("peak memory", _memory(result["peak_memory_bytes"])),
+        ("peak memory", memory(result["peak_memory_bytes"])),
         ("training text", f"{corpus['train_tokens']:,} pieces, {corpus['train_bytes']:,} bytes"),
         ("validation text", f"{corpus['valid_tokens']:,} pieces, {corpus['valid_bytes']:,} bytes"),
         ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} pieces"),
         ("model", f"{result['size']}: {_settings(result['config'])}"),
         ("recipe", f"{result['recipe_name'] or 'the phase’s own'}: {_settings(result['recipe'])}"),
         ("seed", str(result["seed"])),
-        ("machine", f"{result['device']['name']}, {_memory(result['device']['memory_bytes'])}"),
+        ("machine", f"{result['device']['name']}, {memory(result['device']['memory_bytes'])}"),
         ("versions", _settings(result["versions"])),
     ]
     return rows
@@ -251,7 +251,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _memory(size: int) -> str:
+def memory(size: int) -> str:
+    """Bytes in GiB or MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
@@ -275,7 +276,7 @@ def _settings(values: Record) -> str:
 
 
 def _copied(quality: Record) -> str:
-    return _escaped(str(quality.get("longest_copied_text", "")))
+    return escaped(str(quality.get("longest_copied_text", "")))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -283,7 +284,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """A model may write anything: nothing in it is markup, and no line begins a list or a rule."""
     return re.sub(r"(?m)^([ \t]*\d*)([-+=.)])", r"\1\\\2", re.sub(r"([\\`*_\[\]<>#|~&])", r"\\\1", text))
 
@@ -292,6 +293,6 @@ def _quoted(story: Record) -> str:
     """A story as a block quote, its prompt in bold; its lines stay lines."""
     prompt, text = story["prompt"], story["text"]
     opening = prompt.strip() if text.startswith(prompt) else ""
-    bold = f"**{_escaped(opening)}**" if opening else ""
+    bold = f"**{escaped(opening)}**" if opening else ""
     rest = text[len(prompt.rstrip()) :] if opening else text
-    return "  \n".join(f"> {line}".rstrip() for line in (bold + _escaped(rest)).splitlines()) or "> (nothing)"
+    return "  \n".join(f"> {line}".rstrip() for line in (bold + escaped(rest)).splitlines()) or "> (nothing)"

@@ -1,10 +1,14 @@
 """The phases in PyTorch, each in one file phase<N>.py, written from the papers and independent of mlx_transformer.
 
-Such a file exports `Model` (numbers of a config by name; `load`, `by_our_path`), `rules`, `Training` and `Decoder`.
-What stands here drives any of them for the bench, as `bench.child` asks for it.
+Such a file exports `Model` (numbers of a config by name; `load`, `by_our_path`), `rules`, `Training` and `Decoder`, and
+`BRANCHES` (name -> another Model) where it has some. What stands here drives any of them for the bench, as
+`bench.child` asks for it; train.py makes a whole run.
 """
 
 import importlib
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,11 +16,39 @@ import torch
 from torch import nn
 
 
-def make_model(phase: int, config: dict[str, Any], weights: str, device: str) -> nn.Module:
+def find(phase: int, branch: str | None = None) -> tuple[ModuleType, type[nn.Module]]:
+    """The module of a phase, and the Model of its trunk or a branch. Raises ValueError if there is none."""
+    name = f"{__name__}.phase{phase}"
+    if find_spec(name) is None:
+        raise ValueError(f"there is no bench/reference/phase{phase}.py")
+    module = importlib.import_module(name)
+    models = {None: module.Model, **getattr(module, "BRANCHES", {})}
+    if branch not in models:
+        raise ValueError(f"bench/reference/phase{phase}.py has no branch '{branch}'")
+    return module, models[branch]
+
+
+def make_model(
+    phase: int, config: dict[str, Any], weights: str | Path, device: str, branch: str | None = None
+) -> nn.Module:
     """The reference of a phase with the weights of an .npz file, which are named by our paths."""
-    model: nn.Module = importlib.import_module(f"bench.reference.phase{phase}").Model(**config)
+    model = find(phase, branch)[1](**config)
     model.load(np.load(weights))  # type: ignore[operator]
     return model.to(device)
+
+
+def make_training(
+    phase: int,
+    config: dict[str, Any],
+    recipe: dict[str, Any],
+    weights: str | Path,
+    device: str,
+    compiled: bool,
+    branch: str | None = None,
+) -> Any:
+    """The phase's Training of such a model."""
+    module, model = find(phase, branch)[0], make_model(phase, config, weights, device, branch)
+    return module.Training(model.train(), **module.rules(recipe), compiled=compiled)
 
 
 def facts(device: str, threads: int) -> dict[str, Any]:
@@ -38,6 +70,12 @@ def synchronise(device: str) -> None:
         getattr(torch, device).synchronize()
 
 
+def device_memory(device: str) -> int | None:
+    """Bytes held on a GPU: at the peak with CUDA, now with Metal, which does not say. None on a CPU."""
+    held = {"cuda": torch.cuda.max_memory_allocated, "mps": torch.mps.driver_allocated_memory}
+    return held[device]() if device in held else None
+
+
 class TrainingRounds:
     """A training run of the reference over stored batches, some steps at a time."""
 
@@ -52,11 +90,10 @@ class TrainingRounds:
         device: str,
         threads: int,
         compiled: bool,
+        branch: str | None = None,
     ) -> None:
         self.device, self.threads = device, threads
-        module = importlib.import_module(f"bench.reference.phase{phase}")
-        model = make_model(phase, config, weights, device).train()
-        self.training = module.Training(model, **module.rules(recipe), compiled=compiled)
+        self.training = make_training(phase, config, recipe, weights, device, compiled, branch)
         self.batches, self.done = np.load(batches), 0
 
     def facts(self) -> dict[str, Any]:
@@ -69,7 +106,8 @@ class TrainingRounds:
             losses.append(self.training.step(self.batches[self.done % len(self.batches)]))
             self.done += 1
         synchronise(self.device)
-        return {"losses": losses}
+        memory = device_memory(self.device)
+        return {"losses": losses} | ({} if memory is None else {"memory_bytes": memory})
 
 
 class DecodingRounds:
@@ -87,8 +125,7 @@ class DecodingRounds:
         compiled: bool,
     ) -> None:
         self.device, self.threads = device, threads
-        module = importlib.import_module(f"bench.reference.phase{phase}")
-        self.decode = module.Decoder(make_model(phase, config, weights, device), compiled=compiled)
+        self.decode = find(phase)[0].Decoder(make_model(phase, config, weights, device), compiled=compiled)
         self.prompts = torch.tensor(prompts, device=device)
 
     def facts(self) -> dict[str, Any]:

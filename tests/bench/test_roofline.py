@@ -70,8 +70,10 @@ def test_it_says_that_it_is_a_prediction(nano):
 
 
 def test_half_precision_moves_less(nano):
-    what, half = asked(Flags(size="nano", batch_size=4, dtype="float16"))
-    assert "float16" in what
+    what, half = asked(
+        Flags(size="nano", batch_size=4, dtype="bfloat16")
+    )  # float16 keeps a copy of all state, to undo an overflow
+    assert "bfloat16" in what
     assert sum(k.nbytes for k in half.kernels) < 0.8 * sum(k.nbytes for k in nano[1].kernels)
 
 

@@ -1,7 +1,6 @@
-"""Every phase that has a PyTorch reference, against it: logits, gradients, fifty steps of training, greedy decoding."""
+"""Every phase and branch with a PyTorch reference, against it: logits, gradients, fifty steps, greedy decoding."""
 
-import importlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,14 +10,50 @@ from mlx import nn
 
 from mlx_transformer.config import SIZES
 from mlx_transformer.generate import decode
+from mlx_transformer.saved import find_branch
 from mlx_transformer.step import TrainingStep
 from mlx_transformer.streams import divided_blas
 from mlx_transformer.trees import by_path
 from tests.ladder import PHASES, TINY, V, modules, tiny, tokens
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+from bench.reference import find  # noqa: E402
+
 ROOT = Path(__file__).parent.parent.parent
-REFERENCES = [n for n in PHASES if (ROOT / "bench" / "reference" / f"phase{n}.py").is_file()]
+PRESENT = [n for n in PHASES if (ROOT / "bench" / "reference" / f"phase{n}.py").is_file()]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What stands in a phase's file here and there: its trunk's model or a branch's."""
+
+    n: int
+    branch: str | None
+
+    @property
+    def ours(self):
+        return find_branch(modules()[self.n], self.branch)
+
+    @property
+    def module(self):
+        return find(self.n, self.branch)[0]
+
+    @property
+    def recipe(self):
+        return modules()[self.n].RECIPE.at("nano")
+
+    def model(self, ours, **numbers):
+        """The reference with our model's weights."""
+        theirs = find(self.n, self.branch)[1](**{**ours.config.to_dict(), **numbers})
+        theirs.load(arrays(ours))
+        return theirs.eval()
+
+    def __str__(self):
+        return f"{self.n}/{self.branch}" if self.branch else str(self.n)
+
+
+REFERENCES = [Reference(n, branch) for n in PRESENT for branch in (None, *getattr(find(n)[0], "BRANCHES", {}))]
+everywhere = pytest.mark.parametrize("reference", REFERENCES, ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -34,21 +69,14 @@ def arrays(model):
     return {path: np.array(value) for path, value in by_path(model.parameters()).items()}
 
 
-def reference_of(n, ours, **numbers):
-    """The reference of phase n with our model's weights."""
-    theirs = importlib.import_module(f"bench.reference.phase{n}").Model(**{**ours.config.to_dict(), **numbers})
-    theirs.load(arrays(ours))
-    return theirs.eval()
-
-
 def long(x):
     return torch.from_numpy(np.array(x)).long()
 
 
-@pytest.fixture(params=REFERENCES)
+@pytest.fixture(params=REFERENCES, ids=str)
 def pair(request):
-    ours = tiny(modules()[request.param].Model)
-    return request.param, ours, reference_of(request.param, ours)
+    ours = tiny(request.param.ours)
+    return request.param, ours, request.param.model(ours)
 
 
 def test_logits_agree(pair):
@@ -75,15 +103,14 @@ def test_every_gradient_agrees(pair):
         assert (own[path] - slope).abs().max().item() <= bound, path
 
 
-@pytest.mark.parametrize("n", REFERENCES)
-def test_fifty_steps_of_training_agree(n):
+@everywhere
+def test_fifty_steps_of_training_agree(reference):
     """At nano with few rows; the warm-up ends within, and the gradients are clipped at first."""
-    reference, module = importlib.import_module(f"bench.reference.phase{n}"), modules()[n]
-    ours = module.Model(module.Config(**SIZES["nano"], dropout=0.0))
-    recipe = module.RECIPE.at("nano")
-    recipe = replace(recipe, learning_rate=3e-4, schedule=replace(recipe.schedule, warmup_tokens=5_000))
-    theirs = reference_of(n, ours).train()
-    training = reference.Training(theirs, **reference.rules(recipe.to_dict()))
+    ours = reference.ours(reference.ours.Config(**SIZES["nano"], dropout=0.0))
+    schedule = replace(reference.recipe.schedule, warmup_tokens=5_000)
+    recipe = replace(reference.recipe, learning_rate=3e-4, schedule=schedule)
+    theirs = reference.model(ours).train()
+    training = reference.module.Training(theirs, **reference.module.rules(recipe.to_dict()))
     take_step = TrainingStep(ours, recipe)
     shares = 1 / np.arange(1, SIZES["nano"]["vocab_size"] + 1)
     draw = np.random.default_rng(0)
@@ -103,46 +130,43 @@ def test_fifty_steps_of_training_agree(n):
         assert apart <= 50 * 3e-4, path
 
 
-@pytest.mark.parametrize("n", REFERENCES)
-def test_a_different_rate_is_seen(n):
+@everywhere
+def test_a_different_rate_is_seen(reference):
     """The comparison above can fail: with a tenth more learning rate the losses part by more than its tolerance."""
-    reference, module = importlib.import_module(f"bench.reference.phase{n}"), modules()[n]
-    recipe = module.RECIPE.at("nano")
-    rules = reference.rules(replace(recipe, schedule=replace(recipe.schedule, warmup_tokens=500)).to_dict())
-    ours = tiny(module.Model)
+    schedule = replace(reference.recipe.schedule, warmup_tokens=500)
+    rules = reference.module.rules(replace(reference.recipe, schedule=schedule).to_dict())
+    ours = tiny(reference.ours)
     batch = np.array(tokens(4, 18))
     last = []
     for rate in (3e-4, 3.3e-4):
-        training = reference.Training(reference_of(n, ours).train(), **{**rules, "learning_rate": rate})
+        training = reference.module.Training(reference.model(ours).train(), **{**rules, "learning_rate": rate})
         last.append([training.step(batch) for _ in range(50)][-1])
     assert abs(last[0] - last[1]) > 1e-3
 
 
 def test_greedy_decoding_agrees(pair):
-    n, ours, _ = pair
-    reference = importlib.import_module(f"bench.reference.phase{n}")
+    reference, ours, _ = pair
     prompts = np.array(tokens(3, 5))
-    theirs = reference_of(n, ours, seq_len=5 + 9)
-    expected = reference.Decoder(theirs)(torch.from_numpy(prompts).long(), 9)
+    theirs = reference.model(ours, seq_len=5 + 9)
+    expected = reference.module.Decoder(theirs)(torch.from_numpy(prompts).long(), 9)
     assert np.array(list(decode(ours, prompts.tolist(), 9))).T.tolist() == expected.tolist()
     whole = torch.cat([torch.from_numpy(prompts).long(), expected], dim=1)
     with torch.no_grad():  # the cache against the forward pass without one
         assert theirs(whole[:, :-1])[:, 4:].argmax(-1).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("n", REFERENCES)
-def test_weights_that_do_not_fit_are_refused(n):
-    ours = tiny(modules()[n].Model)
-    model = importlib.import_module(f"bench.reference.phase{n}").Model(**ours.config.to_dict())
-    named = arrays(ours)
+@everywhere
+def test_weights_that_do_not_fit_are_refused(reference):
+    ours = tiny(reference.ours)
+    model, named = reference.model(ours), arrays(ours)
     with pytest.raises(ValueError, match="unknown"):
         model.load({**named, "unknown": np.zeros(1)})
     with pytest.raises(ValueError, match="should be"):
         model.load({**named, "embedding.weight": np.zeros((V, TINY["d_model"] + 1))})
 
 
-@pytest.mark.parametrize("n", REFERENCES)
+@pytest.mark.parametrize("n", PRESENT)
 def test_a_rule_that_is_not_built_is_refused(n):
-    reference, recipe = importlib.import_module(f"bench.reference.phase{n}"), modules()[n].RECIPE.at("nano").to_dict()
+    recipe = modules()[n].RECIPE.at("nano").to_dict()
     with pytest.raises(ValueError, match="Surprise"):
-        reference.rules({**recipe, "clip": {"kind": "Surprise"}})
+        find(n)[0].rules({**recipe, "clip": {"kind": "Surprise"}})

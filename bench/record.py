@@ -1,0 +1,126 @@
+"""A comparison as it was asked for, and what is known of it: the makings of compare.json."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench import rates, target
+from bench.plan import Contender, Finished, Run
+from bench.target import Rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared with what: the first run's contender is the baseline."""
+
+    families: list[list[Run]]  # a contender in MLX, then its references; runs of the first seed
+    seeds: range
+    budget: int
+    target: float | None  # None: auto
+    shares: tuple[float, ...]  # of the budget at which speed-ups are given
+    quick: bool
+
+    @property
+    def runs(self) -> list[Run]:
+        """One of each contender."""
+        return [run for family in self.families for run in family]
+
+    @property
+    def baseline(self) -> Contender:
+        return self.families[0][0].contender
+
+    def all_runs(self) -> list[Run]:
+        """Every run, the contenders in turn for each seed, so that a machine's moods fall on all of them alike."""
+        return [run.with_settings(seed=seed) for seed in self.seeds for run in self.runs]
+
+    @property
+    def identity(self) -> str:
+        """Of everything that decides the results."""
+        marks = [*(run.fingerprint for run in self.all_runs()), self.budget, self.target, self.shares, self.quick]
+        return hashlib.sha256(repr(marks).encode()).hexdigest()[:20]
+
+
+@dataclass
+class Record:
+    """What is known so far."""
+
+    comparison: Comparison
+    machine: dict[str, Any]
+    corpus: dict[str, Any]
+    parameters: dict[str, int]  # by contender
+    finished: dict[str, dict[int, Finished]]  # by contender and seed
+    groups: list[rates.Group] = field(default_factory=list)
+    parity: list[dict[str, Any]] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """compare.json, key by key as the schema has it."""
+        own = self.comparison
+        measured = rates.read(self.groups)
+        aim = own.target if own.target is not None else target.target_of(self._over, own.budget)
+        return {
+            "schema_version": 1,
+            "complete": self.is_complete,
+            "quick": own.quick,
+            "machine": self.machine,
+            "size": own.runs[0].plan.size,
+            "corpus": self.corpus,
+            "seeds": list(own.seeds),
+            "budget_tokens": own.budget,
+            "target": {"loss": aim, "rule": self._rule()},
+            "runs": [self._row(run) for run in own.all_runs()],
+            "rates": rates.rows(self.groups, self.parameters),
+            "speed": rates.speed(self.groups, self._pairs()),
+            "time_to_target": [
+                target.time_to_target(run.contender, known, aim, measured)
+                for run in own.runs
+                if (known := self._known(run.contender))
+            ],
+            "speedups": [row for share in own.shares for row in self._speedups(share, aim, measured)],
+            "parity": self.parity,
+        }
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that was planned is there."""
+        runs = [self.finished[run.contender.name].get(run.plan.seed) for run in self.comparison.all_runs()]
+        return bool(self.groups) and all(one is not None and one.status in ("done", "diverged") for one in runs)
+
+    def has_run(self, contender: Contender) -> bool:
+        """Whether any of its runs came to something."""
+        return any(one.result is not None for one in self._known(contender).values())
+
+    @property
+    def _over(self) -> target.Runs:
+        return self._known(self.comparison.baseline)
+
+    def _known(self, contender: Contender) -> target.Runs:
+        return self.finished[contender.name]
+
+    def _rule(self) -> str:
+        own = self.comparison
+        if own.target is not None:
+            return "as --target says"
+        seeds = f"the highest over {len(own.seeds)} seeds" if len(own.seeds) > 1 else "that of the one seed"
+        return f"{seeds} of {own.baseline.name}'s best validation loss within {own.budget:,} tokens"
+
+    def _row(self, run: Run) -> dict[str, Any]:
+        own, found = run.contender, self.finished[run.contender.name].get(run.plan.seed, Finished(status="missing"))
+        row = {"name": own.name, "phase": own.phase, "branch": own.branch, "recipe": own.recipe, "backend": own.backend}
+        row |= {"seed": run.plan.seed, "status": found.status, "result": found.result, "error": found.error}
+        return row | {"evals": list(found.evals)}
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Which tokens per second are set against each other: with the baseline's, and with the reference's."""
+        families = [[run.contender.name for run in family] for family in self.comparison.families]
+        first = families[0][0]
+        return [(ours, first) for ours, *_ in families[1:]] + [(ours, one) for ours, *own in families for one in own]
+
+    def _speedups(self, share: float, aim: float | None, measured: Rates) -> list[dict[str, Any]]:
+        own = self.comparison
+        loss = aim if share == 1 else target.target_of(self._over, share * own.budget)
+        if loss is None:
+            return []
+        return [
+            target.speedup(run.contender, self._known(run.contender), own.baseline, self._over, share, loss, measured)
+            for run in own.runs[1:]
+        ]

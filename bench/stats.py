@@ -1,0 +1,106 @@
+"""Intervals and verdicts: ratios of medians of paired measurements, by bootstrap (Efron 1979), and what they show.
+
+Why the percentile bootstrap of the ratio itself: over five seeds it is the range of the five paired ratios, which holds
+the true one with probability 1 - 2 / 2^5 = 93.75 % whatever the noise is; over eight rounds it holds it in 94-96 % of
+simulated comparisons (normal, heavy-tailed and one-sided noise, correlated within a pair by 0 to 0.9). Above eight
+pairs it becomes cautious, 98 % at ten strongly correlated ones. In the same simulation the basic bootstrap holds the
+truth in 58-90 %, the studentised one and that of the median of paired ratios in 92-96 %. Student's t of the paired
+log-ratios does in 95-97 %, but knows no infinite value, which is what a seed has that never met its target. It is used
+under five pairs, where a median has too few values to be resampled. tests/bench/test_stats.py repeats the simulation.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+_ENOUGH = 5  # pairs for the bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate above 0 with its 95 % bounds. 0 or inf: unbounded on that side; nan: unknown, both sides infinite."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """Of a ratio "how many times sooner"; where the interval contains 1 nothing was shown."""
+        if not self.value > 0:
+            return "not reached"
+        if self.low > 1:
+            return "faster"
+        return "slower" if self.high < 1 else "no difference"
+
+    def scaled(self, factor: float) -> "Interval":
+        """The interval of factor times the estimate."""
+        return Interval(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+
+def median(values: np.ndarray) -> Interval:
+    """The median with its interval; a value that is inf is longer than any other."""
+    return ratio_of_medians(values, np.ones(len(values)))
+
+
+def ratio_of_medians(above: np.ndarray, below: np.ndarray) -> Interval:
+    """median(above) / median(below), paired by index; values above 0, inf: longer than any other.
+
+    Raises ValueError unless there are equally many of both, and one at least.
+    """
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    if above.shape != below.shape or not above.size:
+        raise ValueError(f"{above.size} and {below.size} measurements do not pair")
+    with np.errstate(all="ignore"):  # inf / inf is nan: unknown
+        value = float(np.median(above) / np.median(below))
+        low, high = _bootstrap(above, below) if len(above) >= _ENOUGH else _student(np.log(above / below))
+    return Interval(value=value, low=low, high=high)
+
+
+def _bootstrap(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of an interval that is not asked for
+        found = stats.bootstrap(
+            (above, below),
+            lambda x, y, axis: np.median(x, axis=axis) / np.median(y, axis=axis),
+            paired=True,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            random_state=np.random.default_rng(0),
+        ).bootstrap_distribution
+    # Not scipy's own interval: it interpolates, and between two infinite values that is no number.
+    tail = int((1 - CONFIDENCE) / 2 * len(found))
+    low, high = np.sort(_known(found, 0.0))[tail], np.sort(_known(found, np.inf))[-1 - tail]
+    return float(low), float(high)
+
+
+def _student(logs: np.ndarray) -> tuple[float, float]:
+    if len(logs) < 2 or not np.isfinite(logs).all():
+        return 0.0, math.inf
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * stats.sem(logs)
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
+
+
+def product(one: Interval, other: Interval) -> Interval:
+    """The product of two independent estimates: the log distances to their bounds, added in quadrature.
+
+    Zou & Donner 2008 (doi 10.1002/sim.3095), the method of variance estimates recovery, for a sum of logarithms.
+    """
+    parts = np.array([[part.low, part.value, part.high] for part in (one, other)])
+    with np.errstate(all="ignore"):  # 0 * inf is nan: unbounded
+        low, value, high = parts.prod(axis=0)
+        logs = np.log(parts)
+        if np.isfinite(logs[:, 1]).all():
+            down, _, up = np.hypot(*(logs - logs[:, 1:2]))
+            low, high = value * np.exp(-down), value * np.exp(up)
+    return Interval(value=float(value), low=float(_known(low, 0.0)), high=float(_known(high, np.inf)))
+
+
+def _known(values: np.ndarray, otherwise: float) -> np.ndarray:
+    """The values, those that are no number replaced."""
+    return np.where(np.isnan(values), otherwise, values)

@@ -1,0 +1,554 @@
+"""The comparison: what is planned, run, found again and concluded, over fake runs and over tiny real ones."""
+
+import importlib.util
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import compare, outputs, plan, rates, rounds, target
+from bench.compare import Flags
+from bench.plan import Contender, Finished, Run
+from bench.stats import Interval
+from mlx_transformer.errors import BadInput, Interrupted, RunFailed
+from mlx_transformer.flags import TrainFlags, parse
+from phases import phase1
+from tests.faults.runs import command, write_text
+
+SCHEMA = json.loads((Path(compare.__file__).parent / "compare.schema.json").read_text())
+BUDGET = 100_000
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="torch is not installed: pip install 'mlx-transformer[bench]'"
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture
+def planned(text):
+    """A comparison as a command line asks for it."""
+
+    def make(*line):
+        shared = ("--data", text, "--size", "nano", "--max-tokens", BUDGET, "--reference", "none")
+        return compare.read(parse(Flags, "compare", args=[*map(str, shared), *map(str, line)]), lambda said: None)
+
+    return make
+
+
+class World:
+    """Runs that are made up: by contender how fast it learns, how fast it computes, and what befalls it."""
+
+    def __init__(self, **odd):
+        self.odd, self.executed = odd, []
+
+    def __call__(self, run, cache):
+        name, seed = run.contender.name, run.plan.seed
+        self.executed.append((name, seed))
+        own = {"learns": 1.0, "computes": 1.0, "befalls": lambda seed: "done", **self.odd.get(name, {})}
+        status = own["befalls"](seed)
+        if status == "interrupted":
+            raise KeyboardInterrupt
+        if status == "failed":
+            return Finished(status="failed", error="out of memory")
+        noise = np.random.default_rng([seed, *name.encode()]).normal(1, 0.02)
+        best = 2 + 0.02 * seed
+        end = BUDGET // 2 if status == "diverged" else run.plan.limits.max_tokens
+        evals = tuple(
+            {
+                "tokens": tokens,
+                "seconds": tokens / 1000 / own["computes"] * noise,
+                "valid_loss": best + 3 * math.exp(-own["learns"] * tokens / 30_000),
+            }
+            for tokens in range(10_000, end + 1, 10_000)
+        )
+        result = {"steps": end // 100, "tokens": end, "stopped": status, "train_seconds": 1.0}
+        result |= {"best_valid_loss": min(one["valid_loss"] for one in evals), "quality": {}}
+        return Finished(status=status, result=result, evals=evals)
+
+    def measure(self, families, count, least, say):
+        """A group as rates.measure makes it."""
+        draw = np.random.default_rng(7)
+        return [
+            {
+                run.contender.name: {
+                    "step_tokens": 1000,
+                    "steps_per_round": 1,
+                    "seconds_per_step": (
+                        draw.normal(1, 0.01, count) / self.odd.get(run.contender.name, {}).get("computes", 1.0)
+                    ).tolist(),
+                    "memory_bytes": 1,
+                    "facts": {},
+                }
+                for family in families
+                for run in family
+            }
+        ]
+
+
+@pytest.fixture
+def made_up(planned, monkeypatch, tmp_path):
+    """Compare what the command line names, in a made-up world; the log, which fits the schema, and the world."""
+    monkeypatch.setattr(outputs, "write_all", lambda log, folder: [])
+    monkeypatch.setattr(rates, "parity", lambda run, say: pytest.fail("there is no reference"))
+
+    def make(*line, **odd):
+        world = World(**odd)
+        monkeypatch.setattr(plan, "execute", world)
+        monkeypatch.setattr(rates, "measure", world.measure)
+        log = compare.compare(planned(*line), tmp_path / "out", tmp_path / "cache", lambda said: None)
+        jsonschema.validate(json.loads((tmp_path / "out" / "compare.json").read_text()), SCHEMA)
+        return log, world
+
+    return make
+
+
+def the(rows, **wanted):
+    (found,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return found
+
+
+def test_a_phase_against_itself_shows_no_difference(made_up):
+    log, world = made_up("--phases", 1, 1)
+    assert world.executed == [(name, seed) for seed in range(5) for name in ("phase 1", "phase 1 #2")]
+    assert log["complete"]
+    assert [row["share_of_budget"] for row in log["speedups"]] == [0.5, 1]
+    for row in log["speedups"]:
+        for way in ("clock", "tokens", "tokens_over_rate"):
+            assert row[way]["verdict"] == "no difference", (row["share_of_budget"], way)
+    assert the(log["speed"], a="phase 1 #2", b="phase 1")["verdict"] == "no difference"
+
+
+def test_a_slowdown_is_found_by_the_clock_and_not_in_the_tokens(made_up):
+    log, _ = made_up("--phases", 1, 1, **{"phase 1 #2": {"computes": 1 / 1.3}})
+    row = the(log["speedups"], share_of_budget=1)
+    for way in ("clock", "tokens_over_rate"):
+        assert row[way]["verdict"] == "slower"
+        assert row[way]["ratio"] == pytest.approx(1 / 1.3, rel=0.05)
+    assert row["tokens"] == {"ratio": 1, "low": 1, "high": 1, "verdict": "no difference"}
+    assert the(log["speed"], a="phase 1 #2")["verdict"] == "slower"
+
+
+def test_the_target_is_what_every_seed_of_the_baseline_reaches(made_up):
+    log, _ = made_up("--phases", 1, 1, **{"phase 1 #2": {"learns": 2.0}})
+    best = [run["result"]["best_valid_loss"] for run in log["runs"] if run["name"] == "phase 1"]
+    assert log["target"]["loss"] == max(best)
+    assert "over 5 seeds of phase 1's" in log["target"]["rule"]
+    baseline, sooner = log["time_to_target"]
+    assert (baseline["reached"], sooner["reached"]) == (5, 5)
+    assert baseline["tokens"]["high"] == BUDGET, "the worst seed needs all of it"
+    assert the(log["speedups"], share_of_budget=1)["tokens"]["verdict"] == "faster"
+    assert the(log["speedups"], share_of_budget=0.5)["target_loss"] > log["target"]["loss"]
+
+
+def test_two_budgets_are_compared_at_two_budgets(made_up):
+    log, _ = made_up("--phases", 1, 1, "--two-budgets")
+    assert log["budget_tokens"] == BUDGET
+    assert log["runs"][0]["evals"][-1]["tokens"] == 2 * BUDGET
+    losses = [row["target_loss"] for row in log["speedups"]]
+    assert [row["share_of_budget"] for row in log["speedups"]] == [0.5, 1, 2]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_a_target_that_nobody_reached_is_shown_as_such(made_up):
+    log, _ = made_up("--phases", 1, 1, "--target", 0.5)
+    assert log["complete"]
+    assert [(row["reached"], row["tokens"]["median"], row["clock"]["low"]) for row in log["time_to_target"]] == [
+        (0, None, None)
+    ] * 2
+    (row,) = log["speedups"]
+    assert row["clock"] == {"ratio": None, "low": None, "high": None, "verdict": "not reached"}
+
+
+def test_a_diverged_run_counts_as_longer_than_any_other(made_up):
+    log, _ = made_up("--phases", 1, 1, **{"phase 1 #2": {"befalls": lambda seed: "diverged" if seed < 2 else "done"}})
+    assert log["complete"]
+    assert [run["status"] for run in log["runs"]].count("diverged") == 2
+    row = the(log["time_to_target"], name="phase 1 #2")
+    assert (row["reached"], row["seeds"], row["tokens"]["high"]) == (3, 5, None)
+    assert row["tokens"]["median"] is not None
+    assert the(log["speedups"], share_of_budget=1)["tokens"]["low"] is None
+
+
+def test_a_failed_run_is_named_and_tried_again(made_up):
+    broken = {"phase 1 #2": {"befalls": lambda seed: "failed" if seed == 1 else "done"}}
+    log, _ = made_up("--phases", 1, 1, **broken)
+    assert not log["complete"]
+    assert the(log["runs"], name="phase 1 #2", seed=1)["error"] == "out of memory"
+    with pytest.raises(RunFailed, match=r"1 of 10 runs failed .*phase 1 #2, seed 1: out of memory"):
+        compare._complain(log)
+    log, world = made_up("--phases", 1, 1)
+    assert log["complete"]
+    assert ("phase 1 #2", 1) in world.executed
+
+
+def test_without_a_baseline_there_is_nothing_to_compare_with(made_up):
+    log, _ = made_up("--phases", 1, 1, **{"phase 1": {"befalls": lambda seed: "failed"}})
+    assert (log["target"]["loss"], log["rates"], log["speedups"]) == (None, [], [])
+
+
+def test_an_interrupted_comparison_goes_on_to_the_same_numbers(made_up, tmp_path):
+    def stop(seed):
+        return "interrupted" if seed == 3 else "done"
+
+    with pytest.raises(KeyboardInterrupt):
+        made_up("--phases", 1, 1, **{"phase 1 #2": {"befalls": stop}})
+    left = json.loads((tmp_path / "out" / "compare.json").read_text())
+    jsonschema.validate(left, SCHEMA)
+    assert not left["complete"]
+    assert [run["status"] for run in left["runs"]].count("done") == 7
+    again, _ = made_up("--phases", 1, 1)
+    measured = (tmp_path / "out" / "rates.json").read_bytes()
+    (tmp_path / "out").rename(tmp_path / "before")
+    whole, _ = made_up("--phases", 1, 1)
+    for log in (again, whole):
+        log.pop("machine")  # its load
+    assert again == whole
+    assert (tmp_path / "out" / "rates.json").read_bytes() == measured
+
+
+def test_rates_are_not_measured_again(made_up, tmp_path):
+    made_up("--phases", 1, 1)
+    path = tmp_path / "out" / "rates.json"
+    (group,) = json.loads(path.read_text())
+    group["phase 1"]["memory_bytes"] = 12345
+    path.write_text(json.dumps([group]))
+    log, _ = made_up("--phases", 1, 1)
+    assert the(log["rates"], name="phase 1")["memory_bytes"] == 12345
+
+
+# What is planned
+
+
+def test_contenders_are_named_and_read():
+    for text in ("phase 3/rope:original #2 · torch", "phase 1"):
+        own = Contender(phase=1) if text == "phase 1" else None
+        own = own or Contender(phase=3, branch="rope", recipe="original", copy=2, backend="torch")
+        assert own.name == text
+    assert Contender.read("1") == Contender(phase=1)
+    for text, said in (("9", "present are 1"), ("1/none", "'none'"), ("1:none", "'none'"), ("one", "'one'")):
+        with pytest.raises(BadInput, match=said):
+            Contender.read(text)
+
+
+def test_an_ablation_is_every_branch_and_recipe_of_one_phase(planned, monkeypatch):
+    class Wide(phase1.Model):
+        pass
+
+    monkeypatch.setattr(phase1, "BRANCHES", {"wide": Wide})
+    monkeypatch.setattr(phase1, "RECIPES", {"slow": replace(phase1.RECIPE, learning_rate=1e-5)})
+    names = [run.contender.name for run in planned("--phases", 1, "--ablate").runs]
+    assert names == ["phase 1", "phase 1/wide", "phase 1:slow"]
+    for line in (("1", "1"), ("1/wide",)):
+        with pytest.raises(BadInput, match="expected one phase"):
+            planned("--phases", *line, "--ablate")
+
+
+def test_the_lowest_trunk_is_the_baseline(planned, monkeypatch):
+    monkeypatch.setattr(phase1, "RECIPES", {"slow": phase1.RECIPE})
+    assert [run.contender.name for run in planned("--phases", "1:slow", 1).runs] == ["phase 1", "phase 1:slow"]
+
+
+def test_evaluations_are_so_dense_that_a_budget_has_ten(planned):
+    (run,) = planned("--phases", 1).runs
+    assert run.plan.settings["eval_every"] * run.step_tokens <= BUDGET / 10 < run.plan.recipe.eval_tokens
+    (run,) = planned("--phases", 1, "--max-tokens", 2_000_000).runs
+    assert "eval_every" not in run.plan.settings, "the recipe's own are dense enough"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (("--target", "low"), "--target 'low'"),
+        (("--target", "-1"), "--target '-1'"),
+        (("--reference", "jax"), "'jax'"),
+        (("--phases", "7"), "present are"),
+    ],
+)
+def test_bad_input_is_one_sentence(planned, line, said):
+    with pytest.raises(BadInput, match=said):
+        planned(*line)
+
+
+def test_a_reference_that_is_not_installed_is_named_with_its_command(planned, monkeypatch):
+    monkeypatch.setattr(rounds, "has_torch", lambda: False)
+    with pytest.raises(BadInput, match=r"pip install 'mlx-transformer\[bench\]'"):
+        planned("--reference", "torch")
+    assert compare._backends(None) == ()
+
+
+def test_a_missing_reference_is_said_and_left_out(planned, monkeypatch):
+    said = []
+    monkeypatch.setattr(plan, "lacks_reference", lambda runs: [None, *("no such file" for _ in runs[1:])])
+    flags = Flags(phases=("1", "1"))
+    runs = planned("--phases", 1, 1).runs
+    families = compare._with_references(runs, ("torch",), flags, said.append)
+    assert [[run.contender.name for run in family] for family in families] == [
+        ["phase 1", "phase 1 · torch"],
+        ["phase 1 #2"],
+    ]
+    assert said == ["phase 1 #2 has no reference in PyTorch: no such file"]
+    monkeypatch.setattr(plan, "lacks_reference", lambda runs: ["no such file" for _ in runs])
+    with pytest.raises(BadInput, match="--reference torch: no such file"):
+        compare._with_references(runs, ("torch",), replace(flags, reference="torch"), said.append)
+
+
+def test_the_folder_is_found_again_until_it_is_complete(planned, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    own, other = planned("--phases", 1), planned("--phases", 1, "--seeds", 2)
+    folder = compare.find_folder(own, None)
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps(own.identity))
+    assert compare.find_folder(own, None) == compare.find_folder(own, folder) == folder
+    with pytest.raises(BadInput, match="holds something else"):
+        compare.find_folder(other, folder)
+    (folder / "compare.json").write_text('{"complete": true}')
+    monkeypatch.setattr(compare.time, "strftime", lambda form: "later")
+    assert compare.find_folder(own, None) == compare.RESULTS / "later"
+
+
+# Fingerprints
+
+
+def test_a_fingerprint_is_of_everything_that_decides_a_result(planned, monkeypatch):
+    (run,) = planned("--phases", 1).runs
+    (more,) = planned("--phases", 1, "--max-tokens", 2 * BUDGET).runs
+    (dry,) = planned("--phases", 1, "--dropout", 0).runs
+    copy = replace(run, contender=replace(run.contender, copy=2))
+    prints = [one.fingerprint for one in (run, run.with_settings(seed=1), more, dry, copy)]
+    assert len(set(prints)) == len(prints)
+    assert planned("--phases", 1).runs[0].fingerprint == run.fingerprint
+    monkeypatch.setattr(plan, "_code", lambda phase, backend: "other")
+    assert planned("--phases", 1).runs[0].fingerprint != run.fingerprint
+
+
+def test_comments_do_not_change_the_code(monkeypatch, tmp_path):
+    (tmp_path / "phases").mkdir()
+    source = tmp_path / "phases" / "phase1.py"
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    seen = []
+    for text in ("a = 1\n", "a = 1  # one\n\n", "a = 2\n"):
+        source.write_text(text)
+        plan._code.cache_clear()
+        seen.append(plan._code(1, "mlx"))
+    plan._code.cache_clear()
+    assert seen[0] == seen[1] != seen[2]
+
+
+# Time to target
+
+
+def curve(*pairs):
+    return tuple({"tokens": t, "seconds": t / 10, "valid_loss": loss} for t, loss in pairs)
+
+
+def test_a_target_is_crossed_between_two_evaluations():
+    evals = curve((100, 4.0), (200, 3.0), (300, 3.5), (400, 2.0))
+    assert target.crossing(evals, 3.25) == (175, 17.5)
+    assert target.crossing(evals, 3.0) == (200, 20.0)
+    assert target.crossing(evals, 2.75) == (350, 35.0)
+    assert target.crossing(evals, 5.0) == (100, 10.0)
+    assert target.crossing(evals, 1.0) == target.crossing((), 1.0) == (math.inf, math.inf)
+
+
+@given(st.lists(st.floats(1, 9), min_size=1, max_size=12), st.floats(0.5, 9.5), st.floats(0.5, 9.5))
+def test_a_lower_target_is_never_crossed_sooner(losses, one, other):
+    evals = curve(*enumerate(losses, 1))
+    easy, hard = (target.crossing(evals, loss)[0] for loss in (max(one, other), min(one, other)))
+    assert easy <= hard
+    assert (hard < math.inf) == (min(losses) <= min(one, other))
+
+
+def test_the_step_that_uses_up_the_budget_counts():
+    finished = Finished(status="done", result={"steps": 10, "tokens": 1070}, evals=curve((500, 4.0), (1070, 3.0)))
+    assert target.best_within(finished, 1000) == 3.0
+    assert target.best_within(finished, 900) == 4.0
+    assert target.best_within(finished, 300) == math.inf
+
+
+# Groups of contestants
+
+
+def test_the_baseline_is_measured_in_every_group():
+    def named(*names):
+        return [SimpleNamespace(contender=SimpleNamespace(name=name)) for name in names]
+
+    families = [named("a", "a torch"), *(named(f"{i}", f"{i} torch") for i in range(5))]
+    groups = [[run.contender.name for run in group] for group in rates._groups(families)]
+    assert [group[:2] for group in groups] == [["a", "a torch"]] * 3
+    assert [len(group) for group in groups] == [6, 6, 4]
+    assert [[one.contender.name for one in group] for group in rates._groups(families[:1])] == [["a", "a torch"]]
+
+
+def test_rates_of_one_group_are_compared():
+    def one(seconds, tokens):
+        return {"step_tokens": tokens, "seconds_per_step": seconds, "memory_bytes": 1}
+
+    a, b, c = one([1.0, 2, 4, 1, 1], 100), one([2.0, 4, 8, 2, 2], 400), one([1.0] * 5, 300)
+    groups = [{"a": a, "b": b}, {"a": one([2.0] * 5, 100), "c": c}]
+    assert rates.read(groups).ratio("b", "a") == Interval(value=2, low=2, high=2)
+    assert rates.read(groups).ratio("c", "a").value == 6, "against what was measured beside it"
+    assert [row["ratio"] for row in rates.speed(groups, [("b", "a"), ("c", "a"), ("d", "a")])] == [2, 6]
+    assert [row["tokens_per_second"]["median"] for row in rates.rows(groups, {"a": 7, "c": 8})] == [100, 300]
+
+
+# Real runs
+
+TINY = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "seq_len": 24, "vocab_size": 384, "batch_size": 3}
+
+
+@pytest.fixture
+def tiny(text):
+    def make(**settings):
+        flags = TrainFlags(size="nano", data=str(text), max_tokens=2000, eval_every=10, seed=0, **TINY, **settings)
+        return Run.of(Contender(phase=1), flags)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where a run that several tests need is found again."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_a_run_is_the_command_of_its_phase_and_is_made_once(tiny, cache, monkeypatch):
+    run = tiny()
+    assert plan.look(run, cache).status == "missing"
+    finished = plan.execute(run, cache)
+    assert (finished.status, finished.error) == ("done", None)
+    assert finished.result["tokens"] == finished.evals[-1]["tokens"] == 28 * run.step_tokens
+    assert [one["tokens"] for one in finished.evals[:2]] == [720, 1440]
+    assert not (finished.folder / "checkpoints").exists()
+    monkeypatch.setattr(plan, "_wait", lambda *_: pytest.fail("a finished run was repeated"))
+    assert plan.execute(run, cache) == finished
+
+
+def test_a_run_that_cannot_be_made_says_why(tiny, tmp_path):
+    run = tiny()
+    (tmp_path / run.fingerprint).mkdir()
+    (tmp_path / run.fingerprint / "diary.txt").touch()
+    failed = plan.execute(run, tmp_path)
+    assert failed.status == "failed"
+    assert "is not empty and holds no run" in failed.error
+
+
+def test_an_interrupted_run_raises_once_it_has_ended(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_wait", lambda *_: (130, "saved"))
+    with pytest.raises(KeyboardInterrupt):
+        plan.execute(tiny(), tmp_path)
+
+
+def test_ctrl_c_names_the_folder_to_go_on_with(planned, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    comparison = planned("--phases", 1)
+    monkeypatch.setattr(compare, "read", lambda flags, say: comparison)
+    monkeypatch.setattr(compare, "compare", interrupted)
+    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compare", "--phases", "1"])
+    with pytest.raises(Interrupted, match=r"go on with: python -m bench.compare --phases 1 --out=results/bench/\d+_"):
+        compare.main()
+
+
+def test_the_plan_runs_nothing(planned, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    comparison = planned("--phases", 1, 1)
+    monkeypatch.setattr(compare, "read", lambda flags, say: comparison)
+    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+    shown = command(compare.main, "--plan")
+    assert shown.code == 0, shown
+    assert "phase 1 #2" in shown.out
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_torch
+def test_a_reference_run_starts_as_ours_and_goes_on_as_if_never_stopped(tiny, tmp_path):
+    from bench.reference import train
+
+    ours = tiny(dropout=0.1)
+    run = replace(ours, contender=replace(ours.contender, backend="torch"))
+    ends = []
+    for name, stop_at in (("whole", None), ("stopped", 13)):
+        folder = tmp_path / name
+        plan._lay_out(run, folder)
+        if stop_at:
+            first = train.Run(folder)
+            take_step = first._step
+
+            def step(first=first, take_step=take_step, stop_at=stop_at):
+                loss = take_step()
+                first.interrupted = first.progress.step == stop_at
+                return loss
+
+            first._step = step
+            assert first.train() == "interrupted"
+            (folder / "curve.jsonl").open("a").write('{"kind": "log", "step": 14')  # killed while it wrote
+        last = train.Run(folder)
+        why = last.train()
+        clocks = ("train_seconds", "compile_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes")
+        ends.append({key: value for key, value in last.result(why).items() if key not in clocks})
+        lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+        ends.append([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
+    assert ends[:2] == ends[2:]
+    result, lines = ends[:2]
+    assert (result["stopped"], result["backend"], result["tokens"]) == ("max_tokens", "torch", 28 * run.step_tokens)
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [10, 20, 28]
+
+
+@needs_torch
+def test_a_reference_sees_our_rows_and_stops_by_our_rule(tiny, cache):
+    from bench.reference import train
+
+    run = tiny()
+    run = replace(run, contender=replace(run.contender, backend="torch"))
+    finished = plan.execute(run, cache)
+    assert finished.status == "done", finished.error
+    assert finished.result["parameters"]["total"] == run.plan.make_model().count_parameters()["total"]
+    mine = plan.execute(replace(run, contender=Contender(phase=1)), cache)
+    assert [one["tokens"] for one in finished.evals] == [one["tokens"] for one in mine.evals]
+    np.testing.assert_allclose(*([one["valid_loss"] for one in own.evals] for own in (finished, mine)), atol=0.05)
+    assert not list(finished.folder.glob("*.np[yz]"))
+    plateau = train.stop_rule({"kind": "Plateau", "patience": 2, "min_improvement": 0.1})
+    assert [plateau([5, 4, *rest]) for rest in ([], [3.95], [3.95, 3.9], [3.95, 3.8])] == [False, False, True, False]
+    with pytest.raises(ValueError, match="Surprise"):
+        train.stop_rule({"kind": "Surprise"})
+
+
+@needs_torch
+def test_what_has_no_reference_says_why(tiny):
+    own = tiny()
+    branch = replace(own, contender=replace(own.contender, branch="none"))
+    odd = replace(own, plan=replace(own.plan, recipe=replace(own.plan.recipe, dtype="float16")))
+    first, second, third = plan.lacks_reference([own, branch, odd])
+    assert first is None
+    assert "'none'" in second
+    assert "float16" in third
+
+
+@needs_torch
+@pytest.mark.slow
+def test_a_quick_comparison_from_end_to_end(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+    line = ("--phases", "1", "--quick", "--max-tokens", "40960", "--data", text, "--out", tmp_path / "out")
+    done = command(lambda: compare.exit_cleanly(compare.main), *line)
+    assert done.code == 0, done
+    log = json.loads((tmp_path / "out" / "compare.json").read_text())
+    jsonschema.validate(log, SCHEMA)
+    assert log["complete"]
+    assert [row["a"] + row["b"] for row in log["speed"]] == ["phase 1phase 1 · torch"]
+    assert "rough" in done.out.lower()
+    assert (tmp_path / "out" / "compare.html").is_file()
+    assert len(list((tmp_path / "out" / "runs").glob("*/curve.jsonl"))) == 4

@@ -1,0 +1,217 @@
+"""RESULTS.md, made of the raw logs in results/published/ and the paragraphs in docs/results/*.md.
+
+`python -m bench.report` writes it; `--check` says whether it is up to date. A paragraph gives no measured number itself
+but names it, as `{{LOG: PATH | FORMAT}}` (bench/placeholder.py says how), with LOG a file under results/published/.
+Besides there are
+
+    {{log: run = base/result.json}}    a short name for a log, for the rest of the page
+    {{table: step step.json}}          a table of a kind in TABLES; folder/ is all logs in it
+    {{story: base/stories.md 5}}       a story as it came out
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import findings, tables
+from bench.placeholder import Logs, write_ratio
+from bench.rounds import ROOT
+from mlx_transformer.card import escaped
+from mlx_transformer.errors import BadInput, RunFailed, exit_cleanly
+from mlx_transformer.files import atomic_write
+from mlx_transformer.flags import Switch, parse
+from mlx_transformer.picture import short
+
+RESULTS, PAGES, PUBLISHED = "RESULTS.md", "docs/results", "results/published"
+_HEAD = f"<!-- Made by `python -m bench.report` from {PAGES}/ and the raw logs in {PUBLISHED}/: edit those. -->\n\n"
+_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}")
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+
+def make_report(root: Path) -> str:
+    """RESULTS.md of a checkout. Raises BadInput that names the file, the line and the placeholder."""
+    pages = sorted((root / PAGES).glob("*.md"))
+    if not pages:
+        raise BadInput(f"'{root / PAGES}' has no page: expected the paragraphs of {RESULTS} as *.md")
+    return _HEAD + "\n".join(fill(page, root) for page in pages)
+
+
+def fill(page: Path, root: Path) -> str:
+    """A page with its placeholders filled; a line that only names a log is gone. Raises BadInput as make_report."""
+    logs = Logs(root / PUBLISHED)
+    filled = []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            new = _PLACEHOLDER.sub(lambda match: _filled(match[1].strip(), logs), line)
+            _check(line, root)
+        except BadInput as error:
+            raise BadInput(f"{page.relative_to(root)}, line {number}: {error}") from error
+        if new or not line:
+            filled.append(new)
+    return "\n".join(filled).strip() + "\n"
+
+
+def _check(line: str, root: Path) -> None:
+    if "{{" in _PLACEHOLDER.sub("", line):
+        raise BadInput("{{ without }} on the same line")
+    for link in _LINK.findall(line):
+        if not (root / link).exists():
+            raise BadInput(f"the link to '{link}' leads nowhere")
+
+
+def _filled(text: str, logs: Logs) -> str:
+    kind, _, rest = text.partition(": ")
+    try:
+        return DIRECTIVES[kind](logs, rest) if kind in DIRECTIVES else logs.evaluate(text)
+    except BadInput as error:
+        raise BadInput(f"{{{{{text}}}}}: {error}") from error
+
+
+def _name_log(logs: Logs, rest: str) -> str:
+    name, _, path = rest.partition(" = ")
+    logs.names[name] = path
+    logs.read(name)
+    return ""
+
+
+def _table(logs: Logs, rest: str) -> str:
+    kind, *names = rest.split()
+    if kind not in TABLES:
+        raise BadInput(f"'{kind}' is no kind of table: expected one of {', '.join(TABLES)}")
+    try:
+        return TABLES[kind](*map(logs.read, names))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInput(f"this log makes no table of the kind {kind} ({type(error).__name__}: {error})") from error
+
+
+def _story(logs: Logs, rest: str) -> str:
+    name, _, number = rest.rpartition(" ")
+    _, _, story = logs.read(name).partition(f"\n## {number}\n\n")
+    if not story:
+        raise BadInput(f"the file has no story {number}")
+    return story.split("\n\n")[0].strip("\n")
+
+
+DIRECTIVES: dict[str, Callable[[Logs, str], str]] = {"log": _name_log, "table": _table, "story": _story}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def step_table(log: Mapping[str, Any]) -> str:
+    """Tokens per second of a training step, of a log of bench.step."""
+    ratios = {one["b"]: write_ratio(one) for one in log["ratios"]}
+    rows = [
+        (f"`{name}`", f"{one['tokens_per_second']:,.0f}", ratios.get(name, ""))
+        for name, one in log["contestants"].items()
+    ]
+    return table(("contestant", "tokens/s", "`mlx` is faster by"), rows)
+
+
+def decode_table(log: Mapping[str, Any]) -> str:
+    """Tokens per second of decoding by batch size, of a log of bench.decode."""
+    against = [one["b"] for one in log["batches"][0]["ratios"]]
+    rows = [
+        (
+            f"{part['batch']}",
+            *(f"{one['tokens_per_second']:,.0f}" for name, one in part["contestants"].items() if name == "mlx"),
+            *map(write_ratio, part["ratios"]),
+        )
+        for part in log["batches"]
+    ]
+    return table(("batch", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in against)), rows)
+
+
+def baselines_table(text: str, *results: Mapping[str, Any]) -> str:
+    """Nats per piece and bits per byte of what bench.baselines printed, then of runs on the same text."""
+    rows = re.findall(r"^(\S+(?: \S+)*) {2,}([\d.]+) +([\d.]+)$", text, re.MULTILINE)
+    rows += [
+        (f"**{describe(one)}**", f"**{one['best_valid_loss']:.4f}**", f"**{one['best_valid_bpb']:.4f}**")
+        for one in results
+    ]
+    return table(("model", "nats per piece", "bits per byte"), rows)
+
+
+def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens per second of phase 1 by machine, of what bench.machine wrote, the fastest first."""
+    sizes = ("nano", "small", "base")
+    fastest = sorted(machines, key=lambda one: -one["matmul_gflops"])
+    rows = [
+        (
+            f"{one['chip']} ({one['backend']}, {one['memory_bytes'] / 2**30:.0f} GiB)",
+            f"{one['matmul_gflops']:,.0f}",
+            *(_rate(one["sizes"].get(size)) for size in sizes),
+            f"{one['versions']['mlx']}, {one['date']}",
+        )
+        for one in fastest
+    ]
+    head = ("machine", "matmul GFLOP/s", *(f"{size}, tokens/s (predicted)" for size in sizes), "MLX, date")
+    return table(head, rows) if rows else "Nobody has sent one yet."
+
+
+def _rate(run: Mapping[str, Any] | None) -> str:
+    """Of a machine at one size: what was measured, and behind it what bench.roofline predicts."""
+    if run is None or run["tokens_per_second"] is None:
+        return "—"
+    predicted = run["predicted_tokens_per_second"]
+    return f"{run['tokens_per_second']:,.0f}" + (f" ({predicted:,.0f})" if predicted else "")
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """A run in a few words: phase 1, batch 16 × 128, 600 s, 6.14M tokens."""
+    name = f"phase {result['phase']}" + (f"/{result['branch']}" if result["branch"] else "")
+    length = result["config"]["seq_len"]
+    rows = result["recipe"]["batch_tokens"] // length
+    return f"{name}, batch {rows} × {length}, {result['train_seconds']:.0f} s, {short(result['tokens'])} tokens"
+
+
+def compare_table(log: Mapping[str, Any]) -> str:
+    """The answer of a compare.json, what to bear in mind, and the tables that bear on it."""
+    remarks = "\n".join(f"- {escaped(remark)}" for remark in findings.remarks(log))
+    parts = [escaped(" ".join(findings.headline(log))), remarks]
+    for make in tables.ON_A_TERMINAL:
+        found = make(log)
+        parts += [f"**{found.title}.**", tables.markdown(found)] if found.rows else []
+    return "\n\n".join(part for part in parts if part)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "step": step_table,
+    "decode": decode_table,
+    "baselines": baselines_table,
+    "machines": machines_table,
+    "compare": compare_table,
+    "speedups": tables.speedups_table,
+    "targets": tables.targets_table,
+    "speed": tables.speed_table,
+    "rates": tables.rates_table,
+    "quality": tables.quality_table,
+    "parity": tables.parity_table,
+    "runs": tables.runs_table,
+}
+
+
+@dataclass
+class Flags:
+    """Make RESULTS.md from the published logs and the paragraphs in docs/results/."""
+
+    check: Switch = False
+    """write nothing; exit code 1 if RESULTS.md is not up to date"""
+
+
+def main() -> None:
+    """The command line."""
+    flags = parse(Flags, "python -m bench.report")
+    report, path = make_report(ROOT), ROOT / RESULTS
+    if flags.check and (not path.is_file() or path.read_text(encoding="utf-8") != report):
+        raise RunFailed(f"{RESULTS} is out of date: run python -m bench.report")
+    if not flags.check:
+        atomic_write(path, report)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,102 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Curves of a run, and of a comparison
+#
+# What a run writes down while it trains (`curve.jsonl`), and what several phases over several seeds look like side by
+# side (`compare.json`). Unless you name others, these are the newest run and the newest comparison, or published ones.
+
+# %%
+import json
+import math
+import os
+
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+from bench import findings, look, plots
+from mlx_transformer.picture import series, short, title
+
+# %matplotlib inline
+plt.rcParams.update(plots.STYLE)
+
+RUN = os.environ.get("MLX_TRANSFORMER_RUN")  # the folder of a run, such as results/phases/phase_1_...
+COMPARISON = os.environ.get("MLX_TRANSFORMER_COMPARISON")  # a compare.json
+
+# %%
+folder = look.find_run(RUN)
+result, curve = look.read_run(folder)
+print(f"{folder.name}: {title(result)}, {short(result['parameters']['total'])} parameters, {result['device']['name']}")
+
+# %% [markdown]
+# ## Loss
+#
+# In nats per piece: at a loss of $\ell$ the model is as unsure as one who guesses among $e^\ell$ equally likely pieces.
+# The dashed line above is to know nothing; where the text's own entropy is known, a dotted one below is the best
+# possible. Lines of training and validation that part show that the model learns its text by heart. The training line
+# is noisier, since each point is one batch, and dropout makes it higher.
+
+# %%
+uniform = math.log(result["tokenizer"]["vocab_size"])
+bits, loss = result["best_valid_bpb"], result["best_valid_loss"]
+floor = result["corpus"]["floor_bpb"]
+
+figure, panels = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True, layout="constrained")
+for axes, over in zip(panels, ("tokens", "seconds"), strict=True):
+    for kind, key, look_of in (
+        ("log", "loss", {"color": "#e69f00", "linewidth": 0.9, "label": "training"}),
+        ("eval", "valid_loss", {"color": plots.BLUE, "marker": "o", "markersize": 3, "label": "validation"}),
+    ):
+        axes.plot(series(curve, kind, over)[1], series(curve, kind, key)[1], **look_of)
+    axes.axhline(uniform, color=plots.MUTED, linestyle="--", linewidth=1, label="knowing nothing")
+    if floor and bits:
+        axes.axhline(floor * loss / bits, color="#009e73", linestyle=":", linewidth=1.6, label="entropy of the text")
+    axes.grid(color=plots.RULE, linewidth=0.6)
+panels[0].set(xlabel="training tokens", ylabel="loss (nats per piece)")
+panels[0].xaxis.set_major_formatter(lambda tokens, _: short(tokens))
+panels[1].set(xlabel="training time (s), without validation and saving")
+panels[0].legend()
+plt.show()
+
+# %% [markdown]
+# ## Behind the loss
+#
+# The schedule of the learning rate; the norm of the gradient before it is clipped, which leaps before a run diverges;
+# and the speed, which shows what else the machine was doing.
+
+# %%
+figure, panels = plt.subplots(1, 3, figsize=(7.2, 2.4), layout="constrained")
+for axes, (key, label) in zip(
+    panels,
+    (("learning_rate", "learning rate"), ("grad_norm", "norm of the gradient"), ("tokens_per_second", "tokens/s")),
+    strict=True,
+):
+    axes.plot(*series(curve, "log", key), color=plots.BLUE, linewidth=1)
+    axes.set(xlabel="training tokens", ylabel=label, ylim=(0, None))
+    axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
+    axes.grid(color=plots.RULE, linewidth=0.6)
+
+# %% [markdown]
+# ## A comparison
+#
+# Validation loss over tokens says which idea learns more from the same text; over time, which one is worth it on this
+# machine. Lines are medians over seeds, bands the range from the best to the worst seed: where bands overlap, another
+# seed could have turned the order round.
+
+# %%
+log = json.loads(look.find_comparison(COMPARISON).read_text(encoding="utf-8"))
+print(findings.setting(log))
+for remark in findings.remarks(log):
+    print("-", remark)
+
+# %%
+for over in ("tokens", "seconds"):
+    display(plots.draw_loss(log, over).figure)

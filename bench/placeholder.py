@@ -1,6 +1,6 @@
 """What a placeholder of docs/results/*.md names: a number in a raw log, found by its path and written in a format.
 
-run.json: best_valid_bpb | .3f              a value in a format of Python's (`.1%` gives 5.0 %), or short (1.84M)
+run.json: best_valid_bpb | .3f              a value in a format of Python's (`.1%` gives 5.0 %), short (1.84M), GB
 run.json: tokens / corpus.train_tokens      one number over another; `/ b.json: tokens` takes it from another log
 step.json: ratios[b=torch].low | .2f        from the record of a list whose b is torch; [0] and [-1] by its place
 step.json: ratios[b=torch] | ratio          1.00× (0.99–1.02): no difference
@@ -138,7 +138,7 @@ def _divided(over: Any, under: Any) -> float:
 
 
 def write(value: Any, form: str = "") -> str:
-    """A value as text: in a format of Python's with a space before %, "short", or "ratio"."""
+    """A value as text: in a format of Python's with a space before %, "short", "GB" of bytes, or "ratio"."""
     if value is None:
         raise BadInput("the log has null there: it was not measured")
     if isinstance(value, float) and not form:
@@ -146,6 +146,8 @@ def write(value: Any, form: str = "") -> str:
     try:
         if form == "ratio":
             return write_ratio(value)
+        if form == "GB":
+            return f"{value / 1e9:.2f} GB"
         return short(value) if form == "short" else format(value, form).replace("%", " %")
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{value!r} cannot be written as '{form}' ({error})") from error

@@ -137,16 +137,31 @@ class Run:
 
 @functools.cache
 def _code(phase: int, backend: str) -> str:
-    """A checksum of the sources that a run depends on; comments and layout do not count."""
-    files = [
-        *(ROOT / "mlx_transformer").rglob("*.py"),
-        *(ROOT / "phases" / f"phase{n}.py" for n in range(1, phase + 1)),
-    ]
-    files += [] if backend == "mlx" else (ROOT / "bench" / "reference").rglob("*.py")
+    """A checksum of the sources that a run's losses and times depend on; comments and layout do not count."""
+    files = _imported([f"phases.phase{phase}", "mlx_transformer.trainer", "mlx_transformer.quality"])
+    files |= set() if backend == "mlx" else set((ROOT / "bench" / "reference").rglob("*.py"))
     digest = hashlib.sha256()
-    for path in sorted(path for path in files if path.is_file()):
+    for path in sorted(files):
         digest.update(f"{path.relative_to(ROOT)}\n{ast.dump(ast.parse(path.read_bytes()))}\n".encode())
     return digest.hexdigest()
+
+
+def _imported(modules: Sequence[str]) -> set[Path]:
+    """The files of these modules of ours and of those that they import at their top, and so on."""
+    files: set[Path] = set()
+    todo = list(modules)
+    while todo:
+        path = ROOT.joinpath(*todo.pop().split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if path in files or not path.is_file():
+            continue  # seen; or a name inside a module, not a module
+        files.add(path)
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,7 @@ def _story(logs: Logs, rest: str) -> str:
     return story.split("\n\n")[0].strip("\n")
 
 
+_RIVALS = ("torch", "torch-compile", "torch-installed")
 DIRECTIVES: dict[str, Callable[[Logs, str], str]] = {"log": _name_log, "table": _table, "story": _story}
 
 
@@ -110,6 +111,30 @@ def step_table(log: Mapping[str, Any]) -> str:
         for name, one in log["contestants"].items()
     ]
     return table(("contestant", "tokens/s", "`mlx` is faster by"), rows)
+
+
+def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each log of bench.step in a folder: how many times faster than PyTorch, and the share of the GEMMs."""
+    steps = [log for log in logs if log["measures"] == "step"]
+    steps.sort(
+        key=lambda log: (log["size"], _kernel(log), log["config"]["dropout"], log["config"]["seq_len"], log["rows"])
+    )
+    rows = []
+    for log in steps:
+        ratios = {one["b"]: one for one in log["ratios"]}
+        against = (write_ratio(ratios[name]) if name in ratios else "" for name in _RIVALS)
+        gemm = f"{ratios['gemm']['ratio']:.0%}" if "gemm" in ratios else ""
+        shape = f"{log['size']}, {log['rows']} × {log['config']['seq_len']}"
+        ours = f"{log['contestants']['mlx']['tokens_per_second']:,.0f}"
+        rows.append((shape, f"{log['config']['dropout']:g}", _kernel(log), ours, *against, gemm))
+    head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in _RIVALS))
+    return table((*head, "GEMMs, of the step"), rows)
+
+
+def _kernel(log: Mapping[str, Any]) -> str:
+    """Such as Haswell, of OpenBLAS 0.3.34 (Haswell kernel)."""
+    found = re.search(r"\((.+) kernel\)", log["contestants"]["mlx"]["facts"]["blas"] or "")
+    return found[1] if found else "—"
 
 
 def decode_table(log: Mapping[str, Any]) -> str:
@@ -181,6 +206,7 @@ def compare_table(log: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, Callable[..., str]] = {
     "step": step_table,
+    "shapes": shapes_table,
     "decode": decode_table,
     "baselines": baselines_table,
     "machines": machines_table,

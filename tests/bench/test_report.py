@@ -107,7 +107,7 @@ def test_a_log_can_have_a_short_name_on_its_page(root):
         ("counts.txt: 5-gram", "one of them # for the number"),
         ("bad.json: a", "'bad.json' is no JSON"),
         ("story: stories.md 3", "the file has no story 3"),
-        ("table: pie step.json", "'pie' is no kind of table: expected one of step, decode"),
+        ("table: pie step.json", "'pie' is no kind of table: expected one of step, shapes"),
         ("table: step run/result.json", "this log makes no table of the kind step"),
     ],
 )

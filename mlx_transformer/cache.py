@@ -15,6 +15,7 @@ class LayerCache(Protocol):
     """What one mixer remembers. Its arrays can be taken out and put back, so that a compiled step can carry them."""
 
     arrays: dict[str, mx.array]
+    room: int  # tokens that fit at least before any shape changes, known on the host
 
     def select(self, rows: mx.array) -> None:
         """Keep these rows of the batch, in this order (beam search)."""
@@ -34,7 +35,7 @@ class KVCache:
 
     def __init__(self) -> None:
         self.arrays: dict[str, mx.array] = {}
-        self.room = 0  # free slots at least, known on the host: decides when to grow
+        self.room = 0  # free slots at least
 
     def update(self, k: mx.array, v: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Append k and v (B, H, L, d) at positions (L,) or (B, L); return all keys, all values, their positions."""
@@ -97,6 +98,7 @@ class State:
 
     def __init__(self, **arrays: mx.array) -> None:
         self.arrays = arrays
+        self.room = NEVER  # no end of it
 
     def select(self, rows: mx.array) -> None:
         """Keep these rows (R,) int of the batch, in this order."""
@@ -131,25 +133,32 @@ class WindowCache(State):
         positions = mx.broadcast_to(positions, (k.shape[0], k.shape[2])).astype(mx.int32)[:, None, :, None]
         new = {"k": k, "v": v, "positions": positions}
         held = self.arrays or self._empty(new)
-        is_global = positions == mx.arange(self.n_global)  # (B, 1, L, n_global)
+        seen = {name: mx.concatenate([held[name], x], axis=2) for name, x in new.items()}
+        self.arrays = {name: x[:, :, -self.window :] for name, x in seen.items()}
+        if self.n_global:
+            first = self._first(new, held)
+            self.arrays |= {f"first_{name}": x for name, x in first.items()}
+            seen["positions"] = mx.where(seen["positions"] < self.n_global, NEVER, seen["positions"])
+            seen = {name: mx.concatenate([first[name], x], axis=2) for name, x in seen.items()}
+        return seen["k"], seen["v"], seen["positions"][:, 0, :, 0]
+
+    def _first(self, new: dict[str, mx.array], held: dict[str, mx.array]) -> dict[str, mx.array]:
+        """The global tokens: those that are new, in place of what is held."""
+        is_global = new["positions"] == mx.arange(self.n_global)  # (B, 1, L, n_global)
         came, at = is_global.any(axis=2)[..., None], mx.argmax(is_global, axis=2)[..., None]
-        first, recent = {}, {}
+        first = {}
         for name, x in new.items():
             before = held[f"first_{name}"]
             first[name] = mx.where(came, mx.take_along_axis(x, mx.broadcast_to(at, before.shape), axis=2), before)
-            recent[name] = mx.concatenate([held[name], x], axis=2)
-        self.arrays = {name: x[:, :, -self.window :] for name, x in recent.items()}
-        self.arrays |= {f"first_{name}": x for name, x in first.items()}
-        recent["positions"] = mx.where(recent["positions"] < self.n_global, NEVER, recent["positions"])
-        seen = {name: mx.concatenate([first[name], recent[name]], axis=2) for name in new}
-        return seen["k"], seen["v"], seen["positions"][:, 0, :, 0]
+        return first
 
     def _empty(self, new: dict[str, mx.array]) -> dict[str, mx.array]:
         arrays = {}
         for name, x in new.items():
             for prefix, slots in (("", self.window), ("first_", self.n_global)):
-                shape = (*x.shape[:2], slots, x.shape[3])
-                arrays[prefix + name] = mx.full(shape, NEVER if name == "positions" else 0, x.dtype)
+                if slots:
+                    shape = (*x.shape[:2], slots, x.shape[3])
+                    arrays[prefix + name] = mx.full(shape, NEVER if name == "positions" else 0, x.dtype)
         return arrays
 
     def merged(self, others: Sequence[LayerCache]) -> WindowCache:
@@ -171,6 +180,16 @@ class Cache:
         """Make room for this many further tokens in every layer."""
         for layer in self.layers:
             layer.reserve(tokens)
+
+    @property
+    def room(self) -> list[int]:
+        """Tokens that still fit each layer before its shapes change."""
+        return [layer.room for layer in self.layers]
+
+    @room.setter
+    def room(self, room: list[int]) -> None:
+        for layer, free in zip(self.layers, room, strict=True):
+            layer.room = free
 
     def select(self, rows: mx.array) -> None:
         """Keep these rows (R,) int of the batch, in this order."""

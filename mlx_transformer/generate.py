@@ -21,7 +21,7 @@ from mlx_transformer.saved import load
 from mlx_transformer.streams import divided_blas, in_parts, streams
 
 GREEDY = Sampling(temperature=0.0)
-_ROWS_OF_A_STREAM = 8  # at least: dispatching to another one costs more than it saves with fewer
+_ROWS_OF_A_STREAM = 16  # at least: dispatching to another one costs more than it saves with fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class Decoder:
         used = streams()[: max(1, len(prompts) // _ROWS_OF_A_STREAM)]
         with divided_blas() if len(used) > 1 else nullcontext():
             rows = in_parts(list(prompts), len(used))
-            parts = [_Rows(self, stream, own, count) for stream, (own, _) in zip(used, rows, strict=True)]
+            parts = [_Rows(self, stream, own) for stream, (own, _) in zip(used, rows, strict=True)]
             for i in range(count):
                 key, own_key = mx.random.split(key)
                 pieces = sampling(mx.concatenate([part.logits for part in parts]), own_key)
@@ -169,20 +169,21 @@ class Decoder:
         return self.model.unembed(self.model.read(pieces[:, None], self.cache)[:, -1]), self.cache.state
 
     def step(self, pieces: mx.array, cache: Cache) -> mx.array:
-        """Logits (B, V) behind the pieces (B,), with the cache moved on, which has room for one more."""
-        self.cache = cache
+        """Logits (B, V) behind the pieces (B,), with the cache moved on; where it is full it grows first."""
+        cache.reserve(1)
+        self.cache, room = cache, cache.room
         logits, cache.state = self._forward(pieces, cache.state)
+        cache.room = [free - 1 for free in room]  # a compiled step has not been through the caches' own code
         return logits
 
 
 class _Rows:
     """Some prompts on a stream of their own: logits (B, V) behind each, and their cache."""
 
-    def __init__(self, decoder: Decoder, stream: mx.Stream, prompts: Sequence[Sequence[int]], count: int) -> None:
+    def __init__(self, decoder: Decoder, stream: mx.Stream, prompts: Sequence[Sequence[int]]) -> None:
         self.decoder, self.stream = decoder, stream
         with mx.stream(stream):
             self.logits, self.cache = _read(decoder.model, prompts)
-            self.cache.reserve(count)
 
     @property
     def state(self) -> list:

@@ -7,53 +7,80 @@
 #include <stdlib.h>
 
 typedef void sgemm(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
-typedef float Lanes __attribute__((vector_size(32), aligned(4)));
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4)));
 
 namespace {
 
 constexpr int kPlain = 111, kTransposed = 112, kRowMajor = 101;
-constexpr int kLanes = 8;
+constexpr int kLine = 16;  // floats of a cache line
+constexpr int kAhead = 8192;  // floats: what lies so far behind is fetched already; 0.95 -> 0.5 ms for base's cold weights
+constexpr int kWidth = 8;  // rows of B at a time; measured: with more, registers for their addresses run out
 constexpr int kFewRows = 16;  // measured: with more of them packing pays
 constexpr int kDeepest = 4096;  // columns of A that few_rows has room for
 
-float total(Lanes v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+float total(Lanes v) {
+    float sums[kLanes];
+    *(Lanes*)sums = v;
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
+}
 
 // c = alpha * value + beta * c; beta 0 does not read c, which may hold anything.
 void put(float& c, float alpha, float value, float beta) { c = beta ? alpha * value + beta * c : alpha * value; }
 
-// c (n) = a (k) B^T, B (n, k): four rows of B at a time share what is loaded of a.
+// c (n) = a (k) B^T, B (n, k), which is read as it lies.
 void row_by_rows(int n, int k, float alpha, const float* a, const float* b, long ldb, float beta, float* c) {
-    constexpr int rows = 4;
-    int j = 0;
-    for (; j + rows <= n; j += rows) {
+    constexpr int groups = 4;
+    for (int j = 0; j < n; j++) {
         const float* row = b + j * ldb;
-        Lanes sums[rows] = {};
+        Lanes sums[groups] = {};
         int p = 0;
-        for (; p + kLanes <= k; p += kLanes)
-            for (int i = 0; i < rows; i++) sums[i] += *(const Lanes*)(a + p) * *(const Lanes*)(row + i * ldb + p);
-        for (int i = 0; i < rows; i++) {
-            float sum = total(sums[i]);
-            for (int q = p; q < k; q++) sum += a[q] * row[i * ldb + q];
-            put(c[j + i], alpha, sum, beta);
+        for (; p + groups * kLanes <= k; p += groups * kLanes) {
+            for (int q = p; q < p + groups * kLanes; q += kLine) __builtin_prefetch(row + q + kAhead);
+            for (int g = 0; g < groups; g++)
+                sums[g] += *(const Lanes*)(a + p + g * kLanes) * *(const Lanes*)(row + p + g * kLanes);
         }
-    }
-    for (; j < n; j++) {
-        float sum = 0;
-        for (int p = 0; p < k; p++) sum += a[p] * b[j * ldb + p];
+        for (; p + kLanes <= k; p += kLanes) sums[0] += *(const Lanes*)(a + p) * *(const Lanes*)(row + p);
+        float sum = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        for (; p < k; p++) sum += a[p] * row[p];
         put(c[j], alpha, sum, beta);
     }
 }
 
-// c (n) = a (k) B, B (k, n): 32 columns at a time.
+// c (count * kLanes) = a (k) B, of whose rows B so many columns are used. Two rows at a time: an addition takes a while.
+template <int count>
+void lanes_by_columns(int k, float alpha, const float* a, const float* b, long ldb, float beta, float* c) {
+    Lanes even[count] = {}, odd[count] = {};
+    int p = 0;
+    for (; p + 2 <= k; p += 2, b += 2 * ldb)
+        for (int g = 0; g < count; g++) {
+            __builtin_prefetch(b + g * kLanes + kAhead);
+            __builtin_prefetch(b + ldb + g * kLanes + kAhead);
+            even[g] += a[p] * *(const Lanes*)(b + g * kLanes);
+            odd[g] += a[p + 1] * *(const Lanes*)(b + ldb + g * kLanes);
+        }
+    if (p < k)
+        for (int g = 0; g < count; g++) even[g] += a[p] * *(const Lanes*)(b + g * kLanes);
+    for (int g = 0; g < count; g++) {
+        Lanes sums = even[g] + odd[g];
+        for (int i = 0; i < kLanes; i++) put(c[g * kLanes + i], alpha, sums[i], beta);
+    }
+}
+
+// c (n) = a (k) B, B (k, n).
 void row_by_columns(int n, int k, float alpha, const float* a, const float* b, long ldb, float beta, float* c) {
     constexpr int groups = 4;
     int j = 0;
-    for (; j + groups * kLanes <= n; j += groups * kLanes) {
-        Lanes sums[groups] = {};
-        for (int p = 0; p < k; p++)
-            for (int g = 0; g < groups; g++) sums[g] += a[p] * *(const Lanes*)(b + p * ldb + j + g * kLanes);
-        for (int i = 0; i < groups * kLanes; i++) put(c[j + i], alpha, sums[i / kLanes][i % kLanes], beta);
-    }
+    for (; j + groups * kLanes <= n; j += groups * kLanes)
+        lanes_by_columns<groups>(k, alpha, a, b + j, ldb, beta, c + j);
+    for (; j + 2 * kLanes <= n; j += 2 * kLanes) lanes_by_columns<2>(k, alpha, a, b + j, ldb, beta, c + j);
+    for (; j + kLanes <= n; j += kLanes) lanes_by_columns<1>(k, alpha, a, b + j, ldb, beta, c + j);
     for (; j < n; j++) {
         float sum = 0;
         for (int p = 0; p < k; p++) sum += a[p] * b[p * ldb + j];
@@ -61,31 +88,36 @@ void row_by_columns(int n, int k, float alpha, const float* a, const float* b, l
     }
 }
 
-// sums (count) = columns (k, 8) times each of `count` rows of B: a lane is a row of A.
+// sums (count) = columns (k, kLanes) times each of `count` rows of B: a lane is a row of A.
 template <int count>
 void lanes_by_rows(int k, const float* columns, const float* b, long ldb, Lanes* sums) {
     Lanes own[count] = {};
-    for (int p = 0; p < k; p++) {
+    auto add = [&](int p) {
         Lanes column = *(const Lanes*)(columns + p * kLanes);
         for (int j = 0; j < count; j++) own[j] += column * b[j * ldb + p];
+    };
+    int p = 0;
+    for (; p + kLine <= k; p += kLine) {
+        for (int j = 0; j < count; j++) __builtin_prefetch(b + (count + j) * ldb + p);
+        for (int q = p; q < p + kLine; q++) add(q);
     }
+    for (; p < k; p++) add(p);
     for (int j = 0; j < count; j++) sums[j] = own[j];
 }
 
-// C (m, n) = A (m, k) B^T with m <= 8, k <= kDeepest, B (n, k).
+// C (m, n) = A (m, k) B^T with m <= kLanes, k <= kDeepest, B (n, k).
 void few_rows(int m, int n, int k, float alpha, const float* a, long lda, const float* b, long ldb, float beta, float* c,
               long ldc) {
-    constexpr int width = 12;  // accumulators that fit into 16 registers beside what they are fed with
     static thread_local float* columns_of_thread;
     if (!columns_of_thread) columns_of_thread = (float*)malloc(sizeof(float) * kDeepest * kLanes);
     float* const columns = columns_of_thread;
     for (int p = 0; p < k; p++)
         for (int i = 0; i < kLanes; i++) columns[p * kLanes + i] = i < m ? a[i * lda + p] : 0;
-    Lanes sums[width];
-    for (int j = 0; j < n; j += width) {
-        int here = n - j < width ? n - j : width;
-        if (here == width)
-            lanes_by_rows<width>(k, columns, b + j * ldb, ldb, sums);
+    Lanes sums[kWidth];
+    for (int j = 0; j < n; j += kWidth) {
+        int here = n - j < kWidth ? n - j : kWidth;
+        if (here == kWidth)
+            lanes_by_rows<kWidth>(k, columns, b + j * ldb, ldb, sums);
         else
             for (int i = 0; i < here; i++) lanes_by_rows<1>(k, columns, b + (j + i) * ldb, ldb, sums + i);
         for (int i = 0; i < m; i++)

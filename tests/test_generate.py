@@ -83,6 +83,24 @@ def test_prompts_of_unequal_length_do_not_touch_each_other(model):
         assert list(drawn) == greedy_by_hand(model, prompt, 20)
 
 
+def test_a_cache_grows_as_it_fills():
+    prompts = [[0, *range(1, 60)], [0, 9, 8]]
+    decoder = generate.Decoder(tiny(phase1.Model, vocab_size=257, seq_len=150))
+    together = list(zip(*decoder(prompts, 72, sampling=GREEDY), strict=True))
+    for prompt, drawn in zip(prompts, together, strict=True):
+        assert list(drawn) == greedy_by_hand(decoder.model, prompt, 72)
+
+
+def test_a_step_takes_the_room_that_it_uses(model):
+    decoder, cache = generate.Decoder(model), model.make_cache(1)
+    model.read(mx.array([[0] * 62]), cache)
+    slots = []
+    for _ in range(5):
+        mx.eval(decoder.step(mx.array([3]), cache))
+        slots.append(cache.layers[0].arrays["k"].shape[2])
+    assert slots == [64, 64, 128, 128, 128]
+
+
 def test_nothing_is_drawn_where_nothing_is_asked(model):
     assert list(decode(model, [], 5)) == []
     assert list(decode(model, [[0]], 0)) == []

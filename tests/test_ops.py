@@ -100,10 +100,10 @@ def softmax_reference(s, dp):
     return p, p * (dp - (p * dp).sum(-1, keepdims=True))
 
 
-@given(seeds, st.sampled_from([1e-3, 1.0, 30.0, 1e4]), st.sampled_from([5, 16, 32, 80]))
+@given(seeds, st.sampled_from([1e-3, 1.0, 30.0, 1e4]), st.sampled_from([5, 16, 32, 80]), st.sampled_from([1, 3]))
 @few
-def test_softmax_and_its_gradient(seed, scale, n):
-    s, dp = array(seed, 2, 3, n, scale=scale), array(seed + 1, 2, 3, n)
+def test_softmax_and_its_gradient(seed, scale, n, queries):
+    s, dp = array(seed, 2, queries, n, scale=scale), array(seed + 1, 2, queries, n)
     for got, wanted in zip(vjp(ops.softmax, [s], dp), softmax_reference(s, dp), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-6)
 
@@ -136,10 +136,19 @@ def test_a_row_that_sees_nothing_gives_zeros(run, additive):
     assert p[0].sum() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("additive", [False, True])
+def test_one_query_that_sees_nothing_gives_zeros(run, additive):
+    mask = mx.full((1, 16), -mx.inf) if additive else mx.zeros((1, 16), mx.bool_)
+    p, ds = vjp(lambda s: ops.softmax(s, mask), [array(0, 3, 1, 16, scale=1e4)], array(1, 3, 1, 16), run)
+    assert np.all(p == 0)
+    assert np.all(ds == 0)
+
+
+@pytest.mark.parametrize("queries", [(), (1,)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_softmax_does_not_hide_nan_and_inf(bad):
-    s = mx.zeros((2, 32))
-    s[0, 3] = bad
+def test_softmax_does_not_hide_nan_and_inf(bad, queries):
+    s = mx.zeros((2, *queries, 32))
+    s[0, ..., 3] = bad
     p = ops.softmax(s)
     assert mx.isnan(p[0]).any().item()
     assert not mx.isnan(p[1]).any().item()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx_transformer.runtime import prepare
 
 pytestmark = pytest.mark.skipif(prepare().blas is None, reason="no BLAS of ours under MLX here")
-SIDES = st.integers(1, 45)
+SIDES = st.integers(1, 150)
 
 
 def factors(rows, inner, columns, seed=0):

@@ -17,7 +17,7 @@ def softmax(scores: mx.array, mask: mx.array | None = None) -> mx.array:
     if mask is not None and mask.dtype == mx.bool_:
         mask = mx.where(mask, 0.0, -mx.inf)
     if on_linux_cpu():
-        p = _softmax(s if mask is None else s + mask)
+        p = (_of_one_query if s.shape[-2:-1] == (1,) else _softmax)(s if mask is None else s + mask)
     elif mask is None:
         p = mx.softmax(s, axis=-1)
     else:
@@ -32,6 +32,12 @@ def _value(s: mx.array) -> mx.array:
     total = mx.maximum(row_sum(e), 1e-30)
     inverse = 1 / total + (top - top)  # the last term is nan for nan and inf, which exp_nonpositive does not see
     return e * fence(inverse)
+
+
+def _of_one_query(s: mx.array) -> mx.array:
+    """The same in few operations: in a decoding step each of them costs more than its elements."""
+    e = mx.exp(s - mx.maximum(mx.max(s, axis=-1, keepdims=True), _LOWEST))
+    return e / mx.maximum(mx.sum(e, axis=-1, keepdims=True), 0.5)  # 1 at least, but 0 where nothing is seen
 
 
 def _gradient(_: mx.array, dp: mx.array, p: mx.array) -> mx.array:

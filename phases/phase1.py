@@ -44,7 +44,7 @@ _ADAM = AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3
 
 RECIPE = Recipe(
     batch_tokens=BySize(nano=2_048, small=8_192, base=32_768),  # the paper's ~25,000 (sec. 5.1), scaled with size
-    learning_rate=BySize(nano=4e-3, small=4e-3, base=2e-3),
+    learning_rate=BySize(nano=1.6e-2, small=4e-3, base=2e-3),  # nano: tune/phase1_nano.json; the others are guesses
     schedule=InverseSqrt(warmup_tokens=BySize(nano=100_000, small=400_000, base=1_600_000)),
     groups=(
         Group(name="matrices", select=Matrices(), optimizer=replace(_ADAM, weight_decay=0.01)),

@@ -44,7 +44,7 @@ def _tokens(of: BySize, share: float) -> BySize:
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "small_batch": {
         "batch_tokens": BySize(nano=1_024, small=2_048, base=8_192),
-        "learning_rate": BySize(nano=3e-3, small=3e-3, base=1.5e-3),
+        "learning_rate": BySize(nano=6e-3, small=3e-3, base=1.5e-3),  # nano: tune/phase2_nano.json
     },
     "linear": {"schedule": Linear(warmup_tokens=_WARMUP, total_tokens=_tokens(_BUDGET, 0.5))},
     "no_dropout": {"dropout": 0.0},

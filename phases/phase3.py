@@ -18,6 +18,7 @@ from mlx_transformer.head import TiedHead
 from mlx_transformer.model import Slot, in_turn
 from mlx_transformer.norm import RMSNorm, ScaleNorm
 from mlx_transformer.position import ALiBi, LearnedPosition, Position, RotaryPosition, T5Position
+from mlx_transformer.recipe import BySize
 from mlx_transformer.relative import ShawAttention, TransformerXLAttention
 from mlx_transformer.sparse import LongformerAttention
 from phases import phase2
@@ -114,7 +115,7 @@ class LongformerConfig(Config):
     n_global: int = 1  # first tokens of a row that all see
 
 
-RECIPE = phase2.RECIPE
+RECIPE = replace(phase2.RECIPE, learning_rate=BySize(nano=3e-3, small=3e-3, base=1.5e-3))  # tune/phase3_nano.json
 RECIPES = {"no_warmup": replace(RECIPE, schedule=replace(RECIPE.schedule, warmup_tokens=0))}  # 2002.04745, sec. 3.2
 BRANCHES: dict[str, type[Model]] = {
     "tied": leaf(Head=TiedHead),  # Hugging Face's GPT-2 to the letter, but for dropout of attention weights

@@ -69,7 +69,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def attention_maps(model: Model, tokens: list[int]) -> list[np.ndarray]:
     """Where each head looks: (n_heads, L, L) for every softmax attention, in the order in which they run.
 
-    Row i is the softmax over the keys of the query at i. Mixers that are no softmax attention have no map.
+    Row i is the softmax over the keys of the query at i. Mixers that are no softmax attention have no map, nor
+    have those that compute theirs in blocks (a window).
     """
     seen: list[mx.array] = []
     kind = type(model)
@@ -79,7 +80,8 @@ def attention_maps(model: Model, tokens: list[int]) -> list[np.ndarray]:
     twin.update(model.parameters())
     twin.eval()
     mx.eval(twin(mx.array([tokens])), seen)
-    return [np.array(weights[0].astype(mx.float32)) for weights in seen]
+    square = (len(tokens), len(tokens))
+    return [np.array(weights[0].astype(mx.float32)) for weights in seen if weights.shape[-2:] == square]
 
 
 def sinusoids(config: Config) -> np.ndarray:

@@ -70,7 +70,9 @@ class Steps:
         name = None if recipe in (DEFAULT, PLAIN) else recipe
         rules = ours.make_recipe(phase, size, rows, config["seq_len"], name)
         self.plain, self.rows, self.config = recipe == PLAIN, rules.rows(config["seq_len"]), kind.Config(**config)
-        self.step = TrainingStep(kind(self.config).train(), rules)
+        model = kind(self.config)
+        model.train()
+        self.step = TrainingStep(model, rules)
 
     def facts(self) -> dict[str, Any]:
         return ours.facts()
@@ -101,7 +103,7 @@ def measure(flags: Flags) -> dict[str, Any]:
             raise BadInput(
                 f"--recipes {name!r}: expected default, plain, or one of {', '.join(module.RECIPES) or 'none'}"
             )
-    numbers = {**SIZES[size], "dropout": 0.0} | ({"seq_len": flags.seq_len} if flags.seq_len else {})
+    numbers: dict[str, Any] = {**SIZES[size], "dropout": 0.0} | ({"seq_len": flags.seq_len} if flags.seq_len else {})
     config = find_branch(module, flags.branch).Config(**numbers)
     rows = flags.batch_size or module.RECIPE.at(size).rows(config.seq_len)
     shared = {"phase": phase, "branch": flags.branch, "size": size, "rows": rows, "config": config.to_dict()}

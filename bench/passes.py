@@ -29,6 +29,7 @@ from bench.graph import on_metal, peak_bytes, trace, training_step
 from bench.ours import make_recipe
 from bench.training import text_like
 from mlx_transformer.model import Model
+from mlx_transformer.optim.groups import UpdateRule
 from mlx_transformer.recipe import Recipe
 from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_branch, find_phase
@@ -39,13 +40,13 @@ from mlx_transformer.trees import by_path
 FULL = "out of memory"
 LEAST_ROUNDS = 2
 _RATE = 1e-5  # a step's learning rate: the weights hardly move
-_TABLES = ("embedding.", "position.")  # a token is looked up in them
+_TABLES = re.compile(r"(.*\.)?(value_)?embedding\.|position\.")  # a token is looked up in them
 
 
 def flops_per_token(model: Model) -> int:
     """FLOPs of a training step, forward and backward, for each token, by the formula above."""
     config, weights = model.config, by_path(model.parameters())
-    looked_up = sum(w.size for path, w in weights.items() if w.ndim < 2 or path.startswith(_TABLES))
+    looked_up = sum(w.size for path, w in weights.items() if w.ndim < 2 or _TABLES.match(path))
     if model.head.matrix(model.embedding) is model.embedding.weight:  # tied: the embedding multiplies too
         looked_up -= model.embedding.weight.size
     multiplied = model.count_parameters()["active"] - looked_up
@@ -82,7 +83,7 @@ class _Frozen(optimizers.Optimizer):
 
 
 @dataclass(frozen=True)
-class _NoUpdate:
+class _NoUpdate(UpdateRule):
     def make(self) -> optimizers.Optimizer:
         return _Frozen()
 
@@ -95,7 +96,7 @@ class Passes:
         pieces = text_like(rows * (config.seq_len + 1), config.vocab_size)
         self.model, self.dtype = model, getattr(mx, recipe.dtype)
         self.batch = mx.array(pieces.reshape(rows, -1).astype("int32"))
-        frozen: Any = tuple(replace(group, optimizer=_NoUpdate()) for group in recipe.groups)  # type: ignore[arg-type]
+        frozen: Any = tuple(replace(group, optimizer=_NoUpdate()) for group in recipe.groups)
         self._gradients, self._step = TrainingStep(model, replace(recipe, groups=frozen)), TrainingStep(model, recipe)
         self._loss = mx.compile(self._mean_loss, inputs=[model.state, *random], outputs=random)
         model.train()

@@ -13,6 +13,7 @@ from mlx_transformer.errors import exit_cleanly
 from mlx_transformer.files import atomic_write
 from mlx_transformer.flags import parse
 from mlx_transformer.optim.schedules import (
+    WSD,
     BatchWarmup,
     Constant,
     Cosine,
@@ -31,10 +32,11 @@ SHOWN: dict[str, Schedule] = {
     "linear": Linear(**_WARMUP, total_tokens=TOKENS),
     "cosine, to a tenth": Cosine(**_WARMUP, total_tokens=TOKENS, final=0.1),
     "cosine with restarts": CosineRestarts(**_WARMUP, cycle_tokens=700_000, growth=2),
+    "warm-up, stable, decay": WSD(**_WARMUP, decay_tokens=2_000_000, total_tokens=TOKENS),
 }
 BATCH = BatchWarmup(tokens=1_500_000, doublings=2)
-_COLOURS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe & Ito 2008
-_LINES = ("-", "--", "-", "-.", ":")
+_COLOURS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe & Ito 2008
+_LINES = ("-", "--", "-", "-.", ":", "--")
 
 
 @dataclass
@@ -56,7 +58,7 @@ def draw(path: Path) -> None:
     for (name, schedule), colour, line in zip(SHOWN.items(), _COLOURS, _LINES, strict=True):
         rates.plot(tokens, [schedule(t) for t in tokens], line, color=colour, linewidth=1.8, label=name)
     rates.set_ylabel("share of the peak rate")
-    figure.legend(loc="outside lower center", ncols=len(SHOWN), edgecolor="none", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(SHOWN) // 2, edgecolor="none", fontsize=9)
     top = rates.secondary_xaxis("top", functions=(lambda t: 100 * t / TOKENS, lambda share: share * TOKENS / 100))
     top.set_xlabel(f"by time: % of --max-seconds, with ByTime(tokens={short(TOKENS)})")
     batch.step(tokens, [BATCH.rows(64, int(t)) for t in tokens], where="post", color=_COLOURS[0], linewidth=1.8)

@@ -11,6 +11,7 @@ from mlx_transformer.config import Config
 from mlx_transformer.context import Ctx
 from mlx_transformer.errors import BadInput
 from mlx_transformer.linear import BiasedLinear
+from mlx_transformer.norm import RMSNorm
 
 
 class Attention(nn.Module):
@@ -30,13 +31,13 @@ class Attention(nn.Module):
 
     def build(self, config: Config) -> None:
         """Make the parts; variants extend this."""
-        d = config.d_model
+        d, width = config.d_model, config.n_heads * config.head_dim
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.scale = config.head_dim**-0.5
-        self.q_proj = self.Linear(d, d)
-        self.k_proj = self.Linear(d, d)
-        self.v_proj = self.Linear(d, d)
-        self.o_proj = self.Linear(d, d)
+        self.q_proj = self.Linear(d, width)
+        self.k_proj = self.Linear(d, width)
+        self.v_proj = self.Linear(d, width)
+        self.o_proj = self.Linear(width, d)
 
     def make_cache(self, batch: int) -> LayerCache:
         """What this mixer remembers while it decodes."""
@@ -104,7 +105,7 @@ class GroupedAttention(Attention):
     """n_kv_heads heads of keys and values, each read by n_heads / n_kv_heads heads of queries.
 
     GQA (Ainslie et al. 2023, arXiv 2305.13245, sec. 2.2); with one such head MQA (Shazeer 2019, arXiv 1911.02150).
-    k, v (B, n_kv_heads, L, head_dim). The queries of a group stand in one matrix, so that no key is repeated.
+    k, v (B, n_kv_heads, L, head_dim).
     """
 
     def build(self, config: Any) -> None:
@@ -116,8 +117,29 @@ class GroupedAttention(Attention):
         self.v_proj = self.Linear(config.d_model, width)
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        b, heads, length, d = q.shape
-        groups = (b, k.shape[1], -1)
-        scores = (q * self.scale).reshape(*groups, d) @ k.swapaxes(-1, -2)
-        weights = ops.softmax(scores.reshape(b, heads, length, -1), mask)
-        return (weights.reshape(*groups, k.shape[2]) @ v).reshape(b, heads, length, -1)
+        return ops.grouped_attention(q, k, v, self.scale, mask)
+
+
+class FusedAttention(GroupedAttention):
+    """The same numbers, from one kernel where the device has it (FlashAttention: Dao et al. 2022, arXiv 2205.14135).
+
+    `ops.attention` says where that is.
+    """
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        return ops.attention(q, k, v, self.scale, mask)
+
+
+class QKNorm(Attention):
+    """Queries and keys are normed, each head by itself, before they are turned (Henry et al. 2020, arXiv 2010.04245).
+
+    With RMSNorm and a gain for each of head_dim numbers, as in Qwen3 (Yang et al. 2025, arXiv 2505.09388, sec. 2).
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps)
+
+    def condition(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
+        return super().condition(self.q_norm(q), self.k_norm(k), ctx)

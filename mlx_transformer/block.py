@@ -1,6 +1,7 @@
 """Blocks: the wiring of norms, mixer, feed-forward and residual, and nothing else."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
@@ -63,3 +64,16 @@ class PreNormBlock(Block):
 
     def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
         return x + self.dropout(part(norm(x), ctx))
+
+
+class MixedInputBlock(PreNormBlock):
+    """What enters is a x + b x0, x0 the embeddings; a and b learned, 1 and 0 at first (modded-nanogpt, 2024)."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.residual_lambda = mx.ones((1,))
+        self.x0_lambda = mx.zeros((1,))
+
+    def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
+        assert ctx.x0 is not None, "Model.hidden sets it"
+        return super().__call__(self.residual_lambda * x + self.x0_lambda * ctx.x0, ctx)

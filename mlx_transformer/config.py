@@ -51,20 +51,25 @@ class Config(Numbers):
                 raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
         if not 0 <= self.dropout < 1:
             raise BadInput(f"dropout = {self.dropout!r}: expected a number from 0 up to, not including, 1")
-        if self.d_model % self.n_heads:
-            raise BadInput(
-                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one of the two"
-            )
+        _ = self.head_dim  # raises BadInput where the heads do not divide d_model
 
     def derive(self, name: str, value: int) -> None:
         """Set a number that was left at 0 to what follows from others; only while a Config is made."""
         if getattr(self, name) == 0:
             object.__setattr__(self, name, value)
 
+    def divided_width(self) -> int:
+        """d_model / n_heads. Raises BadInput where that is no whole number."""
+        if self.n_heads < 1 or self.d_model % self.n_heads:
+            raise BadInput(
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one of the two"
+            )
+        return self.d_model // self.n_heads
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.d_model // self.n_heads
+        return self.divided_width()
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers as JSON holds them; `type(config)(**numbers)` reads them back."""

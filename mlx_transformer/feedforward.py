@@ -51,6 +51,13 @@ class SiLUFeedForward(FeedForward):
     activation = staticmethod(ops.silu)
 
 
+class ReLUSquaredFeedForward(FeedForward):
+    """max(0, x W1)^2 W2 (So et al. 2021, "Primer", arXiv 2109.08668, sec. 3), without biases."""
+
+    Linear = linear.Linear
+    activation = staticmethod(ops.relu_squared)
+
+
 class GatedFeedForward(FeedForward):
     """(activation(x W + b) * (x V + c)) W2 + b2 (Shazeer 2020, arXiv 2002.05202, eq. 5-6), with this family's biases.
 

@@ -1,5 +1,7 @@
 """From the last hidden state to logits."""
 
+from typing import Any
+
 import mlx.core as mx
 from mlx import nn
 
@@ -36,3 +38,11 @@ class TiedHead(Head):
 
     def matrix(self, embedding: nn.Embedding) -> mx.array:
         return embedding.weight
+
+
+class CappedHead(Head):
+    """Logits softly bounded by config.softcap = c: c tanh(logits / c) (Gemma 2, arXiv 2408.00118, sec. 2)."""
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.softcap = config.softcap

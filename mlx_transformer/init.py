@@ -50,6 +50,8 @@ _VECTORS: Rules = (
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.weight", ones),
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.bias", zeros),
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.g", keep),
+    (r".*_lambda", keep),
+    (r".*\.value_embedding\.weight", zeros),
 )
 
 RULES: Rules = (

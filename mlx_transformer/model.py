@@ -13,6 +13,7 @@ from mlx_transformer.cache import Cache
 from mlx_transformer.context import Ctx
 from mlx_transformer.dropout import Dropout
 from mlx_transformer.position import Position
+from mlx_transformer.recompute import recomputed
 from mlx_transformer.trees import by_path
 
 Slot = Any  # a class, or a tuple of classes that the layers take in turn
@@ -38,6 +39,7 @@ class Model(nn.Module):
     Block: Slot
 
     label_smoothing: float = 0.0  # of the training loss alone; the trainer sets its Recipe's
+    checkpoint: str = "none"  # or block; the trainer sets its Recipe's
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:
         """Final: the parts are made in `build`; then `init_weight` draws each parameter."""
@@ -137,6 +139,8 @@ class Model(nn.Module):
         return x
 
     def run_block(self, block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
+        if self.training and self.checkpoint == "block":
+            return recomputed(block, x, ctx)
         return block(x, ctx)
 
     def stack(self) -> list[nn.Module]:

@@ -109,9 +109,10 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
     numbers = {**SIZES[size], **(_numbers_of(source, kind) if source else {})}
     recipe, limits = _recipe(module, settings, size), _limits(settings)
     numbers |= {} if recipe.dropout is None else {"dropout": recipe.dropout}
-    numbers |= _own_numbers(module, kind, settings)
+    numbers |= own_numbers(module, kind, settings)
     asked_vocab = settings.get("vocab_size")
     config = kind.Config(**{**numbers, "vocab_size": asked_vocab or numbers["vocab_size"]})
+    recipe.check_model(config)
     if "batch_size" in settings:
         recipe = replace(recipe, batch_tokens=settings["batch_size"] * config.seq_len)
     recipe.rate(1, 0.0, limits.max_seconds)  # raises what training would
@@ -169,7 +170,7 @@ def _limits(settings: dict[str, Any]) -> Limits:
     return Limits(**given)
 
 
-def _own_numbers(module: ModuleType, kind: type[Model], settings: dict[str, Any]) -> dict[str, Any]:
+def own_numbers(module: ModuleType, kind: type[Model], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are numbers of a Config. Raises BadInput for one that only other branches have."""
     own = {field.name for field in fields(kind.Config)} - {"vocab_size"}
     others = {field.name for branch in module.BRANCHES.values() for field in fields(branch.Config)} - {"vocab_size"}

@@ -78,15 +78,43 @@ class RotaryPosition(Position):
 
     def build(self, config: Any) -> None:
         if config.head_dim % 2:
-            raise BadInput(f"d_model / n_heads = {config.head_dim}: rotary positions turn pairs, it must be even")
+            raise BadInput(f"head_dim = {config.head_dim}: rotary positions turn pairs, it must be even")
         self.theta = config.rope_theta
 
+    def frequencies(self, half: int) -> mx.array:
+        """Radians a position, of each pair: (half,) float32."""
+        return mx.exp(mx.arange(half) * (-math.log(self.theta) / half))
+
     def rotate(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
-        half = q.shape[-1] // 2
-        angle = ctx.positions[..., None] * mx.exp(mx.arange(half) * (-math.log(self.theta) / half))
+        angle = ctx.positions[..., None] * self.frequencies(q.shape[-1] // 2)
         angle = angle if angle.ndim == 2 else angle[:, None]  # the same for every head
         cos, sin = mx.cos(angle), mx.sin(angle)
         return _turned(q, cos, sin), _turned(k, cos, sin)
+
+
+class ScaledRotaryPosition(RotaryPosition):
+    """RoPE stretched to longer texts, as Llama 3.1 does it (Grattafiori et al. 2024, arXiv 2407.21783; Meta's code).
+
+    Over the rope_original_len positions of the first training a pair turns so many times: fewer than
+    rope_low_freq_factor, and its frequency is divided by rope_factor; more than rope_high_freq_factor, and it stays;
+    between the two it goes over in a straight line. With rope_factor 1 it is RoPE.
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+        if not (config.rope_factor > 0 and 0 < low < high):
+            raise BadInput(
+                f"rope_factor = {config.rope_factor}, rope_low_freq_factor = {low}, rope_high_freq_factor = {high}: "
+                "expected numbers above 0, and high above low"
+            )
+        self.factor, self.original_len, self.low, self.high = config.rope_factor, config.rope_original_len, low, high
+
+    def frequencies(self, half: int) -> mx.array:
+        plain = super().frequencies(half)
+        turns = plain * (self.original_len / math.tau)
+        kept = mx.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return plain * (kept + (1 - kept) / self.factor)
 
 
 def _turned(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:

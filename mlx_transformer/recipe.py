@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from mlx_transformer.config import Config
 from mlx_transformer.errors import BadInput
 from mlx_transformer.optim.average import EMA
 from mlx_transformer.optim.clip import Clip
@@ -12,6 +13,7 @@ from mlx_transformer.optim.schedules import BatchWarmup, ByTokens, Pace, Schedul
 from mlx_transformer.optim.stopping import StopRule
 
 DTYPES = ("float32", "float16", "bfloat16")
+CHECKPOINTS = ("none", "block")
 T = TypeVar("T")
 
 
@@ -40,6 +42,7 @@ class Recipe:
     pace: Pace = field(default_factory=ByTokens)  # what leads the schedule
     batch_warmup: BatchWarmup | None = None
     accumulate: Any = 1  # parts of a step that are computed one after the other: the memory of one, the sum of all
+    checkpoint: str = "none"  # block: a block's insides are computed again in the backward pass, not kept in memory
     label_smoothing: Any = 0.0  # of the training loss; the validation loss is always the plain one
     average: EMA | None = None  # of the weights: what is evaluated and kept in place of the weights
     dropout: Any = None  # in place of the Config's, where a run makes its model
@@ -58,7 +61,17 @@ class Recipe:
             raise BadInput(f"label_smoothing = {self.label_smoothing}: expected a number from 0 to below 1")
         if self.accumulate < 1:
             raise BadInput(f"accumulate = {self.accumulate}: expected a whole number of at least 1")
+        if self.checkpoint not in CHECKPOINTS:
+            raise BadInput(f"checkpoint = {self.checkpoint!r}: expected one of {', '.join(CHECKPOINTS)}")
         return self
+
+    def check_model(self, config: Config) -> None:
+        """Raises BadInput where a model of these numbers cannot be trained so."""
+        if self.checkpoint != "none" and config.dropout > 0:
+            raise BadInput(
+                f"checkpoint = {self.checkpoint!r} and dropout = {config.dropout}: what is computed twice would drop "
+                "other numbers the second time; give a dropout of 0, or a recipe without checkpointing"
+            )
 
     def rows(self, seq_len: int, tokens: int | None = None) -> int:
         """Of a step that begins when so many tokens were seen (None: once the batch is full)."""

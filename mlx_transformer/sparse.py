@@ -10,18 +10,18 @@ from mlx_transformer.cache import NEVER, WindowCache
 from mlx_transformer.context import Ctx
 
 
-class LongformerAttention(Attention):
-    """A sliding window, and a few tokens that all later ones see (Beltagy et al. 2020, arXiv 2004.05150, sec. 3.1).
+class WindowAttention(Attention):
+    """A token sees the last `window` positions, its own among them (Mistral 7B: Jiang et al. 2023, arXiv 2310.06825).
 
-    A token sees the last `window` positions, its own among them, and the first `n_global` positions of its row. Queries
-    are taken in blocks of one window: a block sees its own keys, those of the block before and the global ones, so that
-    time and memory of L tokens are O(L (2 window + n_global)), and a decoding step's do not grow. Differs from the
-    paper: no dilation, and no projections of their own for global tokens, which in a causal model see nothing more.
+    Queries are taken in blocks of one window: a block sees its own keys and those of the block before, so that time and
+    memory of L tokens are O(2 window L), and a decoding step's do not grow: the cache rolls.
     """
+
+    n_global = 0  # first tokens of a row that all later ones see: a variant's number
 
     def build(self, config: Any) -> None:
         super().build(config)
-        self.window, self.n_global = config.window, config.n_global
+        self.window = config.window
 
     def make_cache(self, batch: int) -> WindowCache:
         return WindowCache(self.window, self.n_global)
@@ -35,6 +35,8 @@ class LongformerAttention(Attention):
         if ctx.mask is not None:
             raise ValueError("attention in blocks knows no ctx.mask")
         batch, _, length, _ = q.shape
+        if ctx.cache is None and length <= self.window:
+            return super().attend(q, k, v, ctx)
         size = min(length, self.window)
         cache = self.make_cache(batch) if ctx.cache is None else ctx.cache
         k, v, k_pos = cache.update(k, v, ctx.positions)
@@ -53,6 +55,18 @@ class LongformerAttention(Attention):
         before = _blocks(rest[:, :, : count * self.window], self.window, filler)
         first = mx.broadcast_to(first[:, :, None], (*own.shape[:3], *first.shape[2:]))
         return _as_rows(mx.concatenate([first, before, own], axis=3))
+
+
+class LongformerAttention(WindowAttention):
+    """A window, and a few tokens that all later ones see (Beltagy et al. 2020, arXiv 2004.05150, sec. 3.1).
+
+    Global are the first `n_global` tokens of a row. Differs from the paper: no dilation, and no projections of their
+    own for global tokens, which in a causal model see nothing more.
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.n_global = config.n_global
 
 
 def _blocks(x: mx.array, size: int, filler: int) -> mx.array:

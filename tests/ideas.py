@@ -3,14 +3,13 @@
 import mlx.core as mx
 from mlx import nn
 
-from mlx_transformer.attention import Attention, GroupedAttention
-from mlx_transformer.block import Block, PostNormBlock, PreNormBlock
+from mlx_transformer.attention import Attention, GroupedAttention, QKNorm
+from mlx_transformer.block import Block, PreNormBlock
 from mlx_transformer.cache import State
-from mlx_transformer.feedforward import FeedForward
-from mlx_transformer.head import Head
-from mlx_transformer.init import keep, unit_rows
+from mlx_transformer.init import keep
 from mlx_transformer.linear import Linear
 from mlx_transformer.position import RotaryPosition
+from mlx_transformer.sparse import WindowAttention
 from phases import phase1
 
 
@@ -20,45 +19,6 @@ class ParallelBlock(Block):
     def __call__(self, x, ctx):
         h = self.norms[0](x)
         return x + self.mixer(h, ctx) + self.ffn(h, ctx)
-
-
-class QKNorm(Attention):
-    def build(self, config):
-        super().build(config)
-        self.q_norm = nn.RMSNorm(self.head_dim)
-        self.k_norm = nn.RMSNorm(self.head_dim)
-
-    def condition(self, q, k, ctx):
-        return super().condition(self.q_norm(q), self.k_norm(k), ctx)
-
-
-class Window(Attention):
-    def visible(self, q_pos, k_pos):
-        return super().visible(q_pos, k_pos) & (k_pos[..., None, :] > q_pos[..., :, None] - 5)
-
-
-class ValueAttention(Attention):
-    def build(self, config):
-        super().build(config)
-        self.value_embedding = nn.Embedding(config.vocab_size, config.d_model)
-
-    def project(self, x, ctx):
-        q, k, v = super().project(x, ctx)
-        return q, k, v + self.split(self.value_embedding(ctx.tokens))
-
-
-class Experts(nn.Module):
-    """Two experts, softly mixed, with a balance loss through the ledger."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.router_proj = Linear(config.d_model, 2)
-        self.experts = [FeedForward(config) for _ in range(2)]
-
-    def __call__(self, x, ctx):
-        gates = mx.softmax(self.router_proj(x), axis=-1)
-        ctx.record("balance", (gates.mean((0, 1)) ** 2).sum(), weight=0.01)
-        return sum(gates[..., i : i + 1] * expert(x, ctx) for i, expert in enumerate(self.experts))
 
 
 class Recurrence(nn.Module):
@@ -83,29 +43,11 @@ class Recurrence(nn.Module):
         return mx.stack(out, axis=1)
 
 
-class ResidualLambda(PostNormBlock):
-    """x0 mixed into the stream by a learned share."""
-
-    def __init__(self, *parts):
-        super().__init__(*parts)
-        self.x0_lambda = mx.array([0.1])
-
-    def __call__(self, x, ctx):
-        return super().__call__(x + self.x0_lambda.astype(x.dtype) * ctx.x0, ctx)
-
-
-class CappedHead(Head):
-    softcap = 5.0
-
-
 class Idea(phase1.Model):
     """Phase 1 with an initial rule for the parameters that ideas bring."""
 
     def init_weight(self, path, value, key):
-        if path.endswith("value_embedding.weight"):
-            return unit_rows(value, key)
-        mine = ("decay", "x0_lambda")
-        return keep(value, key) if path.endswith(mine) else super().init_weight(path, value, key)
+        return keep(value, key) if path.endswith("decay") else super().init_weight(path, value, key)
 
 
 class Shared(Idea):
@@ -133,10 +75,11 @@ class FurtherToken(Idea):
 
 class CombinedConfig(phase1.Config):
     n_kv_heads: int = 1
+    window: int = 5
     rope_theta: float = 10_000.0
 
 
-class Everything(Window, QKNorm, GroupedAttention):
+class Everything(WindowAttention, QKNorm, GroupedAttention):
     pass
 
 
@@ -147,14 +90,8 @@ def variant(**slots):
 
 IDEAS = {
     "parallel": variant(Block=ParallelBlock),
-    "qk_norm": variant(Mixer=QKNorm),
-    "window": variant(Mixer=Window),
-    "value_embeddings": variant(Mixer=(Attention, ValueAttention)),
-    "experts": variant(FFN=Experts),
     "recurrence": variant(Mixer=Recurrence),
     "hybrid": variant(Mixer=(Recurrence, Attention)),
-    "x0_lambda": variant(Block=ResidualLambda),
-    "softcap": variant(Head=CappedHead),
     "shared": Shared,
     "further_token": FurtherToken,
     "combined": variant(Config=CombinedConfig, Mixer=Everything, Position=RotaryPosition, Block=PreNormBlock),

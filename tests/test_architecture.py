@@ -16,6 +16,7 @@ from mlx_transformer.errors import BadInput
 from mlx_transformer.feedforward import FeedForward, GELUFeedForward
 from mlx_transformer.flags import parse, train_flags
 from mlx_transformer.norm import LayerNorm, RMSNorm, ScaleNorm
+from mlx_transformer.plan import own_numbers
 from mlx_transformer.position import SinusoidalPosition
 from mlx_transformer.sparse import LongformerAttention
 from mlx_transformer.trees import by_path
@@ -103,7 +104,7 @@ def test_a_number_left_open_follows_from_another():
     ("branch", "numbers", "words"),
     [
         ("gqa", {"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 4"),
-        ("rope", {"n_heads": 32}, "d_model / n_heads = 1"),
+        ("rope", {"n_heads": 32}, "head_dim = 1"),
         ("t5", {"n_buckets": 8, "max_distance": 4}, "max_distance = 4"),
         ("t5", {"n_buckets": 1}, "n_buckets = 1"),
         ("longformer", {"window": 0}, "window = 0"),
@@ -124,6 +125,13 @@ def test_every_number_of_a_branch_has_a_flag():
         parse(kind, "p", args=["--window", "0"])
     with pytest.raises(BadInput, match="--window"):
         parse(train_flags(phase1), "p", args=["--window", "3"])
+
+
+def test_a_number_of_another_branch_is_bad_input():
+    given = {"n_kv_heads": 1, "seq_len": 32, "learning_rate": 1e-3}
+    assert own_numbers(phase3, BRANCHES["gqa"], given) == {"n_kv_heads": 1, "seq_len": 32}
+    with pytest.raises(BadInput, match="--n-kv-heads is a number of another branch"):
+        own_numbers(phase3, BRANCHES["rope"], given)
 
 
 # --- heads, norms, feed-forward -------------------------------------------------------------------------------------

@@ -113,8 +113,9 @@ def test_every_parameter_has_one_start_and_equal_paths_start_equal(kind):
     own = dict(tree_flatten(Recorded(kind.Config(**TINY), seed=7).parameters()))
     assert sorted(drawn) == sorted(own)
     trunks = {module.Model for module in modules().values()}
-    draws_anew = "init_weight" in vars(kind)  # a phase with rules of its own is paired with its branches alone
-    trunk = next((c for c in kind.__mro__ if c in trunks and (c is not kind or draws_anew)), kind)
+    before = [ancestor for ancestor in kind.__mro__[1:] if ancestor in trunks]
+    alone = kind if kind in trunks else before[0]  # a phase with rules of its own is paired with its branches alone
+    trunk = next((ancestor for ancestor in before if ancestor.init_weight is kind.init_weight), alone)
     first = dict(tree_flatten(trunk(trunk.Config(**TINY), seed=7).parameters()))
     shared = [path for path in own.keys() & first.keys() if own[path].shape == first[path].shape]
     assert shared

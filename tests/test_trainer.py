@@ -12,7 +12,7 @@ from mlx_transformer import trainer
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.errors import BadInput
 from mlx_transformer.optim.clip import GlobalNorm
-from mlx_transformer.optim.groups import Group
+from mlx_transformer.optim.groups import Group, UpdateRule
 from mlx_transformer.optim.schedules import InverseSqrt
 from mlx_transformer.optim.stopping import Plateau
 from mlx_transformer.step import Evaluator, TrainingStep
@@ -391,7 +391,7 @@ class Everything:
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descent(UpdateRule):
     """Plain gradient descent, in which the clipped gradient can be seen."""
 
     def make(self):

@@ -14,7 +14,7 @@ from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput
 from mlx_transformer.optim.average import EMA
 from mlx_transformer.optim.clip import GlobalNorm, ZClip
-from mlx_transformer.optim.groups import Group
+from mlx_transformer.optim.groups import Group, UpdateRule
 from mlx_transformer.optim.scaling import LossScale
 from mlx_transformer.optim.schedules import BatchWarmup, ByTime, Linear
 from mlx_transformer.optim.stopping import NoStop, SuccessiveRises
@@ -46,7 +46,7 @@ class Everything:
 
 
 @dataclass(frozen=True)
-class Descent:
+class Descent(UpdateRule):
     """Plain gradient descent: with a rate of 1 a step takes off the gradient itself."""
 
     def make(self):

@@ -145,6 +145,8 @@ def sinusoids(length: int, d_model: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model].float()
 
 
+KINDS = ["Matrices", "Vectors", "GlobalNorm", "AdamW", "AdamW"]  # of the groups, of clipping, of the optimizers
+
 # What is not built here, and how a recipe says that it does without.
 NEUTRAL: dict[str, Any] = {
     "dtype": "float32",
@@ -153,15 +155,17 @@ NEUTRAL: dict[str, Any] = {
     "average": None,
     "accumulate": 1,
     "label_smoothing": 0.0,
+    "checkpoint": "none",
 }
 
 
 def check(recipe: Mapping[str, Any], schedules: Collection[str], neutral: Mapping[str, Any]) -> None:
     """Raises ValueError for a rule that a reference does not have."""
     matrices, vectors = recipe["groups"]
-    kinds = [part["kind"] for part in (matrices["select"], vectors["select"], recipe["clip"])]
+    parts = (matrices["select"], vectors["select"], recipe["clip"], matrices["optimizer"], vectors["optimizer"])
+    kinds = [part["kind"] for part in parts]
     odd = {name: recipe[name] for name, value in neutral.items() if recipe[name] != value}
-    if recipe["schedule"]["kind"] not in schedules or kinds != ["Matrices", "Vectors", "GlobalNorm"] or odd:
+    if recipe["schedule"]["kind"] not in schedules or kinds != KINDS or odd:
         raise ValueError(f"this reference does not train by {recipe['schedule']['kind']}, {', '.join(kinds)}, {odd}")
 
 

@@ -30,12 +30,18 @@ def _cosine(tokens: float, warmup: float, total_tokens: float, final: float) -> 
     return final + (1 - final) * (1 + math.cos(angle)) / 2
 
 
+def _wsd(tokens: float, warmup: float, total_tokens: float, final: float, decay_tokens: float) -> float:
+    left = min(max((total_tokens - tokens) / decay_tokens, 0), 1)
+    return final + (1 - final) * left
+
+
 # Behind the warm-up: tokens, tokens of the warm-up, the schedule's own numbers -> share of the peak.
 SCHEDULES: dict[str, Callable[..., float]] = {
     "Constant": lambda tokens, warmup: 1.0,
     "InverseSqrt": _inverse_sqrt,
     "Linear": _linear,
     "Cosine": _cosine,
+    "WSD": _wsd,  # phase 5's
 }
 NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in ("accumulate", "label_smoothing")}
 

@@ -79,7 +79,7 @@ class Batches(Iterator[np.ndarray]):
 
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """A random order of range(n): the ranks of random 64-bit keys (equal keys, were there any, keep their order)."""
-    keys = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(n)
+    keys = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(n)
     return np.argsort(keys, kind="stable")
 
 

@@ -33,6 +33,8 @@ def export_model(run: Path, folder: Path) -> str:
     form = _form_of(described["phase"], described.get("branch"))
     model, tokenizer = load(run)
     config = form.write(described.get("branch"), model.config.to_dict())
+    if why := form.transformers(config):
+        raise BadInput(f"transformers cannot hold such a model: {why}")
     config |= {"bos_token_id": tokenizer.boundary, "eos_token_id": tokenizer.boundary}
     weights = to_theirs(form.weights, by_path(model.parameters()))
     files = tokenizer_files(tokenizer, model.config.seq_len)
@@ -86,7 +88,7 @@ def _form_of(phase: int, branch: str | None) -> Format:
 
 def _find_form(theirs: Numbers, folder: Path) -> Format:
     for form in FORMATS:
-        if form.model_type == theirs.get("model_type"):
+        if form.fits(theirs):
             return form
     held = ", ".join(f"{form.model_type} (phase {form.phase})" for form in FORMATS)
     raise BadInput(f"'{folder}' holds a model of type {theirs.get('model_type')!r}: supported are {held}")
@@ -95,7 +97,7 @@ def _find_form(theirs: Numbers, folder: Path) -> Format:
 def _notes(form: Format, theirs: Numbers, back: Numbers, boundary: int) -> Iterator[str]:
     """What a person should know who trains or writes with the imported model; its logits are theirs."""
     for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
-        if theirs.get(key) not in (None, back[key]):
+        if theirs.get(key) not in (None, back.get(key)):
             yield f"note: {key} = {theirs[key]} there is {back[key]} here"
     ends = theirs.get("eos_token_id")
     if ends is not None and boundary not in (ends if isinstance(ends, list) else [ends]):

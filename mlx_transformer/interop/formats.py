@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -48,10 +48,19 @@ class Format:
     weights: Rows
     prefix: str = ""  # that their names may have in front, and which we leave out
     buffers: tuple[str, ...] = ()  # patterns of names that hold no weights
-    mlx_lm: Callable[[Numbers], str] = lambda config: ""  # why mlx-lm cannot hold such a model, or nothing
+    takes: Callable[[Numbers], bool] = lambda theirs: False  # configs of another model_type that are the same model
+    unpack: Callable[[Numbers], Numbers] = dict  # their config with what is nested in it under keys of its own
+    pack: Callable[[Numbers], Numbers] = dict  # and back
+    transformers: Callable[[Numbers], str] = lambda config: ""  # why transformers cannot hold such a model, or nothing
+    mlx_lm: Callable[[Numbers], str] = lambda config: ""  # the same of mlx-lm
+
+    def fits(self, theirs: Numbers) -> bool:
+        """Whether this is the format of their config.json."""
+        return theirs.get("model_type") == self.model_type or self.takes(theirs)
 
     def read(self, theirs: Numbers) -> tuple[str | None, Numbers]:
         """config.json -> branch and numbers of ours. Raises BadInput for what the phase cannot compute."""
+        theirs = self.unpack(theirs)
         for key, values in self.only.items():
             if (value := theirs.get(key, values[0])) not in values:
                 expected = " or ".join(map(repr, values))
@@ -64,14 +73,16 @@ class Format:
     def write(self, branch: str | None, ours: Numbers) -> Numbers:
         """Branch and numbers of ours -> what their config.json says of the model."""
         tied = next(tied for tied, name in self.branches.items() if name == branch)
-        return {
-            "architectures": [self.architecture],
-            "model_type": self.model_type,
-            **{row.theirs: ours[row.ours] for row in self.numbers if row.written},
-            **{key: values[0] for key, values in self.only.items()},
-            **self.training,
-            "tie_word_embeddings": tied,
-        }
+        return self.pack(
+            {
+                "architectures": [self.architecture],
+                "model_type": self.model_type,
+                **{row.theirs: ours[row.ours] for row in self.numbers if row.written},
+                **{key: values[0] for key, values in self.only.items()},
+                **self.training,
+                "tie_word_embeddings": tied,
+            }
+        )
 
     def clean(self, theirs: Weights, branch: str | None) -> Weights:
         """Their arrays without prefix, buffers and the second copy of a tied matrix.
@@ -151,4 +162,134 @@ GPT2 = Format(  # Radford et al. 2019; names and defaults: transformers/models/g
     mlx_lm=_gpt2_in_mlx_lm,
 )
 
-FORMATS = (GPT2,)
+_ROPE = {  # Llama 3's scaling: their keys, and what our Config has where there is none
+    "factor": 1.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def _unpack_rope(theirs: Numbers) -> Numbers:
+    """rope_parameters, or rope_scaling and rope_theta of before transformers 5. Raises BadInput for another scaling."""
+    rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise BadInput(f"rope_parameters = {rope!r}: expected an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    turned = rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1))
+    if kind not in ("default", "llama3") or turned != 1:
+        raise BadInput(
+            f"rope_type = {kind!r}, partial_rotary_factor = {turned!r} is nothing that phase 5 computes: expected "
+            "'default' or 'llama3', and 1"
+        )
+    # an absent factor of a scaling is no number, so that it is refused
+    scaling = {key: rope.get(key, "absent") for key in _ROPE} if kind == "llama3" else _ROPE
+    theta = rope.get("rope_theta", theirs.get("rope_theta"))
+    return {**theirs, **scaling, "rope_theta": 10_000.0 if theta is None else theta}
+
+
+def _pack_rope(flat: Numbers) -> Numbers:
+    """Under today's name, and under those that transformers 4 and mlx-lm read."""
+    scaling = {"rope_type": "llama3", **{key: flat[key] for key in _ROPE}}
+    rope = scaling if flat["factor"] != 1 else {"rope_type": "default"}
+    return {
+        **{key: value for key, value in flat.items() if key not in _ROPE},
+        "rope_parameters": {**rope, "rope_theta": flat["rope_theta"]},
+        "rope_scaling": scaling if rope is scaling else None,
+    }
+
+
+def _unpack_mistral(theirs: Numbers) -> Numbers:
+    if theirs.get("sliding_window") == 0:
+        raise BadInput("sliding_window = 0: expected at least 1, or null for none")
+    return _unpack_rope(theirs)
+
+
+def _unpack_qwen3(theirs: Numbers) -> Numbers:
+    if kinds := {*map(str, theirs.get("layer_types") or ())} - {"full_attention"}:
+        raise BadInput(f"layer_types has {', '.join(sorted(kinds))}: phase 5's qwen3 has full_attention in every layer")
+    return _unpack_rope(theirs)
+
+
+def _llama_in_transformers(theirs: Numbers) -> str:
+    whole = theirs["hidden_size"] % theirs["num_attention_heads"] == 0
+    return "" if whole else "its Llama has a d_model that is a multiple of n_heads"
+
+
+def _mistral_in_mlx_lm(theirs: Numbers) -> str:
+    window, longest = theirs["sliding_window"], theirs["max_position_embeddings"]
+    return "" if window >= longest else f"its Mistral has no window, which is another model after {window} tokens"
+
+
+_LLAMA_NUMBERS = (
+    Number("vocab_size", "vocab_size"),
+    Number("d_model", "hidden_size"),
+    Number("n_layers", "num_hidden_layers"),
+    Number("n_heads", "num_attention_heads"),
+    Number("n_kv_heads", "num_key_value_heads", missing=lambda theirs: theirs.get("num_attention_heads")),
+    Number("head_dim", "head_dim", missing=lambda theirs: 0),
+    Number("d_ff", "intermediate_size"),
+    Number("max_len", "max_position_embeddings"),
+    Number("seq_len", "max_position_embeddings", written=False),
+    Number("norm_eps", "rms_norm_eps", missing=lambda theirs: 1e-6),
+    Number("rope_theta", "rope_theta"),
+    Number("rope_factor", "factor"),
+    Number("rope_low_freq_factor", "low_freq_factor"),
+    Number("rope_high_freq_factor", "high_freq_factor"),
+    Number("rope_original_len", "original_max_position_embeddings"),
+)
+
+LLAMA = Format(  # Touvron et al. 2023; names and defaults: transformers/models/llama
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    phase=5,
+    branches={True: "tied", False: None},
+    ties=False,
+    numbers=_LLAMA_NUMBERS,
+    only={"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,)},
+    training={"attention_dropout": 0.0},
+    weights=(
+        Row("embedding", "model.embed_tokens"),
+        Row("blocks.{i}.norms.0", "model.layers.{i}.input_layernorm"),
+        *(Row(f"blocks.{{i}}.mixer.{x}_proj", f"model.layers.{{i}}.self_attn.{x}_proj") for x in "qkvo"),
+        Row("blocks.{i}.norms.1", "model.layers.{i}.post_attention_layernorm"),
+        *(Row(f"blocks.{{i}}.ffn.{x}_proj", f"model.layers.{{i}}.mlp.{x}_proj") for x in ("gate", "up", "down")),
+        Row("final_norm", "model.norm"),
+        Row("head", "lm_head"),
+    ),
+    buffers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),  # which files of before 2024 hold
+    takes=lambda theirs: theirs.get("model_type") == "mistral" and theirs.get("sliding_window", 0) is None,
+    unpack=_unpack_rope,
+    pack=_pack_rope,
+    transformers=_llama_in_transformers,
+)
+
+MISTRAL = replace(  # Jiang et al. 2023; without a window it is a Llama
+    LLAMA,
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    branches={True: "mistral_tied", False: "mistral"},
+    numbers=(*_LLAMA_NUMBERS, Number("window", "sliding_window", missing=lambda theirs: 4096)),
+    only={"hidden_act": ("silu", "swish")},
+    takes=lambda theirs: False,
+    unpack=_unpack_mistral,
+    transformers=lambda config: "",
+    mlx_lm=_mistral_in_mlx_lm,
+)
+
+QWEN3 = replace(  # Yang et al. 2025
+    LLAMA,
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    branches={True: "qwen3_tied", False: "qwen3"},
+    only={"hidden_act": ("silu", "swish"), "attention_bias": (False,), "use_sliding_window": (False,)},
+    weights=(
+        *LLAMA.weights,
+        *(Row(f"blocks.{{i}}.mixer.{x}_norm", f"model.layers.{{i}}.self_attn.{x}_norm") for x in "qk"),
+    ),
+    takes=lambda theirs: False,
+    unpack=_unpack_qwen3,
+    transformers=lambda config: "",
+)
+
+FORMATS = (GPT2, LLAMA, MISTRAL, QWEN3)

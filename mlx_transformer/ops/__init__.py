@@ -1,19 +1,25 @@
 """The few functions a transformer spends its elementwise time in, each under one name on every device."""
 
-from mlx_transformer.ops.activations import gelu, gelu_tanh, relu, sigmoid, silu
+from mlx_transformer.ops.activations import gelu, gelu_tanh, relu, relu_squared, sigmoid, silu
+from mlx_transformer.ops.attention import attention, grouped_attention
 from mlx_transformer.ops.dropout import dropout
+from mlx_transformer.ops.gather import gather_matmul
 from mlx_transformer.ops.loss import cross_entropy, mean_cross_entropy
 from mlx_transformer.ops.norms import layer_norm, rms_norm
 from mlx_transformer.ops.softmax import softmax
 
 __all__ = [
+    "attention",
     "cross_entropy",
     "dropout",
+    "gather_matmul",
     "gelu",
     "gelu_tanh",
+    "grouped_attention",
     "layer_norm",
     "mean_cross_entropy",
     "relu",
+    "relu_squared",
     "rms_norm",
     "sigmoid",
     "silu",

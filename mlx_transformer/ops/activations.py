@@ -18,6 +18,11 @@ def relu(x: mx.array) -> mx.array:
     return mx.maximum(x, 0)
 
 
+def relu_squared(x: mx.array) -> mx.array:
+    """max(x, 0)^2 (So et al. 2021, "Primer", arXiv 2109.08668, sec. 3)."""
+    return mx.maximum(x, 0).square()
+
+
 def gelu(x: mx.array) -> mx.array:
     """x Phi(x), exact (Hendrycks & Gimpel, "Gaussian Error Linear Units", eq. 1; Phi by erf, not its tanh stand-in)."""
     if on_linux_cpu():

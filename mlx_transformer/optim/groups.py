@@ -1,5 +1,7 @@
 """Which optimizer owns which parameter: a table of groups in which every parameter has exactly one place."""
 
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +10,8 @@ import mlx.core as mx
 from mlx import optimizers
 
 from mlx_transformer.trees import Tree, by_path
+
+Arrays = dict[str, mx.array]  # by path
 
 
 class Selector(Protocol):
@@ -32,8 +36,44 @@ class Vectors:
         return parameter.ndim < 2
 
 
+@dataclass(frozen=True)
+class Paths:
+    """Every parameter whose whole path matches a regular expression."""
+
+    pattern: str
+
+    def __call__(self, path: str, parameter: mx.array) -> bool:
+        return re.fullmatch(self.pattern, path) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class UpdateRule(ABC):
+    """The numbers of an optimizer, and how it updates parameters."""
+
+    weight_decay: float = 0.0  # decoupled: each step takes away this share of the weights, times the learning rate
+
+    @abstractmethod
+    def make(self) -> optimizers.Optimizer:
+        """The optimizer, which holds the state; its learning rate is set at every step."""
+
+    def update(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
+        """The new parameters, of those that have a gradient here: one by one; an heir may take several at once."""
+        return {
+            path: optimizer.apply_single(gradient, parameters[path], optimizer.state[path])
+            for path, gradient in gradients.items()
+        }
+
+    def wants_curvature(self, optimizer: optimizers.Optimizer) -> bool:
+        """Whether the coming step is to be preceded by a look at the curvature, which `observe` then takes in."""
+        return False
+
+    def observe(self, optimizer: optimizers.Optimizer, gradients: Arrays, targets: int) -> None:
+        """Gradients of the mean loss over so many targets, each drawn from what the model predicts in its place."""
+        return  # most rules do not look
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(UpdateRule):
     """Adam with bias correction (Kingma & Ba 2015, alg. 1) and decoupled decay (Loshchilov & Hutter 2019, alg. 2).
 
     mlx.optimizers does the work; its bias correction is off by default and on here.
@@ -41,10 +81,8 @@ class AdamW:
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
 
     def make(self) -> optimizers.Optimizer:
-        """The optimizer; its learning rate is set at every step."""
         return optimizers.AdamW(0.0, list(self.betas), self.eps, self.weight_decay, bias_correction=True)
 
 
@@ -54,8 +92,8 @@ class Group:
 
     name: str
     select: Selector
-    optimizer: AdamW
-    rate: float = 1.0
+    optimizer: UpdateRule
+    rate: Any = 1.0
 
 
 class Optimizers:
@@ -78,14 +116,24 @@ class Optimizers:
             optimizer.learning_rate = rate * group.rate
             optimizer.state["step"] = optimizer.step + 1
 
-    def update(self, gradients: dict[str, mx.array], parameters: dict[str, mx.array]) -> dict[str, mx.array]:
+    def update(self, gradients: Arrays, parameters: Arrays) -> Arrays:
         """The new parameters by path, of those that have a gradient here: all of them, or a stream's share."""
-        return {
-            path: optimizer.apply_single(gradients[path], parameters[path], optimizer.state[path])
-            for group, optimizer in zip(self.groups, self.optimizers, strict=True)
-            for path in self.paths[group.name]
-            if path in gradients
-        }
+        new: Arrays = {}
+        for group, optimizer in zip(self.groups, self.optimizers, strict=True):
+            own = {path: gradients[path] for path in self.paths[group.name] if path in gradients}
+            new |= group.optimizer.update(optimizer, own, parameters)
+        return new
+
+    def want_curvature(self) -> bool:
+        """Whether any of them wants it before the coming step."""
+        pairs = zip(self.groups, self.optimizers, strict=True)
+        return any(group.optimizer.wants_curvature(optimizer) for group, optimizer in pairs)
+
+    def observe(self, gradients: Arrays, targets: int) -> None:
+        """Hand every optimizer the gradients by path, all or a stream's share, for its curvature (see `UpdateRule`)."""
+        for group, optimizer in zip(self.groups, self.optimizers, strict=True):
+            own = {path: gradients[path] for path in self.paths[group.name] if path in gradients}
+            group.optimizer.observe(optimizer, own, targets)
 
     @property
     def state(self) -> list[dict[str, Any]]:
@@ -98,7 +146,7 @@ class Optimizers:
             optimizer.state = own
 
 
-def assign(groups: Sequence[Group], parameters: dict[str, mx.array]) -> dict[str, list[str]]:
+def assign(groups: Sequence[Group], parameters: Arrays) -> dict[str, list[str]]:
     """Group name -> the paths it owns. By path, not by count: a sum is right too with one missing and one twice."""
     owners = {
         path: [group.name for group in groups if group.select(path, parameter)]

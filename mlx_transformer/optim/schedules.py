@@ -85,6 +85,21 @@ class CosineRestarts(Schedule):
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * since / cycle)) / 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class WSD(Linear):
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM, arXiv 2404.06395, sec. 4.2): the peak, then a line to `final`.
+
+    The decay takes the last decay_tokens before total_tokens: a run may go on from the stable part, which knows no end.
+    Differs from the paper, which decays exponentially: a straight line (Hägele et al. 2024, arXiv 2405.18392, sec. 3).
+    """
+
+    decay_tokens: Any
+
+    def progress(self, tokens: float) -> float:
+        """0 until the decay begins, 1 from total_tokens on."""
+        return min(1.0, max(0.0, 1 - (self.total_tokens - tokens) / self.decay_tokens))
+
+
 class Pace(Protocol):
     """What a learning-rate schedule is led by."""
 

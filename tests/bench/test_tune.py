@@ -13,8 +13,11 @@ from bench import tune
 from bench.plan import Finished
 from bench.tune import Tried
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed
+from phases import phase1
 
 RATES = [0.001, 0.002, 0.004, 0.008, 0.016]
+TUNED = phase1.RECIPE.at("nano").learning_rate
+AROUND = [tune.rounded(TUNED * 2**k) for k in tune.STEPS]
 
 
 def finished(loss):
@@ -126,20 +129,20 @@ def test_every_phase_gets_the_same_budget_and_seeds(command, monkeypatch):
 
     def execute(run, cache):
         runs.append(run)
-        return finished(1 + abs(math.log(run.plan.recipe.learning_rate / 0.004)))
+        return finished(1 + abs(math.log(run.plan.recipe.learning_rate / TUNED)))
 
     monkeypatch.setattr(tune, "execute", execute)
     log = command()
     assert {run.plan.limits.max_tokens for run in runs} == {600_000} == {log["budget_tokens"]}
     assert sorted((run.plan.recipe.learning_rate, run.plan.seed) for run in runs) == [
-        (r, s) for r in RATES for s in (0, 1)
+        (r, s) for r in AROUND for s in (0, 1)
     ]
     assert len({run.fingerprint for run in runs}) == 10
 
 
 def test_a_run_that_fails_ends_the_search_and_ctrl_c_says_how_to_go_on(command, monkeypatch):
     monkeypatch.setattr(tune, "execute", lambda *_: Finished(status="failed", error="disk full"))
-    with pytest.raises(RunFailed, match=r"rate 0\.001, seed 0: disk full"):
+    with pytest.raises(RunFailed, match=f"rate {AROUND[0]:g}, seed 0: disk full"):
         command()
 
     def interrupt(*_):

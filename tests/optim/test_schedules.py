@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bench import schedules as picture
 from mlx_transformer.errors import BadInput
 from mlx_transformer.optim.schedules import (
+    WSD,
     BatchWarmup,
     ByTime,
     ByTokens,
@@ -31,6 +32,7 @@ ALL = {
     "linear to a tenth": Linear(warmup_tokens=WARMUP, total_tokens=TOTAL, final=0.1),
     "cosine": Cosine(warmup_tokens=WARMUP, total_tokens=TOTAL, final=0.2),
     "restarts": CosineRestarts(warmup_tokens=WARMUP, cycle_tokens=200, growth=2, final=0.1),
+    "warm-up, stable, decay": WSD(warmup_tokens=WARMUP, decay_tokens=500, total_tokens=TOTAL, final=0.2),
 }
 everyone = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 
@@ -64,6 +66,7 @@ def test_the_equations():
     assert share["inverse square root"] == pytest.approx([math.sqrt(100 / t) for t in (350, 600, 850, 1100, 5000)])
     assert share["linear"] == pytest.approx([0.75, 0.5, 0.25, 0, 0])
     assert share["linear to a tenth"] == pytest.approx([0.775, 0.55, 0.325, 0.1, 0.1])
+    assert share["warm-up, stable, decay"] == pytest.approx([1, 1, 0.6, 0.2, 0.2])
     cosine = [0.2 + 0.4 * (1 + math.cos(math.pi * x)) for x in (0.25, 0.5, 0.75, 1, 1)]
     assert share["cosine"] == pytest.approx(cosine)
 
@@ -89,6 +92,17 @@ def test_restarts_come_at_the_ends_of_growing_cycles():
 def test_a_cosine_is_one_cycle_of_restarts():
     once = CosineRestarts(warmup_tokens=WARMUP, cycle_tokens=TOTAL - WARMUP, final=0.2)
     assert [once(t) for t in range(TOTAL)] == pytest.approx([ALL["cosine"](t) for t in range(TOTAL)])
+
+
+@given(decay=st.integers(1, TOTAL - WARMUP), tokens=st.integers(0, 2 * TOTAL))
+def test_without_a_stable_part_it_is_the_linear_schedule(decay, tokens):
+    numbers = {"warmup_tokens": WARMUP, "total_tokens": TOTAL, "final": 0.1}
+    line = Linear(**numbers)(tokens)
+    assert WSD(**numbers, decay_tokens=TOTAL - WARMUP)(tokens) == pytest.approx(line)
+    held = WSD(**numbers, decay_tokens=decay)(tokens)
+    assert held >= line - 1e-9
+    if WARMUP <= tokens <= TOTAL - decay:
+        assert held == 1
 
 
 def test_a_schedule_is_sized_with_its_recipe():

@@ -1,0 +1,194 @@
+"""Phase 5 in PyTorch: Llama (Touvron et al. 2023), and Qwen3's normed queries and keys as a branch.
+
+Written from the papers with what PyTorch has for it: `nn.RMSNorm`, fused attention with grouped heads, joined matrices
+for queries, keys and values and for a gate and what it gates, no biases. Trained as phase 2 is, by another schedule.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.reference import phase1
+from bench.reference.phase1 import KeysValues
+from bench.reference.phase2 import Decoder, Training, rules
+
+__all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
+
+# This model's module, inside a block or outside -> ours: several where the rows of theirs stand one below the other.
+OURS = {
+    "embedding": ["embedding"],
+    "final_norm": ["final_norm"],
+    "head": ["head"],
+    "attention.qkv": ["mixer.q_proj", "mixer.k_proj", "mixer.v_proj"],
+    "attention.q_norm": ["mixer.q_norm"],
+    "attention.k_norm": ["mixer.k_norm"],
+    "attention.out": ["mixer.o_proj"],
+    "attention_norm": ["norms.0"],
+    "ffn.gate_up": ["ffn.gate_proj", "ffn.up_proj"],
+    "ffn.down": ["ffn.down_proj"],
+    "ffn_norm": ["norms.1"],
+}
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021, eq. 34), pairs half a head apart, slowed down as Llama 3.1's are."""
+
+    def __init__(self, length: int, head_dim: int, theta: float, factor: float, low: float, high: float, original: int):
+        super().__init__()
+        rate = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        wavelength = 2 * math.pi / rate
+        share = (original / wavelength - low) / (high - low)  # of the old rate, in the band between
+        between = (1 - share) * rate / factor + share * rate
+        rate = torch.where(wavelength > original / low, rate / factor, rate)
+        rate = torch.where((wavelength >= original / high) & (wavelength <= original / low), between, rate)
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """x (B, H, L, d), at start and later."""
+        here = slice(start, start + x.shape[2])
+        cos, sin = self.cos[here], self.sin[here]  # type: ignore[index]
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal attention, whose heads of queries share fewer ones of keys and values (Ainslie et al. 2023)."""
+
+    def __init__(self, d_model: int, head_dim: int, heads: list[int], rotary: Rotary, norm: Callable[[], nn.Module]):
+        """heads: how many of queries, keys and values."""
+        super().__init__()
+        self.head_dim, self.rotary = head_dim, rotary
+        self.sizes = [head_dim * n for n in heads]
+        self.qkv = nn.Linear(d_model, sum(self.sizes), bias=False)
+        self.out = nn.Linear(self.sizes[0], d_model, bias=False)
+        self.q_norm, self.k_norm = norm(), norm()
+
+    def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
+        """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
+        b, length, _ = x.shape
+        parts = self.qkv(x).split(self.sizes, dim=-1)
+        q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in parts)
+        q, k = self.rotary(self.q_norm(q), start), self.rotary(self.k_norm(k), start)
+        if cache is not None:
+            for buffer, new in zip(cache, (k, v), strict=True):
+                buffer[:, :, start : start + length] = new
+            k, v = (buffer[:, :, : start + length] for buffer in cache)
+        grouped = k.shape[1] < q.shape[1]
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
+        return self.out(o.transpose(1, 2).reshape(b, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x) (Shazeer 2020)."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + Dropout(part(norm(x))) for attention, then for the feed-forward part."""
+
+    def __init__(self, attention: Attention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float) -> None:
+        super().__init__()
+        self.attention, self.attention_norm = attention, norm()
+        self.ffn, self.ffn_norm = ffn, norm()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, start))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class Model(phase1.Model):
+    """Tokens (B, L) int64 -> logits (B, L, V), for L up to seq_len."""
+
+    @staticmethod
+    def head_norm(head_dim: int, eps: float) -> nn.Module:
+        """What stands between the projection of a head and its rotation."""
+        return nn.Identity()
+
+    def __init__(
+        self,
+        *,
+        head_dim: int,
+        n_kv_heads: int,
+        max_len: int,  # of learned positions, which there are none
+        rope_theta: float,
+        rope_factor: float,
+        rope_low_freq_factor: float,
+        rope_high_freq_factor: float,
+        rope_original_len: int,
+        **numbers: Any,
+    ) -> None:
+        super().__init__(**numbers)
+        d_model, eps = numbers["d_model"], numbers["norm_eps"]
+        self.head_dim, self.n_kv_heads = head_dim, n_kv_heads
+        scaling = (rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_len)
+        rotary = Rotary(numbers["seq_len"], head_dim, rope_theta, *scaling)
+        heads = [self.n_heads, n_kv_heads, n_kv_heads]
+        self.sizes = [head_dim * n for n in heads]
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(d_model, head_dim, heads, rotary, lambda: type(self).head_norm(head_dim, eps)),
+                SwiGLU(d_model, numbers["d_ff"]),
+                lambda: nn.RMSNorm(d_model, eps),
+                numbers["dropout"],
+            )
+            for _ in range(numbers["n_layers"])
+        )
+        self.final_norm = nn.RMSNorm(d_model, eps)
+
+    def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
+        """The last hidden states (B, L, D)."""
+        x = self.dropout(self.embedding(tokens))
+        for i, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache[i], start)
+        return self.final_norm(x)
+
+    def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
+        """Empty buffers for the keys and values of so many tokens."""
+        shape = (batch, self.n_kv_heads, capacity, self.head_dim)
+        return [(self.head.weight.new_empty(shape), self.head.weight.new_empty(shape)) for _ in self.blocks]
+
+    def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
+        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
+        table = {}
+        for name, parameter in self.named_parameters():
+            block, module = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.weight", name).groups()  # type: ignore[union-attr]
+            paths = OURS[module]
+            sizes = self.sizes if len(paths) == 3 else len(parameter) // len(paths)
+            for path, part in zip(paths, of(parameter).split(sizes), strict=True):
+                table[f"{block or ''}{path}.weight"] = part
+        return table
+
+
+class Qwen3Model(Model):
+    """Queries and keys are normed head by head (Yang et al. 2025)."""
+
+    @staticmethod
+    def head_norm(head_dim: int, eps: float) -> nn.Module:
+        return nn.RMSNorm(head_dim, eps)
+
+
+class TiedModel(Model):
+    """The head is the embedding."""
+
+    def __init__(self, **numbers: Any) -> None:
+        super().__init__(**numbers)
+        self.head.weight = self.embedding.weight
+
+
+BRANCHES = {"tied": TiedModel, "qwen3": Qwen3Model}

@@ -1,0 +1,212 @@
+"""Phase 6 in PyTorch: phase 5's Llama with what modded-nanogpt (Jordan et al. 2024) added, and Muon.
+
+Normed queries and keys, squared ReLU, value embeddings in every other layer, each block's input mixed with the
+embeddings, softly bounded logits. Muon is written from its authors' description, in float32, matrices of one shape in
+one batched product; everything that is no matrix of a block goes to fused AdamW.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.reference import phase2, phase5
+from bench.reference.phase1 import KeysValues
+from bench.reference.phase2 import Decoder
+
+__all__ = ["Decoder", "Model", "Training", "rules"]
+
+OURS = {**phase5.OURS, "ffn.up": ["ffn.up_proj"], "attention.values": ["mixer.value_embedding"]}
+GROUPS = {"matrices": "Muon", "embeddings": "AdamW", "head": "AdamW", "vectors": "AdamW"}
+
+
+class Attention(phase5.Attention):
+    """Phase 5's, with normed queries and keys, and where there is a table a vector of the token's in its value."""
+
+    def __init__(self, values: nn.Embedding | None, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.values = values
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, tokens: Tensor, cache: KeysValues | None = None, start: int = 0
+    ) -> Tensor:
+        """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
+        b, length, _ = x.shape
+        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
+        if self.values is not None:
+            v = v + self.values(tokens)
+        q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in (q, k, v))
+        q, k = self.rotary(self.q_norm(q), start), self.rotary(self.k_norm(k), start)
+        if cache is not None:
+            for buffer, new in zip(cache, (k, v), strict=True):
+                buffer[:, :, start : start + length] = new
+            k, v = (buffer[:, :, : start + length] for buffer in cache)
+        grouped = k.shape[1] < q.shape[1]
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
+        return self.out(o.transpose(1, 2).reshape(b, length, -1))
+
+
+class ReLUSquared(nn.Module):
+    """down(max(0, up x)^2) (So et al. 2021)."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square())
+
+
+class Block(phase5.Block):
+    """Phase 5's, behind a learned mixture of the stream and the embeddings."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.residual_lambda = nn.Parameter(torch.ones(1))
+        self.x0_lambda = nn.Parameter(torch.zeros(1))
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, x0: Tensor, tokens: Tensor, cache: KeysValues | None = None, start: int = 0
+    ) -> Tensor:
+        x = self.residual_lambda * x + self.x0_lambda * x0
+        x = x + self.dropout(self.attention(self.attention_norm(x), tokens, cache, start))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class Model(phase5.Model):
+    """Tokens (B, L) int64 -> logits (B, L, V), for L up to seq_len."""
+
+    def __init__(self, *, softcap: float, **numbers: Any) -> None:
+        super().__init__(**numbers)
+        self.softcap = softcap
+        d_model, eps = numbers["d_model"], numbers["norm_eps"]
+        rotary = self.blocks[0].attention.rotary  # type: ignore[union-attr]
+        heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
+
+        def make_block(i: int) -> Block:
+            values = nn.Embedding(numbers["vocab_size"], self.sizes[2]) if i % 2 else None
+            attention = Attention(values, d_model, self.head_dim, heads, rotary, lambda: nn.RMSNorm(self.head_dim, eps))
+            ffn = ReLUSquared(d_model, numbers["d_ff"])
+            return Block(attention, ffn, lambda: nn.RMSNorm(d_model, eps), numbers["dropout"])
+
+        self.blocks = nn.ModuleList(make_block(i) for i in range(numbers["n_layers"]))
+
+    def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
+        """The last hidden states (B, L, D)."""
+        x = x0 = self.dropout(self.embedding(tokens))
+        for i, block in enumerate(self.blocks):
+            x = block(x, x0, tokens, None if cache is None else cache[i], start)
+        return self.final_norm(x)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.softcap * torch.tanh(super().forward(tokens) / self.softcap)
+
+    def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
+        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
+        table = {name: of(p) for name, p in self.named_parameters() if name.endswith("_lambda")}
+        for name, parameter in self.named_parameters():
+            if name not in table:
+                block, module = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.weight", name).groups()  # type: ignore[union-attr]
+                for path, part in zip(OURS[module], of(parameter).split(self.rows(name, parameter)), strict=True):
+                    table[f"{block or ''}{path}.weight"] = part
+        return table
+
+    def rows(self, name: str, parameter: nn.Parameter) -> list[int]:
+        """How many rows each of the maps has that stand one below the other in a parameter."""
+        return self.sizes if name.endswith("qkv.weight") else [len(parameter)]
+
+
+def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
+    kinds = {group["name"]: group["optimizer"]["kind"] for group in recipe["groups"]}
+    if kinds != GROUPS:
+        raise ValueError(f"this reference trains {GROUPS}, not {kinds}")
+    adam = recipe["groups"][-1]["optimizer"]
+    both = [{"select": {"kind": kind}, "optimizer": adam} for kind in ("Matrices", "Vectors")]
+    return {**phase2.rules({**recipe, "groups": both}), "groups": recipe["groups"]}
+
+
+class MuonAndAdamW(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for groups with `momentum`, AdamW for the others; lr is set anew for each step.
+
+    A group's rate is a factor of lr. Muon's parameters hold maps one below the other (`rows`: how many rows each has),
+    which are orthogonalised apart.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["lr"] *= group["rate"]
+            if "momentum" in group:
+                self._muon(group)
+        super().step()  # of what has a gradient left
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        maps: list[Tensor] = []
+        directions: list[Tensor] = []
+        for parameter, rows in zip(group["params"], group["rows"], strict=True):
+            state, gradient = self.state[parameter], parameter.grad
+            if not state:
+                state["step"], state["velocity"] = torch.zeros(()), torch.zeros_like(parameter)
+            state["step"] += 1
+            risen = min(1, state["step"].item() / group["warmup_steps"])
+            momentum = group["first_momentum"] + risen * (group["momentum"] - group["first_momentum"])
+            state["velocity"].lerp_(gradient, 1 - momentum)
+            maps += parameter.split(rows)
+            directions += gradient.lerp(state["velocity"], momentum).split(rows)
+            parameter.grad = None
+        for w, u in zip(maps, orthogonalised(directions, group["iterations"]), strict=True):
+            w.mul_(1 - group["lr"] * group["weight_decay"])
+            w.add_(u, alpha=-group["lr"] * max(1, w.shape[0] / w.shape[1]) ** 0.5)
+
+
+def orthogonalised(matrices: list[Tensor], iterations: int) -> list[Tensor]:
+    """The orthogonal matrix near each, by Newton-Schulz iterations of the fifth order with Jordan's coefficients."""
+    alike = defaultdict(list)
+    for i, x in enumerate(matrices):
+        alike[tuple(sorted(x.shape))].append(i)
+    found = list(matrices)
+    for places in alike.values():
+        wide = [matrices[i].T if matrices[i].shape[0] > matrices[i].shape[1] else matrices[i] for i in places]
+        x = torch.stack(wide)
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        for _ in range(iterations):
+            a = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        for i, u in zip(places, x, strict=True):
+            found[i] = u.T if matrices[i].shape[0] > matrices[i].shape[1] else u
+    return found
+
+
+class Training(phase2.Training):
+    """Phase 2's loop with Muon, and a rate for each group."""
+
+    def __init__(self, model: Model, *, groups: list[dict[str, Any]], adam: Any = None, **numbers: Any) -> None:
+        super().__init__(model, adam=[{}, {}], **numbers)
+        owned: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
+        for name, parameter in model.named_parameters():
+            owned[_group_of(name, parameter)].append((name, parameter))
+        table = []
+        for group in groups:
+            own = owned[group["name"]]
+            table.append({"params": [p for _, p in own], "rate": group["rate"], **_numbers(group["optimizer"])})
+            if group["name"] == "matrices":
+                table[-1]["rows"] = [model.rows(name, parameter) for name, parameter in own]
+        self.optimizer = MuonAndAdamW(table, lr=self.learning_rate, fused=True)
+
+
+def _group_of(name: str, parameter: nn.Parameter) -> str:
+    if parameter.ndim < 2:
+        return "vectors"
+    if name in ("embedding.weight", "head.weight"):
+        return "embeddings" if name == "embedding.weight" else "head"
+    return "embeddings" if name.endswith("values.weight") else "matrices"
+
+
+def _numbers(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in optimizer.items() if name != "kind"}

@@ -1,0 +1,124 @@
+"""Phase 6, 2023-2025: the speed run. What reaches a loss soonest, after modded-nanogpt (Jordan et al. 2024).
+
+The trunk is Llama with IDEAS in the model and the CHOSEN ones of TECHNIQUES in the training. In the ablation
+`without_X` is the trunk minus X, `with_X` the trunk plus a technique that was not chosen, and `alone_X` phase 5 plus X,
+where a model's idea is trained by the recipe `phase_5`, and a technique trains the branch `phase_5`.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_transformer import init
+from mlx_transformer.block import MixedInputBlock
+from mlx_transformer.errors import BadInput
+from mlx_transformer.feedforward import ReLUSquaredFeedForward
+from mlx_transformer.head import CappedHead
+from mlx_transformer.model import Slot
+from mlx_transformer.optim.groups import AdamW, Group, Paths, Vectors
+from mlx_transformer.optim.muon import Muon
+from mlx_transformer.optim.schedules import WSD, BatchWarmup
+from mlx_transformer.recipe import BySize, Recipe
+from mlx_transformer.value import ValueEmbedding
+from phases import phase5
+
+NAME = "speed_run"
+
+
+class Config(phase5.Config):
+    """The numbers of phase 5, and the bound on the logits."""
+
+    softcap: float = 15.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.softcap > 0:
+            raise BadInput(f"softcap = {self.softcap}: expected a number above 0")
+
+
+Normed = phase5.Qwen3Attention
+
+
+class Valued(ValueEmbedding, phase5.Attention):
+    """Llama's attention with a table of values."""
+
+
+class NormedValued(ValueEmbedding, Normed):
+    """Normed queries and keys, and a table of values."""
+
+
+class Model(phase5.Model):
+    """Llama, made for speed."""
+
+    Config = Config
+    Mixer: Slot = (Normed, NormedValued)
+    FFN: Slot = ReLUSquaredFeedForward
+    Block: Slot = MixedInputBlock
+    Head: Slot = CappedHead
+
+    def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
+        if path.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):
+            return init.zeros(value, key)  # Zhang et al. 2019, arXiv 1901.09321; Yang et al. 2022, arXiv 2203.03466
+        return super().init_weight(path, value, key)
+
+
+def leaf(**slots: Slot) -> type[Model]:
+    """A branch: the trunk with these slots filled otherwise."""
+    return type("Leaf", (Model,), slots)
+
+
+LLAMA: dict[str, Slot] = {
+    name: getattr(phase5.Model, name) for name in ("Mixer", "FFN", "Block", "Head", "init_weight")
+}
+IDEAS: dict[str, tuple[str, Slot, Slot]] = {  # the slot; what fills it with this idea alone; with all ideas but this
+    "qk_norm": ("Mixer", Normed, (phase5.Attention, Valued)),  # Henry et al. 2020, arXiv 2010.04245
+    "value_embeddings": ("Mixer", (phase5.Attention, Valued), Normed),  # Zhou et al. 2024, arXiv 2410.17897
+    "relu_squared": ("FFN", Model.FFN, LLAMA["FFN"]),  # So et al. 2021, arXiv 2109.08668
+    "lambdas": ("Block", Model.Block, LLAMA["Block"]),  # modded-nanogpt, 2024
+    "softcap": ("Head", Model.Head, LLAMA["Head"]),  # Gemma 2, arXiv 2408.00118
+    "zero_init": ("init_weight", Model.init_weight, LLAMA["init_weight"]),
+}
+
+_ADAM = AdamW(betas=(0.8, 0.95), eps=1e-10)  # modded-nanogpt, as are the rates
+_MUON_RATE = 0.02  # of which the groups' rates are shares
+
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "muon": {  # Jordan et al. 2024; decoupled decay as in Liu et al. 2025, arXiv 2502.16982
+        "learning_rate": _MUON_RATE,
+        "groups": (
+            Group(name="matrices", select=Paths(r".*_proj\.weight"), optimizer=Muon()),
+            Group(name="embeddings", select=Paths(r"(.*\.)?(value_)?embedding\.weight"), optimizer=_ADAM, rate=15.0),
+            Group(name="head", select=Paths(r"head\.weight"), optimizer=_ADAM, rate=0.4),
+            Group(name="vectors", select=Vectors(), optimizer=_ADAM),
+        ),
+    },
+    "short": {  # a straight decay over 70 % of a short run
+        "schedule": WSD(
+            warmup_tokens=0,
+            decay_tokens=BySize(nano=210_000, small=840_000, base=3_500_000),
+            total_tokens=BySize(nano=300_000, small=1_200_000, base=5_000_000),
+        ),
+    },
+    "batch_warmup": {  # Smith et al. 2018, arXiv 1711.00489
+        "batch_warmup": BatchWarmup(tokens=BySize(nano=30_000, small=150_000, base=600_000), doublings=2),
+    },
+}
+CHOSEN = ("muon", "short")
+
+RECIPE = replace(phase5.RECIPE, **{field: value for name in CHOSEN for field, value in TECHNIQUES[name].items()})
+RECIPES: dict[str, Recipe] = {"phase_5": phase5.RECIPE}
+RECIPES |= {f"alone_{name}": replace(phase5.RECIPE, **fields) for name, fields in TECHNIQUES.items()}
+RECIPES |= {f"with_{name}": replace(RECIPE, **fields) for name, fields in TECHNIQUES.items() if name not in CHOSEN}
+RECIPES |= {
+    f"without_{name}": replace(RECIPE, **{field: getattr(phase5.RECIPE, field) for field in TECHNIQUES[name]})
+    for name in CHOSEN
+}
+BRANCHES: dict[str, type[Model]] = {"phase_5": leaf(**LLAMA)}
+BRANCHES |= {f"alone_{name}": leaf(**LLAMA | {slot: alone}) for name, (slot, alone, _) in IDEAS.items()}
+BRANCHES |= {f"without_{name}": leaf(**{slot: others}) for name, (slot, _, others) in IDEAS.items()}
+
+if __name__ == "__main__":
+    from mlx_transformer.run import main
+
+    main(6)

@@ -1,0 +1,115 @@
+"""Muon against PyTorch's own and against the reference's, and squared ReLU against that of transformers."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_transformer import ops
+from mlx_transformer.optim.groups import AdamW, Group, Optimizers, Paths
+from mlx_transformer.optim.muon import Muon, orthogonal_each
+from mlx_transformer.trees import by_path
+from phases import phase6
+from tests.ladder import TINY, tokens
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+from bench.reference.phase6 import Model, MuonAndAdamW, Training, orthogonalised, rules  # noqa: E402
+
+SHAPES = ((24, 16), (16, 24), (16, 24), (12, 12))
+RATE, DECAY, STEPS = 0.02, 0.1, 5
+
+
+def normal(shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def ours(rule, rate=1.0):
+    """The weights after STEPS steps."""
+    weights = {str(i): mx.array(normal(shape, i)) for i, shape in enumerate(SHAPES)}
+    optimizers = Optimizers([Group(name="all", select=Paths(".*"), optimizer=rule, rate=rate)], weights)
+    for step in range(STEPS):
+        optimizers.advance(mx.array(RATE))
+        gradients = {str(i): mx.array(normal(shape, (step, i))) for i, shape in enumerate(SHAPES)}
+        weights = optimizers.update(gradients, weights)
+    return [np.array(w) for w in weights.values()]
+
+
+def theirs(make):
+    """The same steps by an optimizer of PyTorch's."""
+    weights = [torch.nn.Parameter(torch.from_numpy(normal(shape, i))) for i, shape in enumerate(SHAPES)]
+    optimizer = make(weights)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE
+        for i, w in enumerate(weights):
+            w.grad = torch.from_numpy(normal(w.shape, (step, i)))
+        optimizer.step()
+    return [w.detach().numpy() for w in weights]
+
+
+def agree(own, expected, atol):
+    for a, b in zip(own, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
+def test_muon_is_pytorch_s_but_for_its_bfloat16():
+    """PyTorch orthogonalises in bfloat16, whose rounding is 0.4 %, and knows no warm-up of the momentum."""
+    expected = theirs(lambda weights: torch.optim.Muon(weights, lr=RATE, weight_decay=DECAY, momentum=0.95))
+    agree(ours(Muon(first_momentum=0.95, weight_decay=DECAY)), expected, atol=STEPS * RATE * 0.02)
+    still = ours(Muon(first_momentum=0.95, weight_decay=0.0))
+    assert max(np.abs(a - b).max() for a, b in zip(still, expected, strict=True)) > STEPS * RATE * 0.05
+
+
+def test_muon_is_the_reference_s():
+    rule = Muon(weight_decay=DECAY, warmup_steps=3)
+    numbers = {name: getattr(rule, name) for name in ("momentum", "first_momentum", "warmup_steps", "iterations")}
+
+    def make(weights):
+        rows = [[len(w)] for w in weights]
+        group = {"params": weights, "rows": rows, "rate": 0.5, "weight_decay": DECAY, **numbers}
+        return MuonAndAdamW([group], lr=RATE)
+
+    agree(ours(rule, rate=0.5), theirs(make), atol=1e-5)
+
+
+def test_the_reference_s_state_is_saved_and_restored():
+    """As bench/reference/train.py does it: by number, through arrays."""
+    model = phase6.Model(phase6.Config(**TINY))
+    weights = {path: np.array(w) for path, w in by_path(model.parameters()).items()}
+
+    def make():
+        theirs = Model(**model.config.to_dict())
+        theirs.load(weights)
+        return Training(theirs.train(), **rules(phase6.RECIPE.at("nano").to_dict()))
+
+    whole, first, second = make(), make(), make()
+    batches = [np.array(tokens(2, 18, seed=seed)) for seed in range(4)]
+    expected = [whole.step(batch) for batch in batches]
+    assert [first.step(batch) for batch in batches[:2]] == expected[:2]
+    state = first.optimizer.state_dict()["state"]
+    copied = {i: {name: value.clone() for name, value in values.items()} for i, values in state.items()}
+    groups = second.optimizer.state_dict()["param_groups"]
+    second.optimizer.load_state_dict({"state": copied, "param_groups": groups})
+    second.model.load_state_dict(first.model.state_dict())
+    second.tokens = first.tokens
+    assert [second.step(batch) for batch in batches[2:]] == expected[2:]
+
+
+def test_the_reference_s_other_groups_are_adamw_s():
+    rule = AdamW(betas=(0.8, 0.95), eps=1e-10, weight_decay=DECAY)
+    numbers = {"betas": rule.betas, "eps": rule.eps, "weight_decay": DECAY, "rate": 0.5}
+    agree(ours(rule, rate=0.5), theirs(lambda w: MuonAndAdamW([{"params": w, **numbers}], lr=RATE)), atol=1e-5)
+
+
+def test_maps_that_stand_in_one_matrix_are_orthogonalised_apart():
+    parts = [normal((size, 16), size) for size in (16, 8, 8)]
+    expected = orthogonal_each({str(i): mx.array(part) for i, part in enumerate(parts)}, 5)
+    found = orthogonalised([torch.from_numpy(part) for part in parts], 5)
+    agree([u.numpy() for u in found], [np.array(u) for u in expected.values()], atol=1e-5)
+
+
+def test_squared_relu_is_transformers_s():
+    activations = pytest.importorskip("transformers.activations")
+    x = normal((50,), 0) * 3
+    expected = activations.ACT2FN["relu2"](torch.from_numpy(x))
+    np.testing.assert_allclose(ops.relu_squared(mx.array(x)), expected, rtol=1e-6)

@@ -1,0 +1,269 @@
+"""Llama, Mistral and Qwen3 of Hugging Face's, in and out: the same logits, the same greedy text, the same weights."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+
+from mlx_transformer import load, run
+from mlx_transformer.data.corpus import load_corpus
+from mlx_transformer.data.tokenizer import train_tokenizer
+from mlx_transformer.generate import GREEDY, tell
+from mlx_transformer.interop import export_model, import_model
+from mlx_transformer.saved import find_branch, save_model
+from phases import phase5
+from tests.faults.runs import assert_bad, command, write_text
+from tests.test_interop import assert_same, byte_level, interop, weights
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
+
+LENGTH = 41  # of a text: longer than every window, and than the first training that a scaling stretches
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SIZES = {
+    "hidden_size": 24,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": LENGTH,
+}
+ODD = {"hidden_size": 20, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10}  # 20 is no multiple of 3
+# name -> type, our branch, numbers
+THEIRS = {
+    "llama": ("llama", None, {}),
+    "llama, tied": ("llama", "tied", {"tie_word_embeddings": True, "rms_norm_eps": 1e-2}),
+    "llama, wide heads": ("llama", None, {"head_dim": 14, "num_key_value_heads": 6, "vocab_size": 311}),
+    "llama, narrow heads": ("llama", None, {"head_dim": 2, "num_key_value_heads": 1, "num_hidden_layers": 3}),
+    "llama 3.1": ("llama", None, {"rope_parameters": LLAMA3, "head_dim": 32, "num_key_value_heads": 3}),
+    "llama 3.2": ("llama", "tied", {"rope_parameters": {**LLAMA3, "factor": 32.0}, "tie_word_embeddings": True}),
+    "mistral": ("mistral", "mistral", {"sliding_window": 7, "head_dim": None}),
+    "mistral, tied": ("mistral", "mistral_tied", {"sliding_window": 16, "tie_word_embeddings": True}),
+    "mistral, odd": ("mistral", "mistral", {"sliding_window": 3, **ODD}),
+    "mistral that sees itself": ("mistral", "mistral", {"sliding_window": 1}),
+    "mistral, scaled": ("mistral", "mistral", {"sliding_window": 40, "rope_parameters": LLAMA3, "head_dim": 16}),
+    "mistral without a window": ("mistral", None, {"sliding_window": None, "head_dim": 6}),
+    "qwen3": ("qwen3", "qwen3", {"head_dim": 8}),
+    "qwen3, tied": ("qwen3", "qwen3_tied", {"head_dim": 4, "tie_word_embeddings": True}),
+    "qwen3, odd": ("qwen3", "qwen3", {**ODD, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen3, scaled": ("qwen3", "qwen3", {"rope_parameters": LLAMA3, "head_dim": 12, "rms_norm_eps": 1e-3}),
+}
+everyone = pytest.mark.parametrize(("kind", "branch", "numbers"), THEIRS.values(), ids=THEIRS)
+CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}
+
+
+def write_theirs(folder, kind, **numbers):
+    """A random model of theirs in a folder, and the model."""
+    torch.manual_seed(len(numbers))
+    config = getattr(transformers, f"{CLASSES[kind]}Config")(
+        **{"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3, **SIZES, **numbers}
+    )
+    model = getattr(transformers, f"{CLASSES[kind]}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # gains too
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    byte_level(folder)
+    return model
+
+
+def read_config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def change(folder, **values):
+    (folder / "config.json").write_text(json.dumps({**read_config(folder), **values}))
+
+
+@everyone
+def test_what_is_imported_computes_the_same_and_comes_out_again(kind, branch, numbers, tmp_path):
+    theirs = write_theirs(tmp_path / "theirs", kind, **numbers)
+    ended = interop("import", tmp_path / "theirs", tmp_path / "run")
+    assert (ended.code, ended.err) == (0, "")
+    ours, _ = load(tmp_path / "run")
+    assert type(ours) is find_branch(phase5, branch)
+    assert_same(ours, theirs, LENGTH, numbers.get("vocab_size", 257))
+
+    export_model(tmp_path / "run", tmp_path / "back")
+    back, loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(loaded.values()), loaded
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value), name
+    before, after = read_config(tmp_path / "theirs"), back.config.to_dict()
+    back.config.save_pretrained(tmp_path / "again")
+    after = read_config(tmp_path / "again")
+    same = after.keys() & before.keys() - {"transformers_version", "dtype", "initializer_range", "use_cache"}
+    if numbers.get("sliding_window", 0) is None:
+        same -= {"model_type", "architectures"}  # it is a Llama
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+
+
+def test_a_window_shorter_than_the_text_is_felt(tmp_path):
+    """The comparison above would see a window that is left out."""
+    theirs = write_theirs(tmp_path / "theirs", "mistral", sliding_window=7)
+    change(tmp_path / "theirs", sliding_window=None)
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    with pytest.raises(AssertionError):
+        assert_same(load(tmp_path / "run")[0], theirs, LENGTH, 257)
+
+
+@pytest.mark.parametrize("rope", [LLAMA3, {"rope_type": "default", "rope_theta": 3e5}], ids=["llama3", "default"])
+def test_files_of_other_times(rope, tmp_path):
+    """rope_theta and rope_scaling of transformers 4, the oldest name of the type, absent numbers, frequencies."""
+    theirs = write_theirs(tmp_path / "theirs", "llama", rope_parameters=rope, num_key_value_heads=6)
+    config = read_config(tmp_path / "theirs")
+    scaling = {key: value for key, value in config.pop("rope_parameters").items() if key != "rope_theta"}
+    scaling["type"] = scaling.pop("rope_type")
+    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if rope is LLAMA3 else None}
+    for key in ("head_dim", "num_key_value_heads", "attention_bias", "mlp_bias", "tie_word_embeddings"):
+        del config[key]
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    path = str(tmp_path / "theirs" / "model.safetensors")
+    arrays = mx.load(path)
+    mx.eval(arrays)
+    mx.save_safetensors(path, arrays | {"model.layers.1.self_attn.rotary_emb.inv_freq": mx.ones(2)})
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    assert_same(load(tmp_path / "run")[0], theirs, LENGTH, 257)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def bpe(text, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return train_tokenizer("bpe", load_corpus(str(text), say=lambda line: None), 290)
+
+
+@pytest.mark.parametrize(("kind", "branch", "window"), [("llama", None, {}), ("mistral", "mistral", {"window": 9})])
+def test_training_goes_on_from_what_was_imported(kind, branch, window, text, tmp_path):
+    """--init-from gives their weights and numbers; --resume goes on; the result goes out again."""
+    odd = {"head_dim": 10, "rope_parameters": LLAMA3} | ({"sliding_window": 9} if window else {})
+    write_theirs(tmp_path / "theirs", kind, **odd)
+    ended = interop("import", tmp_path / "theirs", tmp_path / "run")
+    named = f"--branch {branch} " if branch else ""
+    assert f"python -m phases.phase5 {named}--init-from {tmp_path / 'run'}" in ended.out
+    line = [*named.split(), "--data", text, "--seq-len", 24, "--batch-size", 2, "--quiet"]
+    moved = tmp_path / "moved"
+    line += ["--init-from", tmp_path / "run", "--learning-rate", 1e-3, "--out", moved]
+    for args in ([*line, "--max-steps", 2], ["--resume", moved, "--max-steps", 4, "--quiet"]):
+        ended = command(lambda: run.main(5), *args)
+        assert (ended.code, ended.err) == (0, "")
+    result = json.loads((moved / "result.json").read_text())
+    own = {"head_dim": 10, "rope_factor": 8.0, "n_kv_heads": 2, "seq_len": 24, "max_len": LENGTH, **window}
+    assert result["steps"] == 4
+    assert result["config"] | own == result["config"]
+    before, after = weights(load(tmp_path / "run")[0]), weights(load(moved)[0])
+    assert all(not mx.array_equal(before[path], after[path]) for path in before)
+    export_model(moved, tmp_path / "out")
+    assert_same(load(moved)[0], transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), LENGTH, 257)
+
+
+def write_ours(folder, tokenizer, branch, **numbers):
+    """A run of ours with a shaken model, and the model; it writes no lone bytes, so that its text is text."""
+    kind = find_branch(phase5, branch)
+    sizes = {"d_model": 15, "n_layers": 2, "n_heads": 5, "head_dim": 8, "d_ff": 22, "seq_len": 30, "max_len": 37}
+    model = kind(kind.Config(**{"vocab_size": tokenizer.vocab_size, **sizes, **numbers}))
+    model.update(tree_map(lambda w: w + 0.3 * mx.random.normal(w.shape), model.parameters()))
+    lone = mx.array([tokenizer.piece(i).startswith("<") for i in range(tokenizer.vocab_size)])
+    for table in (model.embedding, model.head):
+        if "weight" in table:
+            table.weight = mx.where(lone[:, None], 0.0, table.weight)
+    model.eval()
+    save_model(folder / "model", model, tokenizer, 5, branch)
+    return model
+
+
+OURS = [
+    (None, {}),
+    ("tied", {"rope_factor": 4.0, "rope_original_len": 12}),
+    ("mistral", {"window": 6, "n_heads": 4}),
+    ("qwen3_tied", {"n_heads": 4, "n_kv_heads": 1}),
+]
+
+
+@pytest.mark.parametrize(("branch", "numbers"), OURS, ids=str)
+def test_what_is_exported_computes_the_same_and_comes_in_again(branch, numbers, bpe, tmp_path):
+    ours = write_ours(tmp_path / "run", bpe, branch, **numbers)
+    export_model(tmp_path / "run", tmp_path / "theirs")
+    theirs, loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(loaded.values()), loaded
+    assert_same(ours, theirs.eval(), 37, bpe.vocab_size)
+
+    prompt = "the cat 123"  # through their cache, too, and each one's own tokenizer
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    story = tell(ours, bpe, [prompt], sampling=GREEDY)[0]
+    written = theirs.generate(**tokenizer(prompt, return_tensors="pt"), do_sample=False, max_length=30)[0]
+    assert tokenizer.decode(written, skip_special_tokens=True) == story.text
+
+    import_model(tmp_path / "theirs", tmp_path / "back")
+    back = load(tmp_path / "back")[0]
+    assert type(back) is type(ours)
+    assert all(mx.array_equal(value, weights(ours)[path]) for path, value in weights(back).items())
+    assert back.config.to_dict() == {**ours.config.to_dict(), "seq_len": 37}
+
+
+@pytest.mark.parametrize(("branch", "numbers"), [*OURS[:2], ("mistral", {"window": 37}), *OURS[3:]], ids=str)
+def test_mlx_lm_loads_what_it_can_hold(branch, numbers, bpe, tmp_path):
+    mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: pip install mlx-lm")
+    ours = write_ours(tmp_path / "run", bpe, branch, **numbers)
+    assert "mlx-lm can hold it too" in export_model(tmp_path / "run", tmp_path / "theirs")
+    theirs, tokenizer = mlx_lm.load(str(tmp_path / "theirs"))
+    tokens = mx.random.randint(0, bpe.vocab_size, (2, 37), key=mx.random.key(1))
+    np.testing.assert_allclose(np.array(theirs(tokens)), np.array(ours(tokens)), atol=1e-4)
+    story = tell(ours, bpe, ["the cat"], sampling=GREEDY, max_tokens=12)[0]
+    assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == story.continuation
+
+
+def test_what_another_library_cannot_hold_is_said(bpe, tmp_path):
+    write_ours(tmp_path / "short", bpe, "mistral", window=6)
+    said = export_model(tmp_path / "short", tmp_path / "theirs")
+    assert "mlx-lm cannot hold it: its Mistral has no window, which is another model after 6 tokens" in said
+    write_ours(tmp_path / "odd", bpe, None, n_heads=4)
+    ended = interop("export", tmp_path / "odd", tmp_path / "out")
+    assert_bad(ended, "transformers cannot hold such a model: its Llama has a d_model that is a multiple of n_heads")
+    assert not (tmp_path / "out").exists()
+
+
+REFUSED = [
+    ("llama", {"hidden_act": "gelu"}),
+    ("llama", {"attention_bias": True}),
+    ("llama", {"mlp_bias": True}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    ("llama", {"rope_parameters": {**LLAMA3, "factor": None}}),
+    ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}),
+    ("llama", {"rope_parameters": {**LLAMA3, "high_freq_factor": 1.0}}),
+    ("llama", {"rope_parameters": [1]}),
+    ("llama", {"rope_parameters": {"rope_type": ["llama3"]}}),
+    ("llama", {"head_dim": 5}),
+    ("llama", {"num_attention_heads": 0}),
+    ("llama", {"num_attention_heads": "6"}),
+    ("llama", {"num_attention_heads": 1.5}),
+    ("llama", {"num_key_value_heads": 4}),
+    ("mistral", {"sliding_window": 0}),
+    ("mistral", {"sliding_window": "all"}),
+    ("qwen3", {"use_sliding_window": True}),
+    ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "values"), REFUSED, ids=str)
+def test_a_config_that_the_phase_cannot_compute(kind, values, tmp_path):
+    write_theirs(tmp_path / "theirs", kind)
+    change(tmp_path / "theirs", **values)
+    assert_bad(interop("import", tmp_path / "theirs", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -51,6 +51,16 @@ class Rotary(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, cache: KeysValues | None, start: int) -> Tensor:
+    """Causal attention of q (B, H, L, d_k), which stands at positions start and later, to all keys so far."""
+    length = q.shape[2]
+    if cache is not None:
+        for buffer, new in zip(cache, (k, v), strict=True):
+            buffer[:, :, start : start + length] = new
+        k, v = (buffer[:, :, : start + length] for buffer in cache)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=k.shape[1] < q.shape[1])
+
+
 class Attention(nn.Module):
     """Causal attention; fewer heads of keys and values than of queries share them (Ainslie et al. 2023)."""
 
@@ -68,12 +78,7 @@ class Attention(nn.Module):
         q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in parts)
         if self.rotary is not None:
             q, k = self.rotary(q, start), self.rotary(k, start)
-        if cache is not None:
-            for buffer, new in zip(cache, (k, v), strict=True):
-                buffer[:, :, start : start + length] = new
-            k, v = (buffer[:, :, : start + length] for buffer in cache)
-        grouped = k.shape[1] < q.shape[1]
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
+        o = attend(q, k, v, cache, start)
         return self.out(o.transpose(1, 2).reshape(b, length, d))
 
 
@@ -106,7 +111,7 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x + Dropout(part(norm(x))) for attention, then for the feed-forward part."""
 
-    def __init__(self, attention: Attention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float) -> None:
+    def __init__(self, attention: nn.Module, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float) -> None:
         super().__init__()
         self.attention, self.attention_norm = attention, norm()
         self.ffn, self.ffn_norm = ffn, norm()

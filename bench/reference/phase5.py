@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bench.reference import phase1
 from bench.reference.phase1 import KeysValues
 from bench.reference.phase2 import Decoder, Training, rules
+from bench.reference.phase3 import Block, attend
 
 __all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
 
@@ -76,12 +77,7 @@ class Attention(nn.Module):
         parts = self.qkv(x).split(self.sizes, dim=-1)
         q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in parts)
         q, k = self.rotary(self.q_norm(q), start), self.rotary(self.k_norm(k), start)
-        if cache is not None:
-            for buffer, new in zip(cache, (k, v), strict=True):
-                buffer[:, :, start : start + length] = new
-            k, v = (buffer[:, :, : start + length] for buffer in cache)
-        grouped = k.shape[1] < q.shape[1]
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
+        o = attend(q, k, v, cache, start)
         return self.out(o.transpose(1, 2).reshape(b, length, -1))
 
 
@@ -96,20 +92,6 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
-
-
-class Block(nn.Module):
-    """x + Dropout(part(norm(x))) for attention, then for the feed-forward part."""
-
-    def __init__(self, attention: Attention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float) -> None:
-        super().__init__()
-        self.attention, self.attention_norm = attention, norm()
-        self.ffn, self.ffn_norm = ffn, norm()
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache, start))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
 class Model(phase1.Model):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.reference import phase2, phase5
 from bench.reference.phase1 import KeysValues
 from bench.reference.phase2 import Decoder
+from bench.reference.phase3 import attend
 
 __all__ = ["Decoder", "Model", "Training", "rules"]
 
@@ -41,12 +42,7 @@ class Attention(phase5.Attention):
             v = v + self.values(tokens)
         q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in (q, k, v))
         q, k = self.rotary(self.q_norm(q), start), self.rotary(self.k_norm(k), start)
-        if cache is not None:
-            for buffer, new in zip(cache, (k, v), strict=True):
-                buffer[:, :, start : start + length] = new
-            k, v = (buffer[:, :, : start + length] for buffer in cache)
-        grouped = k.shape[1] < q.shape[1]
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=grouped)
+        o = attend(q, k, v, cache, start)
         return self.out(o.transpose(1, 2).reshape(b, length, -1))
 
 

@@ -24,7 +24,7 @@ from mlx_transformer.files import atomic_write, write_json
 
 DEFAULT_VOCAB_SIZE = 8192
 SAMPLE_BYTES = 20_000_000  # of the training text that a vocabulary is learned from
-_VERSION = 1  # of the way vocabularies are trained: part of the cache key
+_VERSION = 2  # of the way vocabularies are trained: part of the cache key
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # U+2581, as which SentencePiece writes a space
 
 
@@ -387,6 +387,7 @@ def _bpe_proto(lines: list[str], size: int) -> bytes:
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
         user_defined_symbols=["\n", "\t"],
+        required_chars="\u2581",  # SentencePiece's space: without it, a text that has none makes every space a U+2581
         eos_id=0,
         eos_piece=SEPARATOR,
         unk_id=1,

@@ -154,6 +154,14 @@ def test_a_line_without_a_space_can_be_learned_from(tmp_path, monkeypatch):
     assert len(tokenizer.encode("abcab" * 40_000)) < 60_000
 
 
+def test_a_text_without_any_space_keeps_the_spaces_of_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("abcabc\nxyzxyz\n" * 20)
+    corpus = load_corpus(str(tmp_path / "text.txt"), say=lambda line: None)
+    tokenizer = train_tokenizer("bpe", corpus, 300, explicit=False)
+    assert tokenizer.decode(tokenizer.encode("a b  c \u2581 d")) == "a b  c \u2581 d"
+
+
 def test_the_sample_is_spread_over_the_text(corpus, monkeypatch):
     monkeypatch.setattr(module, "SAMPLE_BYTES", corpus.train_bytes // 4)
     sample = module._sample(corpus)

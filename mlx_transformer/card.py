@@ -188,6 +188,8 @@ def _remarks_on_loss(result: Record, curve: Sequence[Record]) -> list[str]:
     if result["stopped"].startswith("max_") or result["stopped"] == "interrupted":
         falling = len(losses) > 1 and losses[-1] == losses.min()
         remarks.append("It was cut short" + (", its loss still falling: longer is better." if falling else "."))
+    if finite(series(curve, "log", "learning_rate")[1])[-1:].tolist() == [0.0]:
+        remarks.append("Its schedule was at its end, a learning rate of 0: longer would have changed nothing.")
     if result["stopped"] == "diverged":
         remarks.append(
             "It diverged: the weights are those of the best evaluation before. A lower learning rate may hold."

@@ -299,7 +299,8 @@ class _Run:
             return "diverged"
         if self._target_is_met():
             return "target"
-        return "plateau" if self.recipe.stop(now.valid_losses) else ""
+        ended = self.recipe.rate(now.tokens, now.train_seconds, self.limits.max_seconds) == 0  # nothing will change
+        return "plateau" if ended or self.recipe.stop(now.valid_losses) else ""
 
     def _limit_reached(self) -> str:
         now = {"steps": self.progress.step, "tokens": self.progress.tokens, "epochs": self.progress.epochs}

@@ -13,7 +13,7 @@ from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.errors import BadInput
 from mlx_transformer.optim.clip import GlobalNorm
 from mlx_transformer.optim.groups import Group, UpdateRule
-from mlx_transformer.optim.schedules import InverseSqrt
+from mlx_transformer.optim.schedules import InverseSqrt, Linear
 from mlx_transformer.optim.stopping import Plateau
 from mlx_transformer.step import Evaluator, TrainingStep
 from mlx_transformer.trainer import Eval, Habits, Limits, Resumed, Saved, Step, Stopped, fit
@@ -466,3 +466,10 @@ def test_half_precision_computes_in_it_and_keeps_float32_weights(dtype, monkeypa
     halves, wholes = ([event.valid_loss for event in of(Eval, run)] for run in (events, full))
     assert halves != wholes
     np.testing.assert_allclose(halves, wholes, atol=0.02)
+
+
+def test_a_run_whose_schedule_is_over_stops_at_the_next_evaluation():
+    over = replace(RECIPE, schedule=Linear(warmup_tokens=1, total_tokens=7 * STEP_TOKENS))
+    events, _ = train(recipe=over, max_steps=40, habits={"eval_every": 5})
+    *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
+    assert (last.step, stopped.why) == (10, "plateau"), "the rate is 0 from step 7 on"

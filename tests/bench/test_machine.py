@@ -41,7 +41,7 @@ def test_from_end_to_end_and_by_the_schema(monkeypatch, tmp_path, capsys):
     assert own["stopped"] == "max_seconds"
     assert found["backend"] == "cpu"
     assert str(tmp_path) not in out.read_text()
-    assert "pull request" in capsys.readouterr().out
+    assert "not for the table" in capsys.readouterr().out
     with pytest.raises(BadInput, match="is there already"):
         machine.main()
 

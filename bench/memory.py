@@ -5,8 +5,6 @@ is its own), or `plain`: the phase's own with every plain form of `ops`, under t
 steps in a process of its own; the peak is what MLX counts, and the process's largest resident set stands beside it.
 """
 
-import resource
-import sys
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -34,7 +32,6 @@ from mlx_transformer.streams import divided_blas
 
 PLAIN = "plain"
 _STEPS = 2
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
 @dataclass
@@ -88,8 +85,7 @@ class Steps:
             for _ in range(steps):
                 metrics, norm = self.step(batch, 1e-4)
                 mx.eval(metrics, norm, self.step.state)
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
-        return {"peak_bytes": mx.get_peak_memory(), "resident_bytes": resident, "loss": metrics["loss"].item()}
+        return {"peak_bytes": mx.get_peak_memory(), "loss": metrics["loss"].item()}
 
 
 def measure(flags: Flags) -> dict[str, Any]:
@@ -131,7 +127,7 @@ def show(log: dict[str, Any]) -> Table:
     title = f"phase {log['phase']}, {log['size']}, batch {log['rows']} x {log['config']['seq_len']}: peak of a step"
     table = Table("recipe", "MLX's peak", "resident", "loss", title=title, caption=log["machine"]["device"])
     for name, one in log["contestants"].items():
-        sizes = (f"{one[key] / 1e9:.2f} GB" for key in ("peak_bytes", "resident_bytes"))
+        sizes = (f"{one[key] / 1e9:.2f} GB" for key in ("peak_bytes", "max_rss_bytes"))
         table.add_row(name, *sizes, f"{one['loss']:.4f}")
     return table
 

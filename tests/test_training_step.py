@@ -1,20 +1,19 @@
 """What phase 2 added to training: parts, smoothing, scaling, averages, the clock; and that each survives a stop."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx import optimizers
 from mlx.utils import tree_flatten
 
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput
 from mlx_transformer.optim.average import EMA
 from mlx_transformer.optim.clip import GlobalNorm, ZClip
-from mlx_transformer.optim.groups import Group, UpdateRule
+from mlx_transformer.optim.groups import Group
 from mlx_transformer.optim.scaling import LossScale
 from mlx_transformer.optim.schedules import BatchWarmup, ByTime, Linear
 from mlx_transformer.optim.stopping import NoStop, SuccessiveRises
@@ -28,6 +27,8 @@ from tests.test_trainer import (
     RECIPE,
     STEP_TOKENS,
     Clock,
+    Descent,
+    Everything,
     L,
     assert_equal_weights,
     flat,
@@ -37,21 +38,6 @@ from tests.test_trainer import (
     scripted,  # noqa: F401 - a fixture
     train,
 )
-
-
-@dataclass(frozen=True)
-class Everything:
-    def __call__(self, path, parameter):
-        return True
-
-
-@dataclass(frozen=True)
-class Descent(UpdateRule):
-    """Plain gradient descent: with a rate of 1 a step takes off the gradient itself."""
-
-    def make(self):
-        return optimizers.SGD(0.0)
-
 
 PLAIN = replace(
     RECIPE,

@@ -122,9 +122,35 @@ class Block(nn.Module):
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
-class Model(phase1.Model):
+class GroupedModel(phase1.Model):
+    """What models with joined projections and fewer heads of keys and values share: their caches, their names."""
+
+    ours: dict[str, list[str]]  # this model's module -> our paths
+    head_dim: int
+    n_kv_heads: int
+    sizes: list[int]  # rows of the queries, keys and values in their one matrix
+
+    def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
+        """Empty buffers for the keys and values of so many tokens."""
+        shape = (batch, self.n_kv_heads, capacity, self.head_dim)
+        return [(self.head.weight.new_empty(shape), self.head.weight.new_empty(shape)) for _ in self.blocks]
+
+    def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
+        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
+        table = {}
+        for name, parameter in self.named_parameters():
+            block, module, kind = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.(weight|bias)", name).groups()  # type: ignore
+            paths = self.ours[module]
+            sizes = self.sizes if len(paths) == 3 else len(parameter) // len(paths)
+            for path, part in zip(paths, of(parameter).split(sizes), strict=True):
+                table[f"{block or ''}{path}.{kind}"] = part
+        return table
+
+
+class Model(GroupedModel):
     """Tokens (B, L) int64 -> logits (B, L, V), for L up to max_len (with rotary positions: seq_len)."""
 
+    ours = OURS
     Norm: Callable[..., nn.Module] = nn.LayerNorm
     FFN: Callable[..., nn.Module] = GELU
 
@@ -158,22 +184,6 @@ class Model(phase1.Model):
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[i], start)
         return self.final_norm(x)
-
-    def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
-        """Empty buffers for the keys and values of so many tokens."""
-        shape = (batch, self.n_kv_heads, capacity, self.head_dim)
-        return [(self.head.weight.new_empty(shape), self.head.weight.new_empty(shape)) for _ in self.blocks]
-
-    def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
-        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
-        table = {}
-        for name, parameter in self.named_parameters():
-            block, module, kind = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.(weight|bias)", name).groups()  # type: ignore
-            paths = OURS[module]
-            sizes = self.sizes if len(paths) == 3 else len(parameter) // len(paths)
-            for path, part in zip(paths, of(parameter).split(sizes), strict=True):
-                table[f"{block or ''}{path}.{kind}"] = part
-        return table
 
 
 class SwiGLUModel(Model):

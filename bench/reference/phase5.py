@@ -5,7 +5,6 @@ for queries, keys and values and for a gate and what it gates, no biases. Traine
 """
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.reference import phase1
 from bench.reference.phase1 import KeysValues
 from bench.reference.phase2 import Decoder, Training, rules
-from bench.reference.phase3 import Block, attend
+from bench.reference.phase3 import Block, GroupedModel, attend
 
 __all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
 
@@ -94,8 +92,10 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class Model(phase1.Model):
+class Model(GroupedModel):
     """Tokens (B, L) int64 -> logits (B, L, V), for L up to seq_len."""
+
+    ours = OURS
 
     @staticmethod
     def head_norm(head_dim: int, eps: float) -> nn.Module:
@@ -139,22 +139,6 @@ class Model(phase1.Model):
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[i], start)
         return self.final_norm(x)
-
-    def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
-        """Empty buffers for the keys and values of so many tokens."""
-        shape = (batch, self.n_kv_heads, capacity, self.head_dim)
-        return [(self.head.weight.new_empty(shape), self.head.weight.new_empty(shape)) for _ in self.blocks]
-
-    def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
-        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
-        table = {}
-        for name, parameter in self.named_parameters():
-            block, module = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.weight", name).groups()  # type: ignore[union-attr]
-            paths = OURS[module]
-            sizes = self.sizes if len(paths) == 3 else len(parameter) // len(paths)
-            for path, part in zip(paths, of(parameter).split(sizes), strict=True):
-                table[f"{block or ''}{path}.weight"] = part
-        return table
 
 
 class Qwen3Model(Model):

@@ -44,8 +44,9 @@ _ADAM = AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3
 
 RECIPE = Recipe(
     batch_tokens=BySize(nano=2_048, small=8_192, base=32_768),  # the paper's ~25,000 (sec. 5.1), scaled with size
-    learning_rate=BySize(nano=1.6e-2, small=4e-3, base=2e-3),  # nano: tune/phase1_nano.json; the others are guesses
-    schedule=InverseSqrt(warmup_tokens=BySize(nano=100_000, small=400_000, base=1_600_000)),
+    learning_rate=BySize(nano=1.6e-2, small=8e-3, base=4e-3),  # tune/phase1_nano.json, phase1_small.json; base: a guess
+    # 120 steps, 50 for two layers: after 50 a rate above 0.004 is lost at small (tune/phase1_small_short_warmup.json)
+    schedule=InverseSqrt(warmup_tokens=BySize(nano=100_000, small=1_000_000, base=4_000_000)),
     groups=(
         Group(name="matrices", select=Matrices(), optimizer=replace(_ADAM, weight_decay=0.01)),
         Group(name="vectors", select=Vectors(), optimizer=_ADAM),

@@ -11,11 +11,11 @@ import math
 import re
 import shlex
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,16 +23,18 @@ import tyro
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from bench import outputs, plan, rates, rounds
+from bench import outputs, plan, rates, rounds, training
 from bench.plan import BACKENDS, DEFAULT, Contender, Finished, Run
 from bench.record import Comparison, Record
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.files import write_json
 from mlx_transformer.flags import (
     Device,
+    Extent,
     Folder,
     Number,
     Place,
+    Positive,
     Size,
     Switch,
     Text,
@@ -40,8 +42,9 @@ from mlx_transformer.flags import (
     WholeNumber,
     parse,
 )
+from mlx_transformer.folder import check_place, usable
 from mlx_transformer.run import described
-from mlx_transformer.runtime import device_info, use_device
+from mlx_transformer.runtime import use_device
 from mlx_transformer.saved import find_phase
 
 RESULTS = Path("results/bench")
@@ -51,7 +54,7 @@ EVALUATIONS, QUICK_EVALUATIONS = 10, 5  # of a budget, at least: a target is met
 _ROUNDS, _ROUND_SECONDS = 8, 2.0
 _QUICK_ROUNDS, _QUICK_ROUND_SECONDS = 3, 0.5
 _REFERENCES = {"none": (), "torch": BACKENDS[1:2], "torch-compile": BACKENDS[1:]}
-_IDENTITY = "comparison.json"
+_IDENTITY, _RATES, _PARITY = "comparison.json", "rates.json", "parity.json"
 
 Say = Callable[[str], None]
 Phases = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PHASE", help_behavior_hint="")]
@@ -83,6 +86,10 @@ class Flags:
     """where to compute (default: auto)"""
     dropout: Number = None
     """share of activations dropped, the same for all (default: each phase's own)"""
+    n_layers: Extent = None
+    """blocks, the same for all (default: by size)"""
+    learning_rate: Positive = None
+    """the peak, the same for all (default: each recipe's own)"""
     max_tokens: WholeNumber = None
     """the budget of a run (default: 2M at nano, 5M at small, 20M at base)"""
     two_budgets: Switch = False
@@ -101,10 +108,12 @@ def read(flags: Flags, say: Say) -> Comparison:
     aim = _target(flags.target)
     use_device(flags.device or "auto")
     names = _contenders(flags)
-    size = flags.size or ("nano" if flags.quick else "auto")
-    size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
+    size = training.read_size(flags.size or ("nano" if flags.quick else "auto"))
     budget = flags.max_tokens or (QUICK_TOKENS if flags.quick else BUDGETS[size])
-    asked = {name: getattr(flags, name) for name in ("data", "valid", "stories", "device", "dropout")}
+    asked = {
+        name: getattr(flags, name)
+        for name in ("data", "valid", "stories", "device", "dropout", "n_layers", "learning_rate")
+    }
     train = TrainFlags(size=size, max_tokens=budget * (2 if flags.two_budgets else 1), seed=0, **asked)
     interval = budget // (QUICK_EVALUATIONS if flags.quick else EVALUATIONS)
     runs: list[Run] = []
@@ -142,6 +151,8 @@ def _ablation(given: list[Contender]) -> list[Contender]:
     if given != [Contender(phase=trunk.phase)]:
         raise BadInput(f"--ablate with {', '.join(one.name for one in given)}: expected one phase, such as --phases 3")
     module = find_phase(trunk.phase)
+    if not (module.BRANCHES or module.RECIPES):
+        raise BadInput(f"phase {trunk.phase} has no branch or recipe to ablate: give --phases with another")
     branches = [replace(trunk, branch=branch) for branch in module.BRANCHES]
     return [trunk, *branches, *(replace(trunk, recipe=recipe) for recipe in module.RECIPES)]
 
@@ -201,16 +212,17 @@ def _with_references(runs: list[Run], backends: tuple[str, ...], flags: Flags, s
 def find_folder(comparison: Comparison, out: Path | None) -> Path:
     """Where the results go: --out, else the newest unfinished folder of the same comparison, else a new one.
 
-    Raises BadInput if --out holds anything else.
+    Raises BadInput if --out holds anything else, or cannot be used.
     """
     if out is None:
         for path in sorted(RESULTS.glob(f"*/{_IDENTITY}"), reverse=True):
             if _read(path) == comparison.identity and not (_read(path.parent / "compare.json") or {}).get("complete"):
                 return path.parent
         return RESULTS / time.strftime("%Y%m%d_%H%M%S")
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out '{out}' is a file: expected a folder that is new or empty")
-    if out.is_dir() and any(out.iterdir()) and _read(out / _IDENTITY) != comparison.identity:
+    with usable(out):
+        check_place(out)
+        taken = out.is_dir() and any(out.iterdir())
+    if taken and _read(out / _IDENTITY) != comparison.identity:
         raise BadInput(f"--out '{out}' holds something else, or a comparison by other settings or code: give another")
     return out
 
@@ -226,26 +238,38 @@ def _read(path: Path) -> Any:
 def compare(comparison: Comparison, folder: Path, cache: Path, say: Say) -> dict[str, Any]:
     """Run what is missing, measure, write everything; what compare.json holds.
 
-    Raises KeyboardInterrupt, with all that was done saved, and RunFailed if a measurement fails.
+    Raises KeyboardInterrupt, with all that was done saved, and RunFailed, all else written, if a measurement fails.
     """
-    record = begin(comparison)
     folder.mkdir(parents=True, exist_ok=True)
+    record = _recall(comparison, folder, cache)
     write_json(folder / _IDENTITY, comparison.identity)
     runs = comparison.all_runs()
     for i, run in enumerate(runs, 1):
         name, seed = run.contender.name, run.plan.seed
-        there = plan.look(run, cache).status != "missing"
+        there = seed in record.finished[name]
         say(f"{i} of {len(runs)}: {name}, seed {seed}{' (finished before)' if there else ''}")
         finished = record.finished[name][seed] = plan.execute(run, cache)
         say(f"    {_told(finished)}")
         _keep_logs(finished, folder / "runs" / f"{re.sub('[^a-z0-9]+', '_', name)}_seed{seed}")
-        write_json(folder / "compare.json", record.document())
-    record.groups = _measured(folder / "rates.json", record, say)
-    record.parity = _parity(folder / "parity.json", comparison, say)
-    log = json.loads(json.dumps(record.document()))  # as a reader of the file finds it
+        if not there or i == len(runs):
+            write_json(folder / "compare.json", _document(record))
+    failed = _measure(folder, record, say)
+    log = json.loads(json.dumps(_document(record)))  # as a reader of the file finds it
     write_json(folder / "compare.json", log)
     outputs.write_all(log, folder)
+    if failed:
+        raise RunFailed(f"{'; '.join(failed[:3])}; all else is in '{folder}', and the same command tries again")
     return log
+
+
+def _recall(comparison: Comparison, folder: Path, cache: Path) -> Record:
+    """What is known before anything runs now: what earlier commands left, in the cache and in the folder."""
+    record = begin(comparison)
+    record.groups, record.parity = (_read(folder / name) or [] for name in (_RATES, _PARITY))
+    for run in comparison.all_runs():
+        if (found := plan.look(run, cache)).status != "missing":
+            record.finished[run.contender.name][run.plan.seed] = found
+    return record
 
 
 def begin(comparison: Comparison) -> Record:
@@ -281,28 +305,56 @@ def _keep_logs(finished: Finished, folder: Path) -> None:
         shutil.copyfile(finished.folder / name, folder / name)
 
 
-def _measured(path: Path, record: Record, say: Say) -> list[rates.Group]:
-    """Tokens per second of all contenders that ran, from the file where it has them; none without the baseline."""
+def _document(record: Record) -> dict[str, Any]:
+    """compare.json so far: complete only with every rate and every parity."""
+    whole = record.is_complete and not _without_rates(record) and not _without_parity(record)
+    return record.document() | {"complete": whole}
+
+
+def _without_rates(record: Record) -> list[list[Run]]:
+    """Groups of contenders that ran whose tokens per second are to be measured; none without the baseline."""
+    if not record.has_run(record.comparison.baseline):
+        return []
     families = [[run for run in family if record.has_run(run.contender)] for family in record.comparison.families]
-    wanted = {run.contender.name for family in families for run in family}
-    groups: list[rates.Group] = _read(path) or []
-    if record.has_run(record.comparison.baseline) and not wanted <= {name for group in groups for name in group}:
-        quick = record.comparison.quick
-        count, least = (_QUICK_ROUNDS, _QUICK_ROUND_SECONDS) if quick else (_ROUNDS, _ROUND_SECONDS)
-        groups = rates.measure([family for family in families if family], count, least, say)
-        write_json(path, groups)
-    return groups
+    groups = rates.grouped([family for family in families if family], record.parameters)
+    known = {name for group in record.groups for name in group}
+    return [runs for runs in groups if not {run.contender.name for run in runs} <= known]
 
 
-def _parity(path: Path, comparison: Comparison, say: Say) -> list[dict[str, Any]]:
-    """Of each phase and branch with a reference, from the file where it has them; a quick comparison goes without."""
-    rows: list[dict[str, Any]] = _read(path) or []
-    for ours, *references in [] if comparison.quick else comparison.families:
+def _without_parity(record: Record) -> list[Run]:
+    """Ours of each phase and branch with a reference that is to be set against it; a quick comparison goes without."""
+    known, found = {(row["phase"], row["branch"]) for row in record.parity}, []
+    for ours, *references in [] if record.comparison.quick else record.comparison.families:
         key = (ours.contender.phase, ours.contender.branch)
-        if references and key not in [(row["phase"], row["branch"]) for row in rows]:
-            rows.append(rates.parity(ours, say))
-            write_json(path, rows)
-    return rows
+        if references and key not in known:
+            known.add(key)
+            found.append(ours)
+    return found
+
+
+def _measure(folder: Path, record: Record, say: Say) -> list[str]:
+    """Tokens per second and parity where they are not known, each kept as soon as it is; why any could not be taken."""
+    quick = record.comparison.quick
+    count, least = (_QUICK_ROUNDS, _QUICK_ROUND_SECONDS) if quick else (_ROUNDS, _ROUND_SECONDS)
+
+    def rate(runs: list[Run]) -> None:
+        record.groups.append(rates.measure(runs, count, least, say))
+        write_json(folder / _RATES, record.groups)
+
+    def set_against(run: Run) -> None:
+        record.parity.append(rates.parity(run, say))
+        write_json(folder / _PARITY, record.parity)
+
+    missing = [partial(rate, runs) for runs in _without_rates(record)]
+    missing += [partial(set_against, run) for run in _without_parity(record)]
+    failed = []
+    for take in missing:
+        try:
+            take()
+        except RunFailed as error:
+            say(f"failed: {error}")
+            failed.append(str(error))
+    return failed
 
 
 def show_plan(comparison: Comparison, cache: Path) -> Table:
@@ -333,7 +385,7 @@ def _duration(seconds: float) -> str:
 
 def main() -> None:
     """The command line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # saves and stops, as Ctrl-C does
+    plan.end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench.compare")
     terminal = Terminal()
 

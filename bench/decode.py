@@ -24,7 +24,7 @@ from bench import rounds
 from bench.rounds import ALLOCATOR, UNTOUCHED, Contestant, Ratio, environment
 from mlx_transformer.config import SIZES, Config
 from mlx_transformer.errors import BadInput, RunFailed, exit_cleanly
-from mlx_transformer.flags import Device, Folder, Seed, Size, Text, WholeNumber, parse
+from mlx_transformer.flags import Device, File, Seed, Size, Text, WholeNumber, parse
 from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_phase
 
@@ -54,7 +54,7 @@ class Flags:
     """of weights and prompts (default: 0)"""
     device: Device = None
     """where to compute (default: auto)"""
-    out: Folder = None
+    out: File = None
     """write every measured number to this JSON file"""
 
 

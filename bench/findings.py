@@ -15,6 +15,12 @@ FEWEST_SEEDS = 5  # under which an interval says little
 MANY = 10  # comparisons, from which on chance has a say
 MOST_APART = 0.02  # of the parameters of two contenders whose idea is not about parameters
 REFERENCES = {"torch": "PyTorch", "torch-compile": "compiled PyTorch"}
+SETTINGS = {  # flags that change the experiment, and how to say them
+    "dropout": "dropout {:g}",
+    "n_layers": "{} layers",
+    "learning_rate": "learning rate {:g}",
+    "stories": "{:,} stories",
+}
 
 
 class Cell(NamedTuple):
@@ -45,7 +51,7 @@ def backend(name: str) -> str:
     return name.partition(" · ")[2]
 
 
-def runs_of(log: Log, name: str) -> list[Mapping[str, Any]]:
+def runs_of(log: Log, name: str) -> list[Found]:
     """The runs of a contender, one a seed."""
     return [run for run in log["runs"] if run["name"] == name]
 
@@ -55,7 +61,7 @@ def headline_measure(log: Log) -> str:
     return next((key for key in MEASURES if any(one[key] for one in log["speedups"])), "clock")
 
 
-def ladder(log: Log) -> list[Mapping[str, Any]]:
+def ladder(log: Log) -> list[Found]:
     """The speed-ups at one budget: in the order of the log, and the soonest first where all are of one phase."""
     rows = [one for one in log["speedups"] if one["share_of_budget"] == 1 and one["target_loss"] is not None]
     key = headline_measure(log)
@@ -63,7 +69,7 @@ def ladder(log: Log) -> list[Mapping[str, Any]]:
     return sorted(rows, key=lambda one: -(times(one[key]).value or 0)) if one_phase else rows
 
 
-def against(rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+def against(rows: Sequence[Found]) -> tuple[str, list[str]]:
     """What speed-ups are measured against, and the name of each; where baselines differ, its own stands in its name."""
     overs = list(dict.fromkeys(row["over"] for row in rows))
     if len(overs) == 1:
@@ -132,7 +138,7 @@ def headline(log: Log) -> list[str]:
     return [sentence[:1].upper() + sentence[1:] for sentence in (doubt + said[0], *said[1:])]
 
 
-def _answers(log: Log, rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+def _answers(log: Log, rows: Sequence[Found], key: str) -> list[str]:
     if len(rows) == 1:
         return [_answer_for_one(log, rows[0], key)]
     verdicts = Counter(verdict(row[key]) for row in rows)
@@ -145,7 +151,7 @@ def _answers(log: Log, rows: Sequence[Mapping[str, Any]], key: str) -> list[str]
     return [f"{best['name']} pays most: it reaches the target loss {_as_soon(best, key)}.", counted]
 
 
-def _as_soon(row: Mapping[str, Any], key: str) -> str:
+def _as_soon(row: Found, key: str) -> str:
     found = row[key]
     if found["ratio"] is None:
         return f"more than {found['low']:.2f} times as soon as {row['over']}"
@@ -156,7 +162,7 @@ def _of_95(low: float | None, high: float | None) -> str:
     return _interval(low, high, ".2f").replace("(", "(95 % interval ")
 
 
-def _answer_for_one(log: Log, row: Mapping[str, Any], key: str) -> str:
+def _answer_for_one(log: Log, row: Found, key: str) -> str:
     found, name, over = row[key], row["name"], row["over"]
     kind = verdict(found)
     if kind == "not measured":
@@ -175,7 +181,7 @@ def _answer_for_one(log: Log, row: Mapping[str, Any], key: str) -> str:
     return f"{opening}: {name} reaches the target loss {_as_soon(row, key)}{closing}."
 
 
-def _by_other_measures(log: Log, rows: Sequence[Mapping[str, Any]], key: str) -> str:
+def _by_other_measures(log: Log, rows: Sequence[Found], key: str) -> str:
     loss = rows[0]["target_loss"]
     said = f"target: {loss:.3f} nats per piece on held-out text, {log['target']['rule']}. Measured by {MEASURES[key]}"
     if len(rows) > 1:
@@ -213,10 +219,10 @@ def remarks(log: Log) -> list[str]:
 
 
 def _fate(log: Log, name: str) -> str:
-    """What went amiss with a contender: "3 done, 2 diverged; 3 of 5 seeds reach the target within the budget"."""
+    """What went amiss with a contender: "3 done, 2 diverged; 3 of 5 seeds reach the target"."""
     broken = any(run["status"] in ("diverged", "failed") for run in runs_of(log, name))
     short_of = [one for one in log["time_to_target"] if one["name"] == name and one["reached"] < one["seeds"]]
-    reached = [f"{one['reached']} of {one['seeds']} seeds reach the target within the budget" for one in short_of]
+    reached = [f"{one['reached']} of {one['seeds']} seeds reach the target" for one in short_of]
     return "; ".join([status(log, name)] * broken + reached)
 
 
@@ -244,5 +250,6 @@ def machine(log: Log) -> str:
 
 def setting(log: Log) -> str:
     """What was trained on what: one line."""
-    count = f"{len(log['seeds'])} seed{'s' if len(log['seeds']) != 1 else ''}"
-    return f"Size {log['size']} on {log['corpus']['name']}, {count}, {short(log['budget_tokens'])} tokens a run"
+    seeds = f"{len(log['seeds'])} seed{'s' if len(log['seeds']) != 1 else ''}"
+    said = [f"Size {log['size']} on {log['corpus']['name']}", seeds, f"{short(log['budget_tokens'])} tokens a run"]
+    return ", ".join([*said, *(SETTINGS[name].format(value) for name, value in log.get("settings", {}).items())])

@@ -25,11 +25,11 @@ from rich.table import Table
 
 from bench import rounds
 from bench.compare import BUDGETS
-from bench.plan import RUNS, Contender, Run, execute
+from bench.plan import RUNS, Contender, Run, end_as_by_ctrl_c, execute
 from mlx_transformer.data.stream import validation_rows
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.files import atomic_write
-from mlx_transformer.flags import Device, Extent, Folder, Place, Size, TrainFlags, WholeNumber, parse
+from mlx_transformer.flags import Device, Extent, File, Place, Size, TrainFlags, WholeNumber, parse
 from mlx_transformer.model import Model
 from mlx_transformer.runtime import use_device
 from mlx_transformer.saved import load
@@ -65,7 +65,7 @@ class Flags:
     """of each run (default: half of the size's bench budget)"""
     device: Device = None
     """where to compute (default: auto)"""
-    out: Folder = None
+    out: File = None
     """the JSON log; the picture stands beside it (default: results/bench/length_<size>.json)"""
 
 
@@ -143,7 +143,7 @@ def check_log(path: Path, run: Run) -> None:
     """Raises BadInput if something else is there, or no log can be put there."""
     if path.suffix != ".json":
         raise BadInput(f"--out {path}: expected a name that ends with .json")
-    if not path.exists():
+    if not rounds.is_there(path):
         return rounds.check_out(path)
     ours = record(run, [], complete=False)
     try:
@@ -204,6 +204,7 @@ def draw(log: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """The command line."""
+    end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench.length")
     terminal = Console(width=100)
 

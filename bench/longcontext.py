@@ -29,7 +29,7 @@ from bench.rounds import Contestant
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import exit_cleanly
 from mlx_transformer.files import atomic_write
-from mlx_transformer.flags import Device, Extent, Folder, Size, Text, WholeNumber, parse
+from mlx_transformer.flags import Device, Extent, File, Size, Text, WholeNumber, parse
 from mlx_transformer.generate import Decoder
 from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_branch, find_phase
@@ -61,7 +61,7 @@ class Flags:
     """of each length (default: 5)"""
     device: Device = None
     """where to compute (default: auto)"""
-    out: Folder = None
+    out: File = None
     """the JSON log; the picture stands beside it (default: results/bench/longcontext_<size>.json)"""
 
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import rounds
-from bench.plan import Contender, Run, execute
+from bench.plan import Contender, Run, end_as_by_ctrl_c, execute
 from bench.roofline import Flags as RooflineFlags
 from bench.roofline import asked, chips
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, RunFailed, exit_cleanly
-from mlx_transformer.flags import Device, Folder, Positive, Text, TrainFlags, parse
+from mlx_transformer.flags import Device, File, Positive, Text, TrainFlags, parse
 from mlx_transformer.runtime import device_info, matmul_rate, use_device
 
 MACHINES = Path("results/bench/machines")
@@ -40,7 +40,7 @@ class Flags:
     """of training at each size (default: 60; other values do not belong into the table)"""
     device: Device = None
     """where to compute (default: auto)"""
-    out: Folder = None
+    out: File = None
     """the JSON file (default: results/bench/machines/CHIP.json)"""
 
 
@@ -126,6 +126,7 @@ def read_sizes(text: str | None) -> list[str]:
 
 def main() -> None:
     """The command line."""
+    end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench.machine")
     sizes, seconds, device = read_sizes(flags.sizes), flags.seconds or SECONDS, flags.device or "auto"
     chip = use_device(device).name

@@ -20,12 +20,12 @@ from rich.table import Table
 from bench import ours, rounds
 from bench.plan import DEFAULT
 from bench.rounds import Contestant
-from bench.training import text_like
+from bench.training import check_tokens, read_size, text_like
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, exit_cleanly
-from mlx_transformer.flags import Device, Extent, Folder, Size, Text, WholeNumber, parse
+from mlx_transformer.flags import Device, Extent, File, Size, Text, WholeNumber, parse
 from mlx_transformer.ops import fastmath, loss
-from mlx_transformer.runtime import device_info, use_device
+from mlx_transformer.runtime import use_device
 from mlx_transformer.saved import find_branch, find_phase
 from mlx_transformer.step import TrainingStep
 from mlx_transformer.streams import divided_blas
@@ -52,7 +52,7 @@ class Flags:
     """names with commas: default, plain, or recipes of the phase (default: default,plain)"""
     device: Device = None
     """where to compute (default: auto)"""
-    out: Folder = None
+    out: File = None
     """write what was found to this JSON file"""
 
 
@@ -92,7 +92,7 @@ def measure(flags: Flags) -> dict[str, Any]:
     """Everything that was found, as the log holds it. Raises BadInput for what is not there."""
     device, phase = flags.device or "auto", flags.phase or 1
     use_device(device)
-    size = flags.size or ("small" if device_info().backend == "cpu" else "base")
+    size = read_size(flags.size)
     module, names = find_phase(phase), (flags.recipes or f"{DEFAULT},{PLAIN}").split(",")
     for name in names:
         if name not in (DEFAULT, PLAIN, *module.RECIPES):
@@ -102,6 +102,7 @@ def measure(flags: Flags) -> dict[str, Any]:
     numbers: dict[str, Any] = {**SIZES[size], "dropout": 0.0} | ({"seq_len": flags.seq_len} if flags.seq_len else {})
     config = find_branch(module, flags.branch).Config(**numbers)
     rows = flags.batch_size or module.RECIPE.at(size).rows(config.seq_len)
+    check_tokens(rows, config.seq_len)
     shared = {"phase": phase, "branch": flags.branch, "size": size, "rows": rows, "config": config.to_dict()}
     contestants = {}
     for name in names:

@@ -54,7 +54,10 @@ def facts() -> dict[str, Any]:
 
 
 class TrainingRounds:
-    """The contestant mlx: fit() as a run drives it, with its curve and console, but without evaluations and saving."""
+    """The contestant mlx: fit() as a run drives it, with its curve and console, but without evaluations and saving.
+
+    Nor does its batch grow: what is timed is the step that a run repeats, and its tokens are counted as the full batch.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class TrainingRounds:
     ) -> None:
         use_device(device)
         kind = find_branch(find_phase(phase), branch)
-        rules = make_recipe(phase, size, rows, config["seq_len"], recipe, learning_rate)
+        rules = replace(make_recipe(phase, size, rows, config["seq_len"], recipe, learning_rate), batch_warmup=None)
         pieces = np.load(tokens, mmap_mode="r")
         data = Tokens(pieces, pieces[: config["seq_len"] + 1], 0, 1, 1, None, 0.0, True)
         log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as run.py has it

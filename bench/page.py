@@ -39,7 +39,7 @@ def _sections(log: Log, figures: Mapping[str, str]) -> list[str]:
     if "loss_tokens" in figures:
         sections.append(f"<h2>How the loss falls</h2>{_pair(figures, 'loss_tokens', 'loss_seconds')}")
     sections.append(_section(tables.rates(log), _pair(figures, "speed", "memory")))
-    rest = (tables.speed, tables.quality, tables.parity, tables.runs)
+    rest = (tables.speed, tables.quality, tables.parity, tables.agreement, tables.runs)
     return [*sections, *(_section(make(log)) for make in rest)]
 
 

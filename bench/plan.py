@@ -10,6 +10,7 @@ decides the result: code, settings, text, tokenizer, machine, versions.
 
 import ast
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -36,7 +37,7 @@ from mlx_transformer.files import write_json
 from mlx_transformer.flags import TrainFlags
 from mlx_transformer.plan import Plan, make_plan
 from mlx_transformer.run import described
-from mlx_transformer.runtime import device_info, matmul_rate, versions
+from mlx_transformer.runtime import compiles, device_info, matmul_rate, versions
 from mlx_transformer.saved import find_branch, find_phase
 from mlx_transformer.trainer import default_eval_every
 
@@ -121,6 +122,7 @@ class Run:
             "tokenizer": plan.tokenizer.sha256,
             "machine": [device_info().describe(), rounds.threads()],
             "versions": versions() if own.backend == "mlx" else importlib.metadata.version("torch"),
+            "compiles": own.backend == "mlx" and compiles(),
         }
         return hashlib.sha256(json.dumps(marked, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -135,15 +137,28 @@ class Run:
         return plan.settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, plan.config.seq_len)
 
 
-@functools.cache
-def _code(phase: int, backend: str) -> str:
-    """A checksum of the sources that a run's losses and times depend on; comments and layout do not count."""
+def _checksum(phase: int, backend: str) -> str:
+    """Of the sources that a run's losses and times depend on; Python's comments and layout do not count."""
     files = _imported([f"phases.phase{phase}", "mlx_transformer.trainer", "mlx_transformer.quality"])
     files |= set() if backend == "mlx" else set((ROOT / "bench" / "reference").rglob("*.py"))
     digest = hashlib.sha256()
     for path in sorted(files):
-        digest.update(f"{path.relative_to(ROOT)}\n{ast.dump(ast.parse(path.read_bytes()))}\n".encode())
+        digest.update(f"{path.relative_to(ROOT)}\n{_statements(path)}\n".encode())
+    for path in sorted((ROOT / "mlx_transformer").glob("*.cpp")) if backend == "mlx" else ():
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _statements(path: Path) -> str:
+    """What a source file does: without layout, comments and docstrings."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+_code = functools.cache(_checksum)  # as it was when the first run of its kind was planned
 
 
 def _imported(modules: Sequence[str]) -> set[Path]:
@@ -203,13 +218,16 @@ def is_begun(run: Run, cache: Path = RUNS) -> bool:
 def execute(run: Run, cache: Path = RUNS) -> Finished:
     """Make a run, or go on with it, or find it finished.
 
-    Raises KeyboardInterrupt once an interrupted run has saved. A run that fails is an answer, not an error; it is tried
-    again the next time.
+    Raises KeyboardInterrupt once an interrupted run has saved, and RunFailed if the code is no longer the one that was
+    planned with. A run that fails is an answer, not an error; it is tried again the next time.
     """
+    folder = (cache / run.fingerprint).absolute()
+    _outwait(folder)
     found = look(run, cache)
     if found.status != "missing":
+        _tidy(folder)
         return found
-    folder = (cache / run.fingerprint).absolute()
+    _check_code(run)
     if run.contender.backend == "mlx":
         command, environment = _ours(run, folder), rounds.environment(rounds.threads())
     else:
@@ -217,13 +235,37 @@ def execute(run: Run, cache: Path = RUNS) -> Finished:
         command = ["bench.reference.train", str(folder)]
         environment = rounds.environment(rounds.threads(), **UNTOUCHED, **ALLOCATOR)
     code, said = _wait([sys.executable, "-m", *command], environment)
+    try:
+        _check_code(run)
+    except RunFailed:
+        shutil.rmtree(folder, ignore_errors=True)  # nobody knows which code made it
+        raise
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
     found = look(run, cache)
     if found.status == "missing":
-        return Finished(status="failed", error=said or f"it ended with code {code}")
+        return Finished(status="failed", error=said)
     _tidy(folder)
     return found
+
+
+def _outwait(folder: Path) -> None:
+    """Wait until nobody trains in the folder: a run that outlived a killed parent goes on to its end."""
+    if folder.is_dir():
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _check_code(run: Run) -> None:
+    """Raises RunFailed if the code is no longer what the fingerprint says."""
+    own = run.contender
+    try:
+        same = _checksum(own.phase, own.backend) == _code(own.phase, own.backend)
+    except (OSError, SyntaxError):  # it is being edited
+        same = False
+    if not same:
+        name = f"{own.name}, seed {run.plan.seed},"
+        raise RunFailed(f"the code changed while {name} was planned or trained: give the command again")
 
 
 def _ours(run: Run, folder: Path) -> list[str]:
@@ -307,8 +349,18 @@ def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
                 process.send_signal(signal.SIGINT)  # the first saves and stops, a second one stops at once
                 interrupted = True
         said.seek(0)
-        words = said.read().strip().splitlines()
-    return _INTERRUPTED if interrupted else process.returncode, words[-1].removeprefix("error: ") if words else ""
+        why = rounds.last_words(process.returncode, said.read())
+    return _INTERRUPTED if interrupted else process.returncode, why
+
+
+def end_as_by_ctrl_c() -> None:
+    """From now on SIGTERM and the SIGHUP of a closed terminal do what Ctrl-C does, so that no run outlives its parent.
+
+    What this process was started to ignore it still does (nohup).
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _tidy(folder: Path) -> None:
@@ -327,7 +379,7 @@ def lacks_reference(runs: Sequence[Run]) -> list[str | None]:
     command = [sys.executable, "-m", "bench.reference.check"]
     done = subprocess.run(command, input=json.dumps(tasks), capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        raise RunFailed(f"PyTorch cannot be used: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        raise RunFailed(f"PyTorch cannot be used: {rounds.last_words(done.returncode, done.stderr)}")
     return json.loads(done.stdout)
 
 

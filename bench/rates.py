@@ -1,7 +1,7 @@
 """Tokens per second of contenders, measured interleaved; and parity, ours against the reference step by step."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,45 @@ from mlx_transformer.config import SIZES
 from mlx_transformer.saved import find_branch, find_phase
 
 PARITY_STEPS, PARITY_RATE, PARITY_SIZE = 200, 3e-4, "nano"
-_TOGETHER = 6  # contestants in memory at a time
+_RATE = 1e-6  # the learning rate while steps are timed: none takes longer or shorter by it, and none diverges
+_TOGETHER, _MEMORY = 6, 12e9  # contestants at a time, and their bytes: what a machine of 16 GB has left for them
 Say = Callable[[str], None]
 Group = dict[str, dict[str, Any]]  # contenders measured in one go, by name
 
 
-def measure(families: Sequence[Sequence[Run]], count: int, least: float, say: Say) -> list[Group]:
-    """Rounds of training steps, `least` seconds or more each, of families: a contender by each of its backends.
+def grouped(families: Sequence[Sequence[Run]], parameters: Mapping[str, int]) -> list[list[Run]]:
+    """Which contenders to measure in one go, from families: a contender by each of its backends. parameters: by name.
 
-    The first family, the baseline's, stands in every group; a group holds as many others as memory is thought to have
-    room for, so that whatever is compared was measured in turn.
+    The first family, the baseline's, is a group of its own where it has references; ours of it stands in every other
+    group, beside a family and as many more as memory has room for. So whatever is compared was measured in turn.
     """
-    return [_measure(group, count, least, say) for group in _groups(families)]
 
+    def fit(runs: Sequence[Run]) -> bool:
+        return len(runs) <= _TOGETHER and sum(_bytes(run, parameters[run.contender.name]) for run in runs) <= _MEMORY
 
-def _groups(families: Sequence[Sequence[Run]]) -> list[list[Run]]:
     baseline, *others = families
-    groups = [list(baseline)]
+    groups: list[list[Run]] = []
     for family in others:
-        if len(groups[-1]) > len(baseline) and len(groups[-1]) + len(family) > _TOGETHER:
-            groups.append(list(baseline))
+        if not groups or not fit([*groups[-1], *family]):
+            groups.append([baseline[0]])
         groups[-1] += family
-    return groups
+    return groups if groups and len(baseline) == 1 else [list(baseline), *groups]
 
 
-def _measure(runs: Sequence[Run], count: int, least: float, say: Say) -> Group:
+def _bytes(run: Run, parameters: int) -> float:
+    """Roughly the memory of a training run, in float32.
+
+    Four numbers of each parameter: weight, gradient, two moments. Of each token that is computed at a time some 36
+    activations as wide as the model in each layer, kept for the backward pass; with a reference also three as wide as
+    the vocabulary (logits, what the loss makes of them, their gradient), which ours never has whole.
+    """
+    config, recipe = run.plan.config, run.plan.recipe
+    widths = 36 * config.n_layers * config.d_model + (0 if run.contender.backend == "mlx" else 3 * config.vocab_size)
+    return 16 * parameters + 4 * run.step_tokens / recipe.accumulate * widths
+
+
+def measure(runs: Sequence[Run], count: int, least: float, say: Say) -> Group:
+    """Rounds of training steps in turn, `least` seconds or more each. Raises RunFailed if a contestant dies."""
     tokens = {run.contender.name: run.step_tokens for run in runs}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -69,6 +83,7 @@ def _contestants(runs: Sequence[Run], folder: Path) -> Iterator[Contestant]:
     """A folder for each of them: they differ in model and batch."""
     for i, run in enumerate(runs):
         own, plan, task = folder / f"task{i}", run.plan, task_of(run)
+        task = replace(task, recipe=replace(task.recipe, learning_rate=_RATE))
         pieces = np.array(plan.tokens.train[: BATCHES * task.step_tokens + 1])
         training.lay_out(task, plan.make_model(), pieces, BATCHES, own)
         yield _contestant(run.contender, task, own)

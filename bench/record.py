@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench import rates, target
+from bench.findings import SETTINGS
 from bench.plan import Contender, Finished, Run
 from bench.target import Rates
 
@@ -55,14 +56,15 @@ class Record:
     def document(self) -> dict[str, Any]:
         """compare.json, key by key as the schema has it."""
         own = self.comparison
-        measured = rates.read(self.groups)
+        measured, plan = rates.read(self.groups), own.runs[0].plan
         aim = own.target if own.target is not None else target.target_of(self._over, own.budget)
         return {
             "schema_version": 1,
             "complete": self.is_complete,
             "quick": own.quick,
             "machine": self.machine,
-            "size": own.runs[0].plan.size,
+            "size": plan.size,
+            "settings": {name: plan.settings[name] for name in SETTINGS if name in plan.settings},
             "corpus": self.corpus,
             "seeds": list(own.seeds),
             "budget_tokens": own.budget,
@@ -100,8 +102,10 @@ class Record:
         own = self.comparison
         if own.target is not None:
             return "as --target says"
-        seeds = f"the highest over {len(own.seeds)} seeds" if len(own.seeds) > 1 else "that of the one seed"
-        return f"{seeds} of {own.baseline.name}'s best validation loss within {own.budget:,} tokens"
+        used, given = len(target.best_losses(self._over, own.budget)), len(own.seeds)
+        count = "" if used == given else f"{used} of "
+        highest = f"the highest over {count}{given} seeds of " if given > 1 else ""
+        return f"{highest}{own.baseline.name}'s best validation loss within {own.budget:,} tokens"
 
     def _row(self, run: Run) -> dict[str, Any]:
         own, found = run.contender, self.finished[run.contender.name].get(run.plan.seed, Finished(status="missing"))

@@ -9,7 +9,9 @@ Besides there are
     {{story: base/stories.md 5}}       a story as it came out
 """
 
+import functools
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +163,14 @@ def baselines_table(text: str, *results: Mapping[str, Any]) -> str:
     return table(("model", "nats per piece", "bits per byte"), rows)
 
 
+def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
+    """How far the validation losses of two runs' curve.jsonl lie apart, at equal tokens."""
+    ours, theirs = ({one["tokens"]: one["valid_loss"] for one in lines if one["kind"] == "eval"} for lines in curves)
+    apart = [abs(loss - theirs[tokens]) for tokens, loss in ours.items() if tokens in theirs]
+    head = ("evaluations", "largest difference (nats)", "median difference (nats)")
+    return table(head, [(f"{len(apart)}", f"{max(apart):.4f}", f"{statistics.median(apart):.4f}")])
+
+
 def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
     """Tokens per second of phase 1 by machine, of what bench.machine wrote, the fastest first."""
     sizes = ("nano", "small", "base")
@@ -204,20 +214,20 @@ def compare_table(log: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _one_table(make: Callable[[Mapping[str, Any]], tables.Table], log: Mapping[str, Any]) -> str:
+    """A table of a compare.json by itself."""
+    return tables.markdown(make(log))
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "step": step_table,
     "shapes": shapes_table,
     "decode": decode_table,
     "baselines": baselines_table,
+    "apart": apart_table,
     "machines": machines_table,
     "compare": compare_table,
-    "speedups": tables.speedups_table,
-    "targets": tables.targets_table,
-    "speed": tables.speed_table,
-    "rates": tables.rates_table,
-    "quality": tables.quality_table,
-    "parity": tables.parity_table,
-    "runs": tables.runs_table,
+    **{make.__name__: functools.partial(_one_table, make) for make in tables.ALL},
 }
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.graph import Graph, Kernel, kernels, on_metal, peak_bytes, trace, training_step
+from bench.training import check_tokens
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, exit_cleanly
 from mlx_transformer.flags import Dtype, Extent, Size, Text, WholeNumber, parse
@@ -30,7 +31,6 @@ MATMUL = 0.34
 LARGE_MATMUL = 0.82  # 13.3 of 16.2 TFLOP/s, float32, M4 Max: chsasank/device-benchmarks, pull request 13
 TRAFFIC = 0.79  # 122 of 153.6 GB/s, M5: michaelstinkerings.org, "Apple M5 GPU roofline analysis"
 LAUNCH = 5.2e-6  # s; an RMSNorm more, in a queue: antonellof/ferrox, issue 149
-_MOST_TOKENS = 1 << 22  # of a step; the graph of more is too long to build
 FOR_THE_GPU = 0.75  # of the memory: what macOS recommends as Metal's working set at most
 
 ASSUMPTIONS = f"""\
@@ -130,8 +130,7 @@ def asked(flags: Flags) -> tuple[str, Work]:
     recipe = module.RECIPE.at(size)
     recipe = replace(recipe, dtype=flags.dtype or recipe.dtype).check()
     rows = flags.batch_size or max(1, recipe.batch_tokens // config.seq_len)
-    if rows * config.seq_len > _MOST_TOKENS:
-        raise BadInput(f"a batch of {rows} x {config.seq_len} tokens is too large: expected {_MOST_TOKENS:,} at most")
+    check_tokens(rows, config.seq_len)
     with on_metal():
         graph = trace(training_step(kind(config), recipe), mx.zeros((rows, config.seq_len + 1), mx.int32))
     name = f"phase {phase}{f' {flags.branch}' if flags.branch else ''}, {size}, {recipe.dtype}"

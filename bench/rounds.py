@@ -59,10 +59,17 @@ class Child:
         except BrokenPipeError:
             line = ""
         if not line:
-            code = self.process.wait()
-            last = (self.said.read_text(errors="replace").strip() or "no message").splitlines()[-1]
-            raise RunFailed(f"the contestant {self.contestant.name} ended with code {code}: {last}")
+            why = last_words(self.process.wait(), self.said.read_text(errors="replace"))
+            raise RunFailed(f"the contestant {self.contestant.name} failed: {why}")
         return json.loads(line)
+
+
+def last_words(code: int, said: str) -> str:
+    """Why a process ended: the last line that it said, unless a signal left it no time to say why."""
+    if code < 0:
+        return f"ended by signal {-code}"
+    lines = said.strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else f"ended with code {code}, without a message"
 
 
 @contextmanager
@@ -219,13 +226,21 @@ def check_out(path: Path | None) -> None:
     """Raises BadInput if a log cannot be put there."""
     if path is None:
         return
-    if path.exists():
+    if is_there(path):
         raise BadInput(f"--out {path} is there already: a log is not overwritten, give another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp").close()  # as write_json's
     except OSError as error:
-        raise BadInput(f"--out {path} cannot be written ({error}): give another place") from error
+        raise BadInput(f"--out {path} cannot be written ({error.strerror}): give another place") from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether --out is there. Raises BadInput where nobody can tell."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise BadInput(f"--out {path} cannot be used ({error.strerror}): give another place") from error
 
 
 def write_log(path: Path | None, log: dict[str, Any]) -> None:

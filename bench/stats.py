@@ -38,9 +38,11 @@ class Interval:
             return "faster"
         return "slower" if self.high < 1 else "no difference"
 
-    def scaled(self, factor: float) -> "Interval":
-        """The interval of factor times the estimate."""
-        return Interval(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+    @property
+    def inverse(self) -> "Interval":
+        """The interval of 1 / the estimate."""
+        low, value, high = (1 / bound if bound else math.inf for bound in (self.high, self.value, self.low))
+        return Interval(value=value, low=low, high=high)
 
 
 def median(values: np.ndarray) -> Interval:

@@ -29,8 +29,8 @@ from bench.rounds import Child, Contestant, Ratio
 from bench.training import BATCHES, WARM_UP, Task
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import RunFailed, exit_cleanly
-from mlx_transformer.flags import Device, Extent, Folder, Number, Size, Text, WholeNumber, parse
-from mlx_transformer.runtime import device_info, use_device
+from mlx_transformer.flags import Device, Extent, File, Number, Size, Text, WholeNumber, parse
+from mlx_transformer.runtime import use_device
 from mlx_transformer.saved import find_phase
 
 AGAINST = ("torch", "torch-compile", "torch-installed", "gemm", "plain")
@@ -60,7 +60,7 @@ class Flags:
     """torch, torch-compile, torch-installed, gemm, plain, with commas (default: the first three)"""
     device: Device = None
     """where to compute (default: auto)"""
-    out: Folder = None
+    out: File = None
     """write every measured number to this JSON file"""
 
 
@@ -68,12 +68,12 @@ def read_task(flags: Flags) -> Task:
     """Raises BadInput for a phase or numbers that cannot be."""
     device = flags.device or "auto"
     use_device(device)
-    phase, size = flags.phase or 1, flags.size or "auto"
-    size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
+    phase, size = flags.phase or 1, training.read_size(flags.size)
     numbers = {**SIZES[size], "dropout": flags.dropout or 0.0}
     numbers |= {"seq_len": flags.seq_len} if flags.seq_len else {}
     config = find_phase(phase).Config(**numbers)
     recipe = make_recipe(phase, size, flags.batch_size, config.seq_len)
+    training.check_tokens(recipe.rows(config.seq_len), config.seq_len)
     return Task(phase=phase, size=size, config=config, recipe=recipe, device=device)
 
 

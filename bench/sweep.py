@@ -27,6 +27,7 @@ from bench.machine import matmul_gflops
 from bench.ours import make_recipe
 from bench.passes import FULL, is_about_memory
 from bench.roofline import FOR_THE_GPU
+from bench.training import check_tokens
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
@@ -36,7 +37,6 @@ from mlx_transformer.saved import find_branch, find_phase
 AXES = ("d_model", "seq_len", "batch_size")
 LOG = "sweep.json"
 SECONDS = 3.0  # of timing, for each setting
-_MOST_TOKENS = 1 << 22  # of a step; the graph of more is too long to build
 _SAME = ("phase", "branch", "size", "device", "seconds", "max_memory_bytes")  # where a sweep goes on
 
 Setting = dict[str, Any]
@@ -116,8 +116,7 @@ class Grid:
         head = own["d_model"] // own["n_heads"]
         if width % head:
             raise BadInput(f"--d-models {width}: expected multiples of {head}, the width of a head at {self.size}")
-        if (tokens := setting["batch_size"] * setting["seq_len"]) > _MOST_TOKENS:
-            raise BadInput(f"a batch of {tokens:,} tokens is too large: expected {_MOST_TOKENS:,} at most")
+        check_tokens(setting["batch_size"], setting["seq_len"])
         numbers = {"d_model": width, "n_heads": width // head, "d_ff": own["d_ff"] * width // own["d_model"]}
         kind = find_branch(find_phase(self.phase), self.branch)
         recipe = make_recipe(self.phase, self.size, setting["batch_size"], setting["seq_len"])
@@ -246,7 +245,7 @@ def show(log: dict[str, Any]) -> Table:
 def open_log(path: Path, grid: Grid) -> dict[str, Any]:
     """The log of a sweep that goes on, or a new one. Raises BadInput if what is there is another sweep's."""
     mine = {name: getattr(grid, name) for name in _SAME}
-    if path.exists():
+    if rounds.is_there(path):
         try:
             log = json.loads(path.read_text(encoding="utf-8"))
             theirs = {name: log[name] for name in _SAME}

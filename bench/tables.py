@@ -1,11 +1,10 @@
 """The tables of a comparison: what they hold, as Markdown (one function a table), in compare.md and on a terminal."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +19,8 @@ from bench.findings import (
     Found,
     Log,
     against,
+    backend,
+    base,
     contenders,
     headline_measure,
     rate,
@@ -91,22 +92,24 @@ def _target_row(log: Log, name: str) -> Sequence[Cell]:
     known = next((one for one in log["time_to_target"] if one["name"] == name), None)
     if known is None:
         return Cell(name), *[NOT_MEASURED] * 4, Cell(status(log, name))
-    budget = log["budget_tokens"]
+    tokens, clock = (_end(log, name, key) for key in ("tokens", "seconds"))
     rated = next((one["tokens_per_second"]["median"] for one in log["rates"] if one["name"] == name), None)
     return (
         Cell(name),
         Cell(f"{known['reached']} of {known['seeds']}", known["reached"]),
-        amount(known["tokens_over_rate"], budget / rated if rated else None, seconds),
-        amount(known["clock"], _clock_of_a_budget(log, name), seconds),
-        amount(known["tokens"], budget, short),
+        amount(known["tokens_over_rate"], tokens / rated if tokens and rated else None, seconds),
+        amount(known["clock"], clock, seconds),
+        amount(known["tokens"], tokens, short),
         Cell(status(log, name)),
     )
 
 
-def _clock_of_a_budget(log: Log, name: str) -> float | None:
-    """The training clock at the end of the shortest of a contender's runs that went to their end."""
-    ends = [run["evals"][-1]["seconds"] for run in runs_of(log, name) if run["status"] == "done" and run["evals"]]
-    return min(ends, default=None)
+def _end(log: Log, name: str, key: str) -> float | None:
+    """Tokens or seconds at the end of a contender's shortest finished run, of those that missed the target if any."""
+    done = [run["evals"] for run in runs_of(log, name) if run["status"] == "done" and run["evals"]]
+    target = log["target"]["loss"] or 0.0
+    missed = [evals for evals in done if all(one["valid_loss"] > target for one in evals)]
+    return min((evals[-1][key] for evals in missed or done), default=None)
 
 
 def rates(log: Log) -> Table:
@@ -116,8 +119,8 @@ def rates(log: Log) -> Table:
             Cell(one["name"]),
             rate(one),
             Cell(memory(one["memory_bytes"]), one["memory_bytes"]),
-            Cell(f"{one['parameters']:,}", one["parameters"]),
-            Cell(str(one["rounds"]), one["rounds"]),
+            _number(one["parameters"], ","),
+            _number(one["rounds"]),
         )
         for one in log["rates"]
     ]
@@ -132,8 +135,7 @@ def rates(log: Log) -> Table:
 def speed(log: Log) -> Table:
     """Pairs measured in turn."""
     rows = [
-        (Cell(one["a"]), Cell(one["b"]), times(one), Cell(verdict(one)), Cell(str(one["rounds"]), one["rounds"]))
-        for one in log["speed"]
+        (Cell(one["a"]), Cell(one["b"]), times(one), Cell(verdict(one)), _number(one["rounds"])) for one in log["speed"]
     ]
     note = "Ratios of median tokens per second, measured A B A B … in one run, with 95 % intervals."
     head = ("contender", "against", "times the tokens/s", "verdict", "rounds")
@@ -141,7 +143,7 @@ def speed(log: Log) -> Table:
 
 
 def quality(log: Log) -> Table:
-    """How good the models are after the whole budget."""
+    """How good the models are at their best."""
     results = {name: [run["result"] for run in runs_of(log, name) if run["result"]] for name in contenders(log)}
     known = [key for key in QUALITIES if any(key in one["quality"] for own in results.values() for one in own)]
     rows = [
@@ -156,7 +158,7 @@ def quality(log: Log) -> Table:
     ]
     labels = [FIGURES[key][0] for key in known]
     meanings = "".join(f" {label.capitalize()}: {FIGURES[key][1]}." for label, key in zip(labels, known, strict=True))
-    note = "Median over seeds and the range, of the best evaluation within the budget." + meanings
+    note = "Median over seeds and the range, each run at its best evaluation." + meanings
     head = ("contender", "best loss (nats per piece)", "best bits per byte", *labels, "runs")
     return Table(title="Quality", note=note, head=head, rows=rows)
 
@@ -166,10 +168,10 @@ def parity(log: Log) -> Table:
     rows = [
         (
             Cell(f"phase {one['phase']}" + (f"/{one['branch']}" if one["branch"] else "")),
-            Cell(f"{one['max_difference']:.1e}", one["max_difference"]),
-            Cell(str(one["steps"]), one["steps"]),
-            Cell(f"{one['learning_rate']:g}", one["learning_rate"]),
-            Cell(str(one["seed"]), one["seed"]),
+            _number(one["max_difference"], ".1e"),
+            _number(one["steps"]),
+            _number(one["learning_rate"], "g"),
+            _number(one["seed"]),
         )
         for one in log["parity"]
     ]
@@ -178,12 +180,34 @@ def parity(log: Log) -> Table:
     return Table(title="Parity with the reference", note=note, head=head, rows=rows)
 
 
+def agreement(log: Log) -> Table:
+    """How far the validation losses of ours and of each reference lie apart, at equal seeds and tokens."""
+    rows = []
+    for name in contenders(log):
+        if backend(name) and (apart := _apart(runs_of(log, base(name)), runs_of(log, name))):
+            largest, mean = max(map(abs, apart)), sum(apart) / len(apart)
+            rows.append((Cell(name), _number(len(apart)), _number(largest, ".4f"), _number(mean, "+.4f")))
+    note = (
+        "Ours minus the reference's, from equal weights over equal batches. Without dropout what is left is float"
+        " noise, which grows with the steps and the learning rate; with dropout the two drop other activations."
+    )
+    head = ("reference", "evaluations", "largest difference (nats)", "mean difference (nats)")
+    return Table(title="Validation losses against the reference", note=note, head=head, rows=rows)
+
+
+def _apart(ours: Sequence[Found], theirs: Sequence[Found]) -> list[float]:
+    """Differences of the losses of runs of one seed, evaluation by evaluation."""
+    known = {(run["seed"], one["tokens"]): one["valid_loss"] for run in theirs for one in run["evals"]}
+    evals = [((run["seed"], one["tokens"]), one["valid_loss"]) for run in ours for one in run["evals"]]
+    return [loss - known[key] for key, loss in evals if key in known]
+
+
 def runs(log: Log) -> Table:
     """Every run, with what became of it."""
     rows = [
         (
             Cell(run["name"]),
-            Cell(str(run["seed"]), run["seed"]),
+            _number(run["seed"]),
             Cell(run["status"]),
             *_outcome(run["result"]),
             Cell(run["error"] or ""),
@@ -194,23 +218,23 @@ def runs(log: Log) -> Table:
     return Table(title="Every run", note=f"On {log['machine']['device']}.", head=head, rows=rows)
 
 
-def _outcome(result: Mapping[str, Any] | None) -> Sequence[Cell]:
+def _outcome(result: Found | None) -> Sequence[Cell]:
     if result is None:
         return (Cell("—"),) * 4
     return (
         _number(result["best_valid_loss"], ".4f"),
-        Cell(f"{result['tokens']:,}", result["tokens"]),
+        _number(result["tokens"], ","),
         Cell(seconds(result["train_seconds"]), result["train_seconds"]),
         Cell(result["stopped"]),
     )
 
 
 def amount(found: Found | None, cut: float | None, form: Callable[[float], str]) -> Cell:
-    """A median and its interval; what has no value was not reached within the cut."""
+    """A median and its interval; what has no value was not reached by the cut, shown unless it is below the median."""
     if found is None:
         return NOT_MEASURED
-    beyond = "not reached" if cut is None else f"> {form(cut)}"
     middle, low, high = found["median"], found["low"], found["high"]
+    beyond = "not reached" if cut is None or cut < (middle or 0) else f"> {form(cut)}"
     if middle is None:
         return Cell(beyond, math.inf)
     if low is None:
@@ -223,7 +247,7 @@ def seconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _number(value: float | None, form: str) -> Cell:
+def _number(value: float | None, form: str = "d") -> Cell:
     return NOT_MEASURED if value is None else Cell(f"{value:{form}}", value)
 
 
@@ -237,7 +261,7 @@ def _spread(values: Sequence[float | None], form: str) -> Cell:
 
 
 ON_A_TERMINAL = (speedups, targets, rates, speed)
-ALL: tuple[Callable[[Log], Table], ...] = (*ON_A_TERMINAL, quality, parity, runs)
+ALL: tuple[Callable[[Log], Table], ...] = (*ON_A_TERMINAL, quality, parity, agreement, runs)
 
 
 def markdown(table: Table) -> str:
@@ -251,41 +275,6 @@ def markdown(table: Table) -> str:
 
 def _marked(cell: Cell) -> str:
     return escaped(" ".join(cell.text.split())) if cell.value is None else cell.text
-
-
-def speedups_table(log: Log) -> str:
-    """Times sooner than the baseline."""
-    return markdown(speedups(log))
-
-
-def targets_table(log: Log) -> str:
-    """Time to target in absolute figures."""
-    return markdown(targets(log))
-
-
-def speed_table(log: Log) -> str:
-    """Tokens per second, one against the other."""
-    return markdown(speed(log))
-
-
-def rates_table(log: Log) -> str:
-    """Tokens per second, memory, parameters."""
-    return markdown(rates(log))
-
-
-def quality_table(log: Log) -> str:
-    """Losses and the figures of the stories."""
-    return markdown(quality(log))
-
-
-def parity_table(log: Log) -> str:
-    """The drift from the reference."""
-    return markdown(parity(log))
-
-
-def runs_table(log: Log) -> str:
-    """Every run."""
-    return markdown(runs(log))
 
 
 def write_markdown(path: Path, log: Log, pictures: Sequence[tuple[str, str]]) -> None:

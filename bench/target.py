@@ -48,13 +48,18 @@ def best_within(finished: Finished, tokens: float) -> float:
     return min((one["valid_loss"] for one in finished.evals if one["tokens"] < tokens + step), default=math.inf)
 
 
-def target_of(runs: Runs, tokens: float) -> float | None:
-    """The highest over seeds of the best loss within so many tokens, so that each seed reaches it.
+def best_losses(runs: Runs, tokens: float) -> list[float]:
+    """The best loss within so many tokens of each seed that has one.
 
-    None if no run got so far. A run that diverged or failed has no say: it would make any loss a target.
+    A run that diverged or failed has no say: it would make any loss a target.
     """
     losses = [best_within(finished, tokens) for finished in runs.values() if finished.status == "done"]
-    return max((loss for loss in losses if math.isfinite(loss)), default=None)
+    return [loss for loss in losses if math.isfinite(loss)]
+
+
+def target_of(runs: Runs, tokens: float) -> float | None:
+    """The highest of these losses, so that each of their seeds reaches it; None if there is none."""
+    return max(best_losses(runs, tokens), default=None)
 
 
 def needed(runs: Runs, target: float | None) -> np.ndarray:
@@ -75,7 +80,7 @@ def time_to_target(contender: Contender, runs: Runs, target: float | None, rates
         "reached": int(np.isfinite(tokens).sum()),
         "seeds": len(tokens),
         **{key: as_json(interval, "median") for key, interval in spent.items()},
-        "tokens_over_rate": as_json(spent["tokens"].scaled(1 / rate.value), "median") if rate else None,
+        "tokens_over_rate": as_json(stats.product(spent["tokens"], rate.inverse), "median") if rate else None,
     }
 
 

@@ -12,11 +12,14 @@ from bench import rounds
 from bench.rounds import ALLOCATOR, UNTOUCHED, Child, Contestant, environment
 from mlx_transformer.config import Config
 from mlx_transformer.data.stream import Batches
+from mlx_transformer.errors import BadInput
 from mlx_transformer.model import Model
 from mlx_transformer.recipe import Recipe
+from mlx_transformer.runtime import device_info
 
 WARM_UP = 3  # steps: the first compiles, the second starts from warm caches, the third says how long one takes
 BATCHES = 64  # different ones; then they come again
+MOST_TOKENS = 1 << 22  # of a step; the graph of more is too long to build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,17 @@ class Task:
     @property
     def step_tokens(self) -> int:
         return self.rows * self.config.seq_len
+
+
+def read_size(size: str | None) -> str:
+    """--size: where none is named, small on a CPU and base on a GPU."""
+    return ("small" if device_info().backend == "cpu" else "base") if size in (None, "auto") else size
+
+
+def check_tokens(rows: int, seq_len: int) -> None:
+    """Raises BadInput for a step that is too long."""
+    if rows * seq_len > MOST_TOKENS:
+        raise BadInput(f"a batch of {rows} x {seq_len} tokens is too large: expected {MOST_TOKENS:,} at most")
 
 
 def text_like(count: int, vocab_size: int) -> np.ndarray:

@@ -4,8 +4,8 @@
 the recipe's own, two seeds each, for 30 % of the size's bench budget. What counts is the median over the seeds of the
 best validation loss within the budget; a run that diverges counts as infinitely bad. While the best rate is the lowest
 or the highest one, the next on that side is tried, up to MOST_RATES in all. Finished runs are found again
-(bench/plan.py), so the same command goes on where it was cut off. It writes a JSON log; its result is written into the
-phase's RECIPE by hand.
+(bench/plan.py), so the same command goes on where it was cut off. It writes a JSON log, to which the same command with
+other --rates adds; its result is written into the phase's RECIPE by hand.
 
 A schedule's horizon does not shrink with the budget: a recipe that decays over more tokens is tuned on its beginning.
 """
@@ -23,9 +23,9 @@ from rich.table import Table
 
 from bench import rounds
 from bench.compare import BUDGETS
-from bench.plan import DEFAULT, RUNS, Contender, Finished, Run, execute
+from bench.plan import DEFAULT, RUNS, Contender, Finished, Run, end_as_by_ctrl_c, execute
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
-from mlx_transformer.flags import Device, Extent, Folder, Place, Size, Text, TrainFlags, WholeNumber, parse
+from mlx_transformer.flags import Device, Extent, File, Place, Size, Text, TrainFlags, WholeNumber, parse
 from mlx_transformer.runtime import use_device
 
 SHARE = 0.3  # of a comparison's budget, for each run
@@ -60,7 +60,7 @@ class Flags:
     """to begin with, with commas, three at least (default: 1/4, 1/2, 1, 2 and 4 times the recipe's)"""
     device: Device = None
     """where to compute (default: auto)"""
-    out: Folder = None
+    out: File = None
     """the JSON log (default: results/bench/tune_phase<n>_<size>.json)"""
 
 
@@ -108,17 +108,6 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-def noise(tried: list[Tried]) -> float | None:
-    """Two standard errors of the difference of two rates' medians, from the best rate's and its neighbours' seeds.
-
-    Their variances are pooled. None where no rate has two seeds that ended.
-    """
-    best = best_of(tried)
-    near = [one.losses for one in tried[max(0, best - 1) : best + 2]]
-    variances = [np.var(losses, ddof=1) for losses in near if len(losses) > 1 and all(map(math.isfinite, losses))]
-    return 2 * math.sqrt(2 * float(np.mean(variances)) / len(near[0])) if variances else None
-
-
 def search(rates: list[float], measure: Callable[[float], Tried], save: Callable[[list[Tried]], None]) -> list[Tried]:
     """Every rate measured, in order of rates; those beyond the given ones too, as long as the best is at the edge."""
     tried: list[Tried] = []
@@ -133,24 +122,30 @@ def search(rates: list[float], measure: Callable[[float], Tried], save: Callable
 
 def verdict(tried: list[Tried]) -> list[str]:
     """The best rate, and each of its neighbours against it, in sentences."""
-    best, bound = best_of(tried), noise(tried)
+    best = best_of(tried)
     one = tried[best]
     if math.isinf(one.median):
         return [f"every rate diverged, down to {one.rate:g}: there is no best"]
     said = [f"best learning rate: {one.rate:g} (validation loss {one.median:.4f})"]
     if best in (0, len(tried) - 1):
         said.append(f"it is at the edge of {len(tried)} rates: not settled; go on with --rates around it")
-    for other in (tried[i] for i in (best - 1, best + 1) if 0 <= i < len(tried)):
-        behind = other.median - one.median
-        if math.isinf(behind):
-            said.append(f"{other.rate:g} diverged")
-            continue
-        if bound is None:
-            judged = "whether that is more than seed noise, one seed does not tell"
-        else:
-            judged = f"{'within' if behind <= bound else 'beyond'} seed noise, {bound:.4f}"
-        said.append(f"{other.rate:g} is {behind:.4f} behind: {judged}")
-    return said
+    return said + [judged(one, tried[i]) for i in (best - 1, best + 1) if 0 <= i < len(tried)]
+
+
+def judged(best: Tried, other: Tried) -> str:
+    """How far a neighbour is behind the best rate, and with how many of their paired seeds (the sign test).
+
+    Counted, because of two seeds one that broke apart makes the standard error so large that it calls every rate alike.
+    """
+    if math.isinf(other.median):
+        return f"{other.rate:g} diverged"
+    behind, count = f"{other.rate:g} is {other.median - best.median:.4f} behind", len(best.losses)
+    if count == 1:
+        return f"{behind}: whether that is more than seed noise, one seed does not tell"
+    worse = sum(theirs > own for own, theirs in zip(best.losses, other.losses, strict=True))
+    if worse == count:
+        return f"{behind}, with every seed: by chance that is so once in {2**count}"
+    return f"{behind}, with {worse} of {count} seeds: within seed noise"
 
 
 def show(log: dict[str, Any]) -> Table:
@@ -266,22 +261,25 @@ def record(task: Task, tried: list[Tried], complete: bool) -> dict[str, Any]:
     }
 
 
-def check_log(path: Path, task: Task) -> None:
-    """Raises BadInput if the log of another task is there, or none can be put there."""
-    if not path.exists():
+def logged_rates(path: Path, task: Task) -> list[float]:
+    """Those that the log has already. Raises BadInput if it is of another task, or none can be put there."""
+    if not rounds.is_there(path):
         rounds.check_out(path)
-        return
+        return []
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         differs = [name for name, value in task.describe().items() if theirs[name] != value]
+        rates = [float(one["learning_rate"]) for one in theirs["rates"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"--out {path} holds no log of this command: give another name") from error
     if differs:
         raise BadInput(f"--out {path} holds a log with another {differs[0]}: give another name")
+    return rates
 
 
 def main() -> None:
     """The command line."""
+    end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench.tune")
     terminal = Console(width=120)
 
@@ -291,13 +289,14 @@ def main() -> None:
     task = Task.read(flags, say)
     name = "_".join(filter(None, (f"phase{flags.phase or 1}", flags.branch, flags.recipe, task.own.plan.size)))
     out = flags.out or RUNS.parent / f"tune_{name}.json"
-    check_log(out, task)
+    logged = logged_rates(out, task)
+
+    def save(tried: list[Tried]) -> None:
+        if len(tried) >= len(logged):  # it never holds fewer than before
+            rounds.write_log(out, record(task, tried, complete=False))
+
     try:
-        tried = search(
-            task.rates,
-            lambda rate: measure(task, rate, say),
-            lambda tried: rounds.write_log(out, record(task, tried, complete=False)),
-        )
+        tried = search(list(dict.fromkeys([*logged, *task.rates])), lambda rate: measure(task, rate, say), save)
     except KeyboardInterrupt:
         raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
     log = record(task, tried, complete=True)

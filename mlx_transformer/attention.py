@@ -19,7 +19,7 @@ class Attention(nn.Module):
 
     x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), their softmax in float32. Causal: a token sees those at its own
     and earlier positions. Variants override one step and call super(), so that they combine:
-    `class Mixer(Window, QKNorm, Attention): pass`.
+    `class Mixer(WindowAttention, QKNorm, FusedAttention): pass`.
     """
 
     Linear: type[linear.Linear] = BiasedLinear  # slot: linear maps with a bias or without

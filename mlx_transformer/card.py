@@ -17,7 +17,7 @@ __all__ = ["draw_loss", "escaped", "memory", "write_report", "write_stories"]
 Record = Mapping[str, Any]
 
 STOPPED = {
-    "plateau": "It stopped because the validation loss no longer improved",
+    "plateau": "It stopped because the validation loss no longer improved, or its schedule was at its end",
     "max_steps": "It was cut at its limit of steps",
     "max_tokens": "It was cut at its limit of tokens",
     "max_epochs": "It was cut at its limit of epochs",

@@ -25,7 +25,7 @@ _LARGEST = 2**31 - 1  # of an array's extent in MLX
 def _whole(text: str) -> int:
     value = int(text.replace("_", "")) if re.fullmatch(r"\+?\d[\d_]{0,17}", text, re.ASCII) else 0
     if value < 1:
-        raise ValueError(f"{text!r}: expected a whole number of at least 1")
+        raise ValueError(f"{text!r}: expected a whole number of at least 1, and of at most 18 digits")
     return value
 
 
@@ -93,6 +93,7 @@ Positive = Annotated[float | None, _optional(_positive, "X"), tyro.conf.arg(help
 Text = Annotated[str | None, _optional(str, "TEXT"), tyro.conf.arg(help_behavior_hint="")]
 Place = Annotated[str | None, _optional(_place, "NAME|PATH"), tyro.conf.arg(help_behavior_hint="")]
 Folder = Annotated[Path | None, _optional(lambda text: Path(_place(text)), "DIR"), tyro.conf.arg(help_behavior_hint="")]
+File = Annotated[Path | None, _optional(lambda text: Path(_place(text)), "FILE"), tyro.conf.arg(help_behavior_hint="")]
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Seed = Annotated[int | None, _optional(_seed, "N"), tyro.conf.arg(help_behavior_hint="")]
 Size = Annotated[str | None, _choice("nano", "small", "base", "auto"), tyro.conf.arg(help_behavior_hint="")]

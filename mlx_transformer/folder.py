@@ -25,15 +25,20 @@ _FOLDERS = ("model", "checkpoints")
 
 def check_folder(flags: TrainFlags) -> None:
     """Raises BadInput if --out must not be overwritten or cannot be made, or if --resume has nothing to go on from."""
-    try:
+    with usable(flags.resume or flags.out):
         if flags.resume is not None:
             _check_resume(flags.resume)
         elif flags.out is not None:
             _check_out(flags.out)
+
+
+@contextmanager
+def usable(folder: Path | None) -> Iterator[None]:
+    """Turn what the system has against a folder into bad input."""
+    try:
+        yield
     except OSError as error:
-        raise BadInput(
-            f"'{flags.resume or flags.out}' cannot be used ({error.strerror}): give another folder"
-        ) from error
+        raise BadInput(f"'{folder}' cannot be used ({error.strerror}): give another folder") from error
 
 
 def _check_resume(folder: Path) -> None:
@@ -45,8 +50,7 @@ def _check_resume(folder: Path) -> None:
 
 
 def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out '{out}' is a file: expected a folder that is new or empty")
+    check_place(out)
     if out.is_dir() and any(not _is_begun(path) for path in out.iterdir()):
         if not _is_run(out):
             raise BadInput(f"--out '{out}' is not empty and holds no run: expected a folder that is new or empty")
@@ -56,6 +60,12 @@ def _check_out(out: Path) -> None:
             )
         if list_checkpoints(out / "checkpoints"):
             raise BadInput(f"--out '{out}' holds an unfinished run: go on with --resume {out}, or give another folder")
+
+
+def check_place(out: Path) -> None:
+    """Raises BadInput if --out is no folder and cannot become one, OSError where the system does not say."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out '{out}' is a file: expected a folder that is new or empty")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not parent.is_dir():
         raise BadInput(f"--out '{out}' cannot be made: '{parent}' is a file")

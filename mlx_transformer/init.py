@@ -62,17 +62,19 @@ RULES: Rules = (
 )
 
 
-def gpt2_rules(n_layers: int) -> Rules:
-    """Normal with deviation 0.02, divided by sqrt(2 n_layers) for the two maps of a block that write into the stream.
+def gpt2_rules(d_model: int, n_layers: int) -> Rules:
+    """Normal, with a smaller deviation for the two maps of a block that write into the stream.
 
-    0.02: Radford et al. 2018 (GPT), sec. 4.1. The division: Radford et al. 2019 (GPT-2), sec. 2.3. As in Hugging
-    Face's code; OpenAI's starts the positions with 0.01.
+    0.02 at a width of 768 (Radford et al. 2018 (GPT), sec. 4.1) and more at smaller ones, so that a sum over d_model
+    numbers stays as large; divided by sqrt(2 n_layers) in those two maps (Radford et al. 2019 (GPT-2), sec. 2.3). As in
+    Hugging Face's code, whose 0.02 is for every width; OpenAI's starts the positions with 0.01.
     """
+    deviation = 0.02 * (768 / d_model) ** 0.5
     return (
-        (r"(embedding|head|position)\.weight", normal(0.02)),
-        (r".*\.mixer\.(relative_keys|relative_values|content_bias|position_bias)", normal(0.02)),
-        (r".*(?<!\.o)(?<!\.down)_proj\.weight", normal(0.02)),
-        (r".*\.(o|down)_proj\.weight", normal(0.02 / (2 * n_layers) ** 0.5)),
+        (r"(embedding|head|position)\.weight", normal(deviation)),
+        (r".*\.mixer\.(relative_keys|relative_values|content_bias|position_bias)", normal(deviation)),
+        (r".*(?<!\.o)(?<!\.down)_proj\.weight", normal(deviation)),
+        (r".*\.(o|down)_proj\.weight", normal(deviation / (2 * n_layers) ** 0.5)),
         *_VECTORS,
     )
 

@@ -189,6 +189,11 @@ def _prepare_kernels(prepared: Prepared, cache: Path) -> None:
         prepared.warn(f"MLX's kernels stay in the temporary folder that all programs share: {error}.")
 
 
+def compiles() -> bool:
+    """Whether mx.compile does anything on this CPU: it takes g++ and can be turned off."""
+    return native.compiler() is not None and "MLX_DISABLE_COMPILE" not in os.environ
+
+
 def matmul_reaches(library: Blas) -> bool:
     """Whether MLX's matmul on the CPU is computed by `library`."""
     import mlx.core as mx
@@ -284,13 +289,12 @@ def report(prepared: Prepared) -> list[str]:
     if sys.platform != "linux" or is_plain():
         return [*lines, f"settings   MLX as installed{' (MLX_TRANSFORMER_PLAIN)' if is_plain() else ''}"]
     kernels, library = prepared.kernels, prepared.blas
-    compiled = "off" if not native.compiler() or "MLX_DISABLE_COMPILE" in os.environ else "on"
     return [
         *lines,
         f"blas       {library.describe() if library and matmul_reaches(library) else 'the one MLX came with'}",
         f"threads    {prepared.threads} (physical cores here: {native.physical_cores()})",
         f"allocator  {'keeps freed memory' if prepared.allocator else 'as the system sets it'}",
-        f"compile    {compiled}{f', g++ flags {kernels.flags}' if kernels else ''}",
+        f"compile    {'on' if compiles() else 'off'}{f', g++ flags {kernels.flags}' if kernels else ''}",
         f"kernels    {f'{kernels.count} finished in {kernels.folder}' if kernels else 'in the temporary folder'}",
         f"gpu        {'yes' if mx.is_available(mx.gpu) else 'none'}",
     ]

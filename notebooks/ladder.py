@@ -42,7 +42,7 @@ for sentence in (*findings.headline(log), findings.setting(log), findings.machin
 # %%
 if findings.ladder(log):
     display(plots.draw_ladder(log).figure)
-display(Markdown(tables.speedups_table(log)))
+display(Markdown(tables.markdown(tables.speedups(log))))
 
 # %% [markdown]
 # Three measures stand beside each other. *Tokens* asks how much text the idea needs; it is exact for a seed. The
@@ -57,7 +57,7 @@ display(Markdown(tables.speedups_table(log)))
 # %%
 if log["rates"]:
     display(plots.draw_speed(log).figure, plots.draw_memory(log).figure)
-display(Markdown(tables.speed_table(log)))
+display(Markdown(tables.markdown(tables.speed(log))))
 
 # %% [markdown]
 # ## Does the answer hang on the target?

@@ -29,7 +29,6 @@ class Model(phase1.Model):
 
 
 _BUDGET = BySize(nano=2_000_000, small=5_000_000, base=20_000_000)  # tokens of the bench
-_WARMUP = BySize(nano=50_000, small=100_000, base=400_000)
 _MATRICES, _VECTORS = phase1.RECIPE.groups
 
 
@@ -41,16 +40,26 @@ def _tokens(of: BySize, share: float) -> BySize:
     return BySize(**{size: round(share * tokens) for size, tokens in vars(of).items()})
 
 
+def _trained(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
+    """The recipe with some fields replaced; it warms up over as many steps as phase 1, whatever its batch."""
+    recipe, first = replace(recipe, **fields), phase1.RECIPE
+    now, then = vars(recipe.batch_tokens), vars(first.batch_tokens)
+    warmup = {
+        size: round(tokens * now[size] / then[size]) for size, tokens in vars(first.schedule.warmup_tokens).items()
+    }
+    return replace(recipe, schedule=replace(recipe.schedule, warmup_tokens=BySize(**warmup)))
+
+
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "small_batch": {
         "batch_tokens": BySize(nano=1_024, small=2_048, base=8_192),
         "learning_rate": BySize(nano=6e-3, small=3e-3, base=1.5e-3),  # nano: tune/phase2_nano.json
     },
-    "linear": {"schedule": Linear(warmup_tokens=_WARMUP, total_tokens=_tokens(_BUDGET, 0.5))},
+    "linear": {"schedule": Linear(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.5))},
     "no_dropout": {"dropout": 0.0},
-    "cosine": {"schedule": Cosine(warmup_tokens=_WARMUP, total_tokens=_tokens(_BUDGET, 0.5))},
-    "restarts": {"schedule": CosineRestarts(warmup_tokens=_WARMUP, cycle_tokens=_tokens(_BUDGET, 0.1), growth=2)},
-    "constant": {"schedule": Constant(warmup_tokens=_WARMUP)},
+    "cosine": {"schedule": Cosine(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.5))},
+    "restarts": {"schedule": CosineRestarts(warmup_tokens=0, cycle_tokens=_tokens(_BUDGET, 0.1), growth=2)},
+    "constant": {"schedule": Constant(warmup_tokens=0)},
     "no_decay": {"groups": (_decayed(_MATRICES, 0.0), _VECTORS)},
     "strong_decay": {"groups": (_decayed(_MATRICES, 0.1), _VECTORS)},
     "decay_everywhere": {"groups": (_MATRICES, _decayed(_VECTORS, _MATRICES.optimizer.weight_decay))},
@@ -61,9 +70,9 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "ema": {"average": EMA(horizon_tokens=_tokens(_BUDGET, 0.02))},
     "batch_warmup": {"batch_warmup": BatchWarmup(tokens=_tokens(_BUDGET, 0.1), doublings=2)},
 }
-CHOSEN = ("small_batch", "linear", "no_dropout")  # what pays, by measurement
+CHOSEN = ("small_batch", "linear", "no_dropout")
 
-RECIPE = replace(phase1.RECIPE, **{field: value for name in CHOSEN for field, value in TECHNIQUES[name].items()})
+RECIPE = _trained(phase1.RECIPE, {field: value for name in CHOSEN for field, value in TECHNIQUES[name].items()})
 
 
 def _accumulated(recipe: Recipe) -> Recipe:
@@ -84,10 +93,10 @@ RECIPES: dict[str, Recipe] = {
     "fp16": replace(RECIPE, dtype="float16"),
     "bf16": replace(RECIPE, dtype="bfloat16"),
 }
-RECIPES |= {f"with_{name}": replace(phase1.RECIPE, **fields) for name, fields in TECHNIQUES.items()}
-RECIPES |= {name: replace(RECIPE, **fields) for name, fields in TECHNIQUES.items() if name not in CHOSEN}
+RECIPES |= {f"with_{name}": _trained(phase1.RECIPE, fields) for name, fields in TECHNIQUES.items()}
+RECIPES |= {name: _trained(RECIPE, fields) for name, fields in TECHNIQUES.items() if name not in CHOSEN}
 RECIPES |= {
-    f"without_{name}": replace(RECIPE, **{field: getattr(phase1.RECIPE, field) for field in TECHNIQUES[name]})
+    f"without_{name}": _trained(RECIPE, {field: getattr(phase1.RECIPE, field) for field in TECHNIQUES[name]})
     for name in CHOSEN
 }
 BRANCHES: dict[str, type[Model]] = {}

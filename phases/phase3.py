@@ -50,7 +50,7 @@ class Model(phase2.Model):
         return self.make_norm()
 
     def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
-        return init.rule_for(path, init.gpt2_rules(self.config.n_layers))(value, key)
+        return init.rule_for(path, init.gpt2_rules(self.config.d_model, self.config.n_layers))(value, key)
 
 
 def leaf(**slots: Slot) -> type[Model]:

@@ -74,12 +74,14 @@ def test_a_branch_has_as_many_parameters_as_the_trunk(name):
     assert abs(branch / trunk - 1) < 0.02
 
 
-def test_the_start_is_that_of_gpt_2():
-    weights = by_path(phase3.Model(phase3.Config(**SIZES["small"])).parameters())
+@pytest.mark.parametrize(("d_model", "deviation"), [(768, 0.02), (192, 0.04)])
+def test_the_start_is_that_of_gpt_2_at_its_width(d_model, deviation):
+    config = phase3.Config(**{**SIZES["nano"], "n_layers": 4, "d_model": d_model})
+    weights = by_path(phase3.Model(config).parameters())
     for path in ("embedding.weight", "head.weight", "position.weight", "blocks.1.mixer.q_proj.weight"):
-        assert abs(weights[path].std().item() / 0.02 - 1) < 0.03
+        assert abs(weights[path].std().item() / deviation - 1) < 0.03
     for path in ("blocks.1.mixer.o_proj.weight", "blocks.3.ffn.down_proj.weight"):
-        assert abs(weights[path].std().item() / (0.02 / 8**0.5) - 1) < 0.03
+        assert abs(weights[path].std().item() / (deviation / 8**0.5) - 1) < 0.03
     assert all(weights[path].max() == 0 for path in weights if path.endswith("_proj.bias"))
 
 

@@ -149,7 +149,7 @@ def test_the_report_says_what_how_good_and_how_to_go_on(tmp_path):
         "1.84M parameters",
         "Apple M1 Max",
         "5 min 12 s",
-        "the validation loss no longer improved",
+        "the validation loss no longer improved, or its schedule was at its end",
         "2.100 nats per piece",
         "0.900 bits per byte",
         "guesses among 8.2",

@@ -183,10 +183,9 @@ def recipe():
 
 def test_a_compiled_step_over_several_streams_is_the_eager_one(recipe):
     slow = replace(recipe, learning_rate=1e-3)  # at the full one rounding alone makes losses part
-    (compiled, ours), (eager, theirs) = trained(slow), trained(slow, compiled=False)
+    (compiled, _), (eager, _) = trained(slow), trained(slow, compiled=False)
+    # Not the weights: where a gradient is nothing but rounding, Muon follows it as far as any other.
     np.testing.assert_allclose(compiled, eager, atol=1e-3)
-    for path, weight in ours.items():
-        np.testing.assert_allclose(weight, theirs[path], atol=6 * 15 * 1e-3, err_msg=path)
     assert compiled[-1] < compiled[0] - 0.01
 
 

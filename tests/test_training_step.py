@@ -308,14 +308,30 @@ def test_every_named_recipe_is_whole(size):
         assert "BySize" not in str(sized.to_dict()), name
 
 
+def cold(recipe):
+    """Without the warm-up, which follows the batch."""
+    return replace(recipe, schedule=replace(recipe.schedule, warmup_tokens=1))
+
+
 def test_recipes_take_one_idea_to_phase_1_and_one_from_phase_2():
     for name, fields in phase2.TECHNIQUES.items():
-        added = phase2.RECIPES[f"with_{name}"]
-        assert added == replace(phase1.RECIPE, **fields) != phase1.RECIPE
+        added = cold(phase2.RECIPES[f"with_{name}"])
+        assert added == cold(replace(phase1.RECIPE, **fields)) != cold(phase1.RECIPE)
         other = phase2.RECIPES[f"without_{name}" if name in phase2.CHOSEN else name]
-        assert other != phase2.RECIPE
+        assert cold(other) != cold(phase2.RECIPE)
         if name in phase2.CHOSEN:
-            assert replace(other, **fields) == phase2.RECIPE
+            assert cold(replace(other, **fields)) == cold(phase2.RECIPE)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_recipe_warms_up_over_as_many_steps_as_phase_1(size):
+    def steps(recipe):
+        sized = recipe.at(size)
+        return sized.schedule.warmup_tokens / sized.batch_tokens
+
+    names = [f"{kind}{name}" for kind in ("with_", "without_", "") for name in phase2.TECHNIQUES]
+    for recipe in (phase2.RECIPE, *(phase2.RECIPES[name] for name in names if name in phase2.RECIPES)):
+        assert steps(recipe) == pytest.approx(steps(phase1.RECIPE))
 
 
 @pytest.mark.parametrize("name", sorted({"original", *phase2.TECHNIQUES} & set(phase2.RECIPES)))

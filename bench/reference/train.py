@@ -99,7 +99,7 @@ class Run:
                 self._evaluate()
             if now.losses and not math.isfinite(now.losses[-1]):
                 return "diverged"
-            if now.evaluated_step == now.step and self.should_stop(now.losses):
+            if now.losses and now.evaluated_step == now.step and self._is_at_its_end():
                 return "plateau"
             if full:
                 return "max_tokens"
@@ -108,6 +108,10 @@ class Run:
                 return "interrupted"
             if not math.isfinite(self._step()):
                 return "diverged"
+
+    def _is_at_its_end(self) -> bool:
+        """By the recipe's rule, or because a learning rate of 0 changes nothing any more."""
+        return self.training.factor() == 0 or self.should_stop(self.progress.losses)
 
     def _step(self) -> float:
         now, count = self.progress, self.task["rows_per_step"]

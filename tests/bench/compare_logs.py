@@ -82,6 +82,7 @@ def a_log(contenders=None, seeds=5, **changes):
             "load": [0.1, 0.2, 0.3],
         },
         "size": "small",
+        "settings": {},
         "corpus": {
             "name": "tinystories",
             "sha256": "0" * 64,

@@ -1,8 +1,14 @@
 """The comparison: what is planned, run, found again and concluded, over fake runs and over tiny real ones."""
 
+import concurrent.futures
+import fcntl
 import importlib.util
 import json
 import math
+import os
+import shutil
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +19,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import compare, outputs, plan, rates, rounds, target
+from bench import compare, outputs, plan, rates, rounds, target, training
 from bench.compare import Flags
+from bench.ours import TrainingRounds
 from bench.plan import Contender, Finished, Run
 from bench.stats import Interval
+from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.flags import TrainFlags, parse
+from mlx_transformer.optim.schedules import BatchWarmup, Linear
+from mlx_transformer.trainer import Habits, fit
 from phases import phase1
 from tests.faults.runs import command, write_text
 
@@ -49,7 +59,7 @@ class World:
     """Runs that are made up: by contender how fast it learns, how fast it computes, and what befalls it."""
 
     def __init__(self, **odd):
-        self.odd, self.executed = odd, []
+        self.odd, self.executed, self.measured = odd, [], []
 
     def __call__(self, run, cache):
         name, seed = run.contender.name, run.plan.seed
@@ -75,24 +85,22 @@ class World:
         result |= {"best_valid_loss": min(one["valid_loss"] for one in evals), "quality": {}}
         return Finished(status=status, result=result, evals=evals)
 
-    def measure(self, families, count, least, say):
+    def measure(self, runs, count, least, say):
         """A group as rates.measure makes it."""
-        draw = np.random.default_rng(7)
-        return [
-            {
-                run.contender.name: {
-                    "step_tokens": 1000,
-                    "steps_per_round": 1,
-                    "seconds_per_step": (
-                        draw.normal(1, 0.01, count) / self.odd.get(run.contender.name, {}).get("computes", 1.0)
-                    ).tolist(),
-                    "memory_bytes": 1,
-                    "facts": {},
-                }
-                for family in families
-                for run in family
+        draw, own = np.random.default_rng(7), [self.odd.get(run.contender.name, {}) for run in runs]
+        self.measured.append([run.contender.name for run in runs])
+        if any("dies" in one for one in own):
+            raise RunFailed("a contestant failed: ended by signal 9")
+        return {
+            run.contender.name: {
+                "step_tokens": 1000,
+                "steps_per_round": 1,
+                "seconds_per_step": (draw.normal(1, 0.01, count) / one.get("computes", 1.0)).tolist(),
+                "memory_bytes": 1,
+                "facts": {},
             }
-        ]
+            for run, one in zip(runs, own, strict=True)
+        }
 
 
 @pytest.fixture
@@ -226,6 +234,56 @@ def test_rates_are_not_measured_again(made_up, tmp_path):
     assert the(log["rates"], name="phase 1")["memory_bytes"] == 12345
 
 
+MANY = ("--phases", *[1] * 9, "--seeds", 1)  # two groups beside the baseline
+
+
+def test_a_contestant_that_dies_costs_nothing_but_its_group(made_up, monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(outputs, "write_all", lambda log, folder: written.append(log))
+    with pytest.raises(RunFailed, match=r"ended by signal 9; all else is in .*the same command tries again"):
+        made_up(*MANY, **{"phase 1 #2": {"dies": True}})
+    left = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert written == [left], "tables and pictures too"
+    assert [run["status"] for run in left["runs"]] == ["done"] * 9
+    assert [row["name"] for row in left["rates"]] == ["phase 1", "phase 1 #7", "phase 1 #8", "phase 1 #9"]
+    assert not left["complete"]
+    log, world = made_up(*MANY)
+    assert world.measured == [["phase 1", *(f"phase 1 #{i}" for i in range(2, 7))]], "the other group was kept"
+    assert log["complete"]
+    assert len(log["rates"]) == 9
+
+
+def test_each_group_is_kept_as_soon_as_it_is_measured(made_up, monkeypatch, tmp_path):
+    def interrupted(self, runs, *others, measure=World.measure):
+        if self.measured:
+            raise KeyboardInterrupt
+        return measure(self, runs, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(World, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made_up(*MANY)
+    assert len(json.loads((tmp_path / "out" / "rates.json").read_text())) == 1
+    assert len(made_up(*MANY)[1].measured) == 1
+
+
+def test_a_complete_comparison_stays_so_when_the_command_is_repeated(made_up, monkeypatch):
+    log, _ = made_up("--phases", 1, 1)
+    finished = {(run["name"], run["seed"]): run for run in log["runs"]}
+
+    def look(run, cache):
+        known = finished[run.contender.name, run.plan.seed]
+        return Finished(status="done", result=known["result"], evals=tuple(known["evals"]))
+
+    monkeypatch.setattr(plan, "look", look)
+    seen, write = [], compare.write_json
+    monkeypatch.setattr(
+        compare, "write_json", lambda path, value: seen.append((path.name, value)) or write(path, value)
+    )
+    made_up("--phases", 1, 1)
+    assert [value["complete"] for name, value in seen if name == "compare.json"] == [True, True]
+
+
 # What is planned
 
 
@@ -251,6 +309,10 @@ def test_an_ablation_is_every_branch_and_recipe_of_one_phase(planned, monkeypatc
     for line in (("1", "1"), ("1/wide",)):
         with pytest.raises(BadInput, match="expected one phase"):
             planned("--phases", *line, "--ablate")
+    monkeypatch.setattr(phase1, "BRANCHES", {})
+    monkeypatch.setattr(phase1, "RECIPES", {})
+    with pytest.raises(BadInput, match="phase 1 has no branch or recipe to ablate: give"):
+        planned("--phases", 1, "--ablate")
 
 
 def test_the_lowest_trunk_is_the_baseline(planned, monkeypatch):
@@ -316,6 +378,28 @@ def test_the_folder_is_found_again_until_it_is_complete(planned, monkeypatch, tm
     assert compare.find_folder(own, None) == compare.RESULTS / "later"
 
 
+def test_a_folder_that_cannot_be_used_is_bad_input(planned, monkeypatch, tmp_path):
+    own, file = planned("--phases", 1), tmp_path / "file"
+    file.touch()
+    for out, said in ((file, "is a file"), (file / "below" / "it", "is a file"), (tmp_path / ("x" * 300), "too long")):
+        with pytest.raises(BadInput, match=said):
+            compare.find_folder(own, out)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(BadInput, match="is not writable"):
+        compare.find_folder(own, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_may_not_be_read_is_bad_input(planned, monkeypatch, tmp_path):
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    own = planned("--phases", 1)
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(BadInput, match="Permission denied"):
+        compare.find_folder(own, tmp_path)
+
+
 # Fingerprints
 
 
@@ -323,10 +407,14 @@ def test_a_fingerprint_is_of_everything_that_decides_a_result(planned, monkeypat
     (run,) = planned("--phases", 1).runs
     (more,) = planned("--phases", 1, "--max-tokens", 2 * BUDGET).runs
     (dry,) = planned("--phases", 1, "--dropout", 0).runs
+    (deep,) = planned("--phases", 1, "--n-layers", 3).runs
     copy = replace(run, contender=replace(run.contender, copy=2))
-    prints = [one.fingerprint for one in (run, run.with_settings(seed=1), more, dry, copy)]
+    prints = [one.fingerprint for one in (run, run.with_settings(seed=1), more, dry, deep, copy)]
     assert len(set(prints)) == len(prints)
     assert planned("--phases", 1).runs[0].fingerprint == run.fingerprint
+    with monkeypatch.context() as patched:
+        patched.setenv("MLX_DISABLE_COMPILE", "1")
+        assert planned("--phases", 1).runs[0].fingerprint != run.fingerprint
     monkeypatch.setattr(plan, "_code", lambda phase, backend: "other")
     assert planned("--phases", 1).runs[0].fingerprint != run.fingerprint
 
@@ -336,12 +424,13 @@ def test_comments_do_not_change_the_code(monkeypatch, tmp_path):
     source = tmp_path / "phases" / "phase1.py"
     monkeypatch.setattr(plan, "ROOT", tmp_path)
     seen = []
-    for text in ("a = 1\n", "a = 1  # one\n\n", "a = 2\n"):
+    for text in ("a = 1\n", '"""Of a."""\na = 1  # one\n\n', "a = 2\n"):
         source.write_text(text)
-        plan._code.cache_clear()
-        seen.append(plan._code(1, "mlx"))
-    plan._code.cache_clear()
+        seen.append(plan._checksum(1, "mlx"))
     assert seen[0] == seen[1] != seen[2]
+    (tmp_path / "mlx_transformer").mkdir()
+    (tmp_path / "mlx_transformer" / "kernel.cpp").write_text("int one;")
+    assert plan._checksum(1, "mlx") != seen[2] == plan._checksum(1, "torch")
 
 
 # Time to target
@@ -378,15 +467,46 @@ def test_the_step_that_uses_up_the_budget_counts():
 # Groups of contestants
 
 
-def test_the_baseline_is_measured_in_every_group():
-    def named(*names):
-        return [SimpleNamespace(contender=SimpleNamespace(name=name)) for name in names]
+def family(name, *backends, size="nano", step_tokens=2048, accumulate=1):
+    """A contender as grouped() sees it: names, and what its memory is guessed from."""
+    made = SimpleNamespace(config=SimpleNamespace(**SIZES[size]), recipe=SimpleNamespace(accumulate=accumulate))
+    return [
+        SimpleNamespace(
+            contender=SimpleNamespace(name=f"{name}{own}", backend=own or "mlx"), plan=made, step_tokens=step_tokens
+        )
+        for own in ("", *backends)
+    ]
 
-    families = [named("a", "a torch"), *(named(f"{i}", f"{i} torch") for i in range(5))]
-    groups = [[run.contender.name for run in group] for group in rates._groups(families)]
-    assert [group[:2] for group in groups] == [["a", "a torch"]] * 3
-    assert [len(group) for group in groups] == [6, 6, 4]
-    assert [[one.contender.name for one in group] for group in rates._groups(families[:1])] == [["a", "a torch"]]
+
+def grouped(*families, parameters=250_000):
+    names = [run.contender.name for family in families for run in family]
+    groups = rates.grouped(families, dict.fromkeys(names, parameters))
+    return [[run.contender.name for run in group] for group in groups]
+
+
+def test_the_baseline_is_measured_in_every_group():
+    families = [family("a", "t"), *(family(f"{i}", "t") for i in range(5))]
+    groups = grouped(*families)
+    assert groups[0] == ["a", "at"], "by itself: with its reference it takes the most memory"
+    assert [group[0] for group in groups[1:]] == ["a"] * 3
+    assert [group[1:] for group in groups[1:]] == [["0", "0t", "1", "1t"], ["2", "2t", "3", "3t"], ["4", "4t"]]
+    assert grouped(families[0]) == [["a", "at"]]
+    assert grouped(family("a"), family("b"), family("c")) == [["a", "b", "c"]]
+
+
+def test_a_group_is_as_large_as_memory_allows():
+    def base(name, *backends, **odd):
+        return family(name, *backends, **{"size": "base", "step_tokens": 8192, **odd})
+
+    a, rest = base("a", step_tokens=32_768), [base(f"{i}", "t") for i in range(3)]
+    assert rates._bytes(a[0], 7_400_000) == pytest.approx(4.9e9, rel=0.05)
+    assert rates._bytes(base("t", "t", step_tokens=32_768)[1], 7_400_000) == pytest.approx(8.2e9, rel=0.05)
+    assert grouped(a, *rest, parameters=7_400_000) == [["a", "0", "0t", "1", "1t"], ["a", "2", "2t"]]
+    large = [base(f"{i}", step_tokens=32_768) for i in range(3)]
+    assert grouped(a, *large, parameters=7_400_000) == [["a", "0"], ["a", "1"], ["a", "2"]]
+    parts = [base(f"{i}", step_tokens=32_768, accumulate=8) for i in range(3)]
+    assert grouped(a, *parts, parameters=7_400_000) == [["a", "0", "1", "2"]]
+    assert grouped(a, *large[:2], parameters=10**10) == [["a", "0"], ["a", "1"]], "never less than a family"
 
 
 def test_rates_of_one_group_are_compared():
@@ -433,6 +553,81 @@ def test_a_run_is_the_command_of_its_phase_and_is_made_once(tiny, cache, monkeyp
     assert plan.execute(run, cache) == finished
 
 
+def test_a_run_that_outlived_its_parent_is_waited_for(tiny, cache, tmp_path, monkeypatch):
+    run = tiny()
+    made, folder = plan.execute(run, cache).folder, tmp_path / run.fingerprint
+    monkeypatch.setattr(plan, "_wait", lambda *_: pytest.fail("it was made again"))
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = pool.submit(plan.execute, run, tmp_path)
+        concurrent.futures.wait([found], timeout=0.3)
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        (folder / "checkpoints").mkdir()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert found.result().status == "done"
+    assert not (folder / "checkpoints").exists(), "tidied like one of its own"
+
+
+def test_code_that_changes_on_the_way_leaves_no_run(tiny, cache, tmp_path, monkeypatch):
+    run = tiny()
+    made, folder = plan.execute(run, cache).folder, tmp_path / run.fingerprint
+
+    def edited(*_):
+        shutil.copytree(made, folder)
+        monkeypatch.setattr(plan, "_checksum", lambda phase, backend: "other")
+        return 0, ""
+
+    monkeypatch.setattr(plan, "_wait", edited)
+    with pytest.raises(RunFailed, match="the code changed while phase 1, seed 0"):
+        plan.execute(run, tmp_path)
+    assert not folder.exists()
+    monkeypatch.setattr(plan, "_wait", lambda *_: pytest.fail("it was begun under the old fingerprint"))
+    with pytest.raises(RunFailed, match="the code changed"):
+        plan.execute(run, tmp_path)
+
+
+def test_a_signal_is_said_instead_of_an_earlier_warning():
+    program = "import os, sys; print('a warning', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    assert plan._wait([sys.executable, "-c", program], dict(os.environ)) == (-9, "ended by signal 9")
+    assert rounds.last_words(2, "a warning\nerror: no such file\n") == "no such file"
+    assert rounds.last_words(3, "") == "ended with code 3, without a message"
+
+
+def test_a_closed_terminal_ends_as_ctrl_c_does():
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        plan.end_as_by_ctrl_c()
+        for number in numbers:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        plan.end_as_by_ctrl_c()
+        os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_steps_are_timed_at_a_rate_at_which_none_diverges(tiny, tmp_path):
+    ours = tiny(learning_rate=1e6)
+    runs = [ours, replace(ours, contender=replace(ours.contender, backend="torch"))]
+    first, second = (one.settings for one in rates._contestants(runs, tmp_path))
+    assert first["learning_rate"] == second["recipe"]["learning_rate"] == 1e-6
+
+
+def test_steps_are_timed_with_the_full_batch(tmp_path, monkeypatch):
+    growing = replace(phase1.RECIPE, batch_warmup=BatchWarmup(tokens=10**6, doublings=2))
+    monkeypatch.setattr(phase1, "RECIPES", {"growing": growing})
+    config = phase1.Config(**{**SIZES["nano"], **{name: TINY[name] for name in TINY if name != "batch_size"}})
+    np.save(tmp_path / "tokens.npy", training.text_like(1000, config.vocab_size))
+    settings = {"phase": 1, "size": "nano", "rows": 8, "config": config.to_dict(), "recipe": "growing", "device": "cpu"}
+    contestant = TrainingRounds(tokens=str(tmp_path / "tokens.npy"), folder=str(tmp_path), **settings)
+    assert next(contestant.events).tokens == 8 * config.seq_len
+    contestant.events.close()
+
+
 def test_a_run_that_cannot_be_made_says_why(tiny, tmp_path):
     run = tiny()
     (tmp_path / run.fingerprint).mkdir()
@@ -455,7 +650,7 @@ def test_ctrl_c_names_the_folder_to_go_on_with(planned, monkeypatch, tmp_path):
     comparison = planned("--phases", 1)
     monkeypatch.setattr(compare, "read", lambda flags, say: comparison)
     monkeypatch.setattr(compare, "compare", interrupted)
-    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["compare", "--phases", "1"])
     with pytest.raises(Interrupted, match=r"go on with: python -m bench.compare --phases 1 --out=results/bench/\d+_"):
@@ -466,7 +661,7 @@ def test_the_plan_runs_nothing(planned, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     comparison = planned("--phases", 1, 1)
     monkeypatch.setattr(compare, "read", lambda flags, say: comparison)
-    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
     shown = command(compare.main, "--plan")
     assert shown.code == 0, shown
     assert "phase 1 #2" in shown.out
@@ -527,6 +722,22 @@ def test_a_reference_sees_our_rows_and_stops_by_our_rule(tiny, cache):
 
 
 @needs_torch
+def test_a_reference_ends_with_its_schedule_as_ours_does(text, tmp_path):
+    from bench.reference import train
+
+    run = Run.of(Contender(phase=2), TrainFlags(size="nano", data=str(text), max_tokens=2000, eval_every=10, **TINY))
+    ending = replace(run.plan.recipe, schedule=Linear(warmup_tokens=100, total_tokens=1440))
+    run = Run(contender=Contender(phase=2, backend="torch"), plan=replace(run.plan, recipe=ending))
+    plan._lay_out(run, tmp_path)
+    theirs = train.Run(tmp_path)
+    assert theirs.train() == "plateau"
+    ours = list(
+        fit(run.plan.make_model(), ending, run.plan.tokens, limits=run.plan.limits, habits=Habits(eval_every=10))
+    )
+    assert (theirs.progress.step, "plateau") == (20, ours[-1].why) == (ours[-1].progress.step, "plateau")
+
+
+@needs_torch
 def test_what_has_no_reference_says_why(tiny):
     own = tiny()
     branch = replace(own, contender=replace(own.contender, branch="none"))
@@ -541,7 +752,7 @@ def test_what_has_no_reference_says_why(tiny):
 @pytest.mark.slow
 def test_a_quick_comparison_from_end_to_end(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
     line = ("--phases", "1", "--quick", "--max-tokens", "40960", "--data", text, "--out", tmp_path / "out")
     done = command(lambda: compare.exit_cleanly(compare.main), *line)
     assert done.code == 0, done

@@ -92,3 +92,5 @@ def test_only_a_log_of_the_same_command_is_written_again(run, tmp_path):
         length.check_log(path, run)
     with pytest.raises(BadInput, match=r"\.json"):
         length.check_log(tmp_path / "log.txt", run)
+    with pytest.raises(BadInput, match="too long"):
+        length.check_log(tmp_path / f"{'x' * 300}.json", run)

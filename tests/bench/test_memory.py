@@ -21,6 +21,8 @@ def test_the_plain_loss_takes_more_and_computes_the_same():
 def test_bad_input_and_a_log(monkeypatch, tmp_path):
     with pytest.raises(BadInput, match="'no'"):
         measure(Flags(recipes="default,no"))
+    with pytest.raises(BadInput, match="is too large"):
+        measure(Flags(size="auto", batch_size=2_000_000_000))
     out = tmp_path / "x.json"
     monkeypatch.setattr(
         sys, "argv", ["x", "--size", "nano", "--batch-size", "2", "--recipes", "default", f"--out={out}"]

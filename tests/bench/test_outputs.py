@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench import findings, outputs, plots, tables
-from tests.bench.compare_logs import ODD, a_hard_log, a_log, a_run, an_ablation, found, middle
+from tests.bench.compare_logs import BUDGET, ODD, a_hard_log, a_log, a_run, an_ablation, found, middle
 
 LOGS = {"usual": a_log, "hard": a_hard_log, "ablation": an_ablation}
 ONE_TO_ONE = {"phase 1": (2.4, 1e4, None), "phase 2": (2.3, 1e4, (1.4, 1.2, 1.6))}
@@ -147,8 +147,8 @@ def test_the_same_log_gives_the_same_bytes(written, tmp_path):
 
 def test_absolute_figures_come_with_the_machine():
     log = a_log()
-    for table in (tables.targets_table(log), tables.rates_table(log), tables.runs_table(log)):
-        assert "Test chip" in table
+    for make in (tables.targets, tables.rates, tables.runs):
+        assert "Test chip" in tables.markdown(make(log))
     for picture in plots.draw(log):
         if picture.name in ("loss_seconds", "speed", "memory"):
             assert "Test chip" in picture.svg()
@@ -159,6 +159,63 @@ def test_a_table_has_as_many_cells_in_each_row():
         for log in (a_log(), a_hard_log()):
             lines = [line for line in tables.markdown(make(log)).splitlines() if line.startswith("|")]
             assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) <= 1
+
+
+def test_our_losses_are_set_against_the_references_seed_by_seed():
+    log = a_log({"phase 1": (2.45, 10_220.0, None), "phase 1 · torch": (2.45, 10_010.0, None)}, seeds=2)
+    theirs = [run for run in log["runs"] if run["backend"] == "torch"]
+    for run, by in zip(theirs, (0.25, -0.75), strict=True):
+        ours = next(one for one in log["runs"] if one["seed"] == run["seed"])
+        run["evals"] = [{**one, "valid_loss": one["valid_loss"] - by} for one in ours["evals"][:3]]
+    ((name, count, largest, mean),) = tables.agreement(log).rows
+    assert (name.text, count.text, largest.text, mean.text) == ("phase 1 · torch", "6", "0.7500", "-0.2500")
+
+
+def cut_short(log, name, share):
+    """The runs of a contender as they are where a rule stopped them after a share of the budget."""
+    for run in findings.runs_of(log, name):
+        run["evals"] = [one for one in run["evals"] if one["tokens"] <= share * BUDGET]
+
+
+@pytest.mark.parametrize(("share", "said"), [(1, "> 5M"), (0.75, "> 3.75M"), (0.5, "> 2.5M")])
+def test_what_was_not_reached_is_cut_where_its_runs_ended(share, said):
+    log, nothing = a_log(ONE_TO_ONE), middle(None)
+    cut_short(log, "phase 2", share)
+    log["time_to_target"][1] |= {"clock": nothing, "tokens": nothing, "tokens_over_rate": nothing}
+    _, _, over_rate, clock, tokens, _ = tables.targets(log).rows[1]
+    assert tokens.text == said
+    assert over_rate.text == f"> {share * BUDGET / 1e4:,.0f}"
+    assert clock.text == f"> {min(run['evals'][-1]['seconds'] for run in log['runs'][5:]):,.0f}"
+
+
+def test_the_cut_is_of_a_run_that_missed_the_target():
+    log = a_log(ONE_TO_ONE)
+    slowest = max(findings.runs_of(log, "phase 2"), key=lambda run: run["evals"][-1]["seconds"])
+    slowest["evals"] = [{**one, "valid_loss": 9.0} for one in slowest["evals"]]
+    log["time_to_target"][1]["clock"] = middle(300.0, 250.0, None)
+    assert tables.targets(log).rows[1][3].text == f"300 (250 to > {slowest['evals'][-1]['seconds']:,.0f})"
+
+
+def test_a_bound_below_the_median_is_not_shown():
+    log = a_log(ONE_TO_ONE)
+    cut_short(log, "phase 2", 0.25)
+    log["time_to_target"][1]["tokens"] = middle(1_500_000, 1_000_000, None)
+    assert tables.targets(log).rows[1][4].text == "1.5M (1M to not reached)"
+
+
+def test_a_parity_that_is_no_number_is_not_measured():
+    log = a_log()
+    log["parity"][0]["max_difference"] = None
+    assert "| phase 1 | not measured | 200 |" in tables.markdown(tables.parity(log))
+
+
+def test_settings_that_change_the_experiment_are_said(tmp_path):
+    log = a_log(ONE_TO_ONE, settings={"dropout": 0.0, "n_layers": 8, "stories": 2000})
+    outputs.write_all(log, tmp_path)
+    for said in ((tmp_path / "compare.html").read_text(), (tmp_path / "compare.md").read_text(), on_terminal(log)):
+        assert "5M tokens a run, dropout 0, 8 layers, 2,000 stories" in said
+    del log["settings"]
+    assert findings.setting(log).endswith("5M tokens a run"), "older logs hold none"
 
 
 def test_numbers_are_sorted_as_numbers_and_what_was_not_reached_last(written):
@@ -245,8 +302,8 @@ def test_a_narrow_terminal_cuts_nothing():
 
 def test_one_seed_has_no_interval(tmp_path):
     log = one_to_one(found(1.4, None, None), seeds=1)
-    assert "no interval" in tables.speedups_table(log)
-    assert "no difference" not in tables.speedups_table(log).split("\n\n")[0]
+    assert "no interval" in tables.markdown(tables.speedups(log))
+    assert "no difference" not in tables.markdown(tables.speedups(log)).split("\n\n")[0]
     assert any("Only one seed" in remark for remark in findings.remarks(log))
     assert all("seeds" not in picture.svg() for picture in plots.draw(log))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import report
+from bench import report, tables
 from bench.placeholder import Logs, values_at
 from mlx_transformer.errors import BadInput, exit_cleanly
 from tests.bench.compare_logs import a_log
@@ -156,7 +156,7 @@ def test_every_value_of_a_log_has_a_path(log):
         assert values_at(log, path) == [value]
 
 
-@pytest.mark.parametrize("kind", ["compare", "speedups", "targets", "speed", "rates", "quality", "parity", "runs"])
+@pytest.mark.parametrize("kind", ["compare", *(make.__name__ for make in tables.ALL)])
 def test_a_comparison_makes_every_table(root, kind):
     text = page(root, f"{{{{table: {kind} compare.json}}}}")
     assert re.search(r"^\| .* \|\n\| ---", text, re.MULTILINE)
@@ -166,6 +166,16 @@ def test_the_table_of_a_comparison_gives_its_answer(root):
     text = page(root, "{{table: compare compare.json}}")
     assert "2.31×" in text.split("\n")[0]
     assert "| phase 2 | 2.8200 (1) | faster | 2.31× (1.90–2.80) |" in text
+
+
+def test_two_curves_are_set_against_each_other_where_both_were_evaluated():
+    def curve(*losses):
+        return [{"kind": "log", "tokens": 5, "loss": 9.0}] + [
+            {"kind": "eval", "tokens": 10 * i, "valid_loss": loss} for i, loss in enumerate(losses)
+        ]
+
+    rows = report.apart_table(curve(3.0, 2.0, 1.0), curve(3.25, 1.5)).splitlines()
+    assert rows[-1] == "| 2 | 0.5000 | 0.3750 |"
 
 
 def test_machines_stand_in_one_table_the_fastest_first():

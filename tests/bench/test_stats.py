@@ -67,8 +67,18 @@ def test_over_five_pairs_the_interval_is_the_range_of_their_ratios(values):
 @given(st.lists(st.tuples(seconds, seconds), min_size=2, max_size=9), st.floats(0.1, 10))
 def test_the_unit_does_not_matter(values, factor):
     above, below = np.array(values).T
-    once, scaled = stats.ratio_of_medians(above, below).scaled(factor), stats.ratio_of_medians(factor * above, below)
-    assert [scaled.value, scaled.low, scaled.high] == pytest.approx([once.value, once.low, once.high])
+    once, scaled = stats.ratio_of_medians(above, below), stats.ratio_of_medians(factor * above, below)
+    assert [scaled.value, scaled.low, scaled.high] == pytest.approx(
+        [factor * bound for bound in (once.value, once.low, once.high)]
+    )
+
+
+@given(st.lists(st.tuples(seconds, seconds), min_size=2, max_size=5))
+def test_an_inverse_is_the_ratio_the_other_way_round(values):
+    above, below = np.array(values).T
+    found, other = stats.ratio_of_medians(above, below).inverse, stats.ratio_of_medians(below, above)
+    assert (found.low, found.high) == pytest.approx((other.low, other.high))
+    assert Interval(value=2, low=0, high=INF).inverse == Interval(value=0.5, low=0, high=INF)
 
 
 def test_what_was_never_reached_is_longer_than_any_other():

@@ -20,6 +20,9 @@ class Toy:
     def facts(self):
         return {"size": self.size, "given": os.environ.get("GIVEN")}
     def round(self, by):
+        if by < -1:
+            print("a warning", flush=True)
+            os.kill(os.getpid(), 9)
         if by < 0:
             raise SystemExit("the toy broke")
         self.size += by
@@ -58,6 +61,8 @@ def test_contestants_keep_their_state_and_take_turns(toy):
 def test_a_contestant_that_dies_is_named_with_its_last_words(toy):
     with rounds.started([toy("a", 0)]) as children, pytest.raises(RunFailed, match=r"contestant a .*the toy broke"):
         children["a"].ask(by=-1)
+    with rounds.started([toy("a", 0)]) as children, pytest.raises(RunFailed, match=r"contestant a .*by signal 9"):
+        children["a"].ask(by=-2)
 
 
 def test_the_ratio_and_its_interval():
@@ -112,8 +117,16 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
         rounds.check_out(tmp_path / "log.json")
     with pytest.raises(BadInput, match="cannot be written"):
         rounds.check_out(tmp_path / "log.json" / "below")
+    with pytest.raises(BadInput, match="too long"):
+        rounds.check_out(tmp_path / ("x" * 300))
+    with pytest.raises(BadInput, match="too long"):
+        rounds.check_out(tmp_path / ("x" * 250))  # for the temporary file that it is written to first
+    rounds.check_out(tmp_path / "new.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.json"]
     with pytest.raises(BadInput, match="1,x"):
         decode.read_batches("1,x")
+    with pytest.raises(BadInput, match="2000000000 x 64 tokens is too large"):
+        step.read_task(step.Flags(size="nano", batch_size=2_000_000_000))
 
 
 def run(monkeypatch, module, *line):

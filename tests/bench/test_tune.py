@@ -67,16 +67,22 @@ def test_a_seed_that_diverges_makes_the_median_infinite():
     assert tried(0.1, 2.0, None, 3.0).median == 3.0
 
 
-def test_neighbours_are_held_against_seed_noise():
-    near = [tried(0.001, 2.04, 2.02), tried(0.002, 2.01, 2.03), tried(0.004, 2.5, 2.52)]
-    assert tune.noise(near) == pytest.approx(2 * math.sqrt(2 * 0.0002 / 2))
+def test_neighbours_are_held_against_the_best_seed_by_seed():
+    near = [tried(0.001, 2.04, 2.02), tried(0.002, 2.01, 2.03), tried(0.004, 2.5, 5.52)]
     best, low, high = tune.verdict(near)
-    assert best.startswith("best learning rate: 0.002 (validation loss 2.0200)")
-    assert low.startswith("0.001 is 0.0100 behind: within seed noise, 0.0283")
-    assert "0.004 is 0.4900 behind: beyond" in high
+    assert best == "best learning rate: 0.002 (validation loss 2.0200)"
+    assert low == "0.001 is 0.0100 behind, with 1 of 2 seeds: within seed noise"
+    assert high == "0.004 is 1.9900 behind, with every seed: by chance that is so once in 4"
     assert tune.verdict([*near[:2], tried(0.004, None, 2.5)])[-1] == "0.004 diverged"
-    assert tune.noise([tried(0.001, 2.0), tried(0.002, 1.0), tried(0.004, 2.0)]) is None
-    assert tune.noise([tried(0.001, 2.0, None), tried(0.002, 1.0, 1.1), tried(0.004, None, None)]) > 0
+    of_three = tune.judged(tried(0.002, 2.0, 2.1, None), tried(0.004, 2.2, None, None))
+    assert of_three == "0.004 diverged"
+    assert "with 2 of 3" in tune.judged(tried(0.002, 2.0, 2.1, None), tried(0.004, 2.2, 2.3, None))
+    assert tune.judged(tried(0.002, 2.0), tried(0.004, 2.5)).endswith("one seed does not tell")
+
+
+def test_a_neighbour_that_broke_apart_makes_no_other_one_noise():
+    low, best, high = tried(0.004, 3.7167, 3.7518), tried(0.008, 3.6174, 3.6792), tried(0.016, 3.7981, 5.8452)
+    assert all("with every seed" in said for said in tune.verdict([low, best, high])[1:])
 
 
 def test_an_edge_is_said():
@@ -122,6 +128,35 @@ def test_a_real_search_and_the_same_again(command, monkeypatch, capsys):
     assert (again["runs"], again["rates"]) == (log["runs"], log["rates"])
     with pytest.raises(BadInput, match="another budget_tokens"):
         command(*line[:-1], 2048)
+
+
+def test_other_rates_are_added_to_a_log_that_never_loses_any(command, monkeypatch, tmp_path):
+    """As its own advice says: go on with --rates around the edge."""
+    best, made = 0.064, []
+
+    def execute(run, cache):
+        made.append(run.plan.recipe.learning_rate)
+        if len(made) == interrupted:
+            raise KeyboardInterrupt
+        return finished(1 + abs(math.log(made[-1] / best)))
+
+    monkeypatch.setattr(tune, "execute", execute)
+    monkeypatch.setattr(tune, "MOST_RATES", 3)
+    line, log = ("--seeds", 1), tmp_path / "results" / "bench" / "tune_phase1_nano.json"
+
+    def rates():
+        return [one["learning_rate"] for one in json.loads(log.read_text())["rates"]]
+
+    interrupted = None
+    assert "not settled; go on with --rates around it" in command(*line, "--rates", "0.004,0.008,0.016")["verdict"][1]
+    for interrupted in (5, 10):
+        with pytest.raises(Interrupted):
+            command(*line, "--rates", "0.016,0.032,0.064,0.128")
+        assert rates() == [0.004, 0.008, 0.016] + [0.032] * (interrupted == 10)
+    interrupted = None
+    whole = command(*line, "--rates", "0.016,0.032,0.064,0.128")
+    assert rates() == [0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
+    assert (whole["best"], len(whole["runs"])) == (best, 6)
 
 
 def test_every_phase_gets_the_same_budget_and_seeds(command, monkeypatch):

@@ -91,7 +91,7 @@ class Flags:
     learning_rate: Positive = None
     """the peak, the same for all (default: each recipe's own)"""
     max_tokens: WholeNumber = None
-    """the budget of a run (default: 2M at nano, 5M at small, 20M at base)"""
+    """the budget of a run; it cuts, and does not shrink, a schedule (default: 2M at nano, 5M at small, 20M at base)"""
     two_budgets: Switch = False
     """train for twice the budget, and compare at two budgets too"""
     quick: Switch = False

@@ -133,7 +133,7 @@ def headline(log: Log) -> list[str]:
     said = [*_answers(log, rows, key), _by_other_measures(log, rows, key)] if rows else []
     made = [_against_reference(one) for one in log["speed"] if backend(one["b"]) and base(one["b"]) == one["a"]]
     said += [f"{'; '.join(made)}."] if made else []
-    said = said or ["nothing to compare has been measured yet."]
+    said = said or ["there is nothing to compare." if log["complete"] else "nothing to compare has been measured yet."]
     doubt = f"{caveat(log)}: " if caveat(log) else ""
     return [sentence[:1].upper() + sentence[1:] for sentence in (doubt + said[0], *said[1:])]
 

@@ -252,9 +252,9 @@ def compare(comparison: Comparison, folder: Path, cache: Path, say: Say) -> dict
         say(f"    {_told(finished)}")
         _keep_logs(finished, folder / "runs" / f"{re.sub('[^a-z0-9]+', '_', name)}_seed{seed}")
         if not there or i == len(runs):
-            write_json(folder / "compare.json", _document(record))
+            write_json(folder / "compare.json", record.document())
     failed = _measure(folder, record, say)
-    log = json.loads(json.dumps(_document(record)))  # as a reader of the file finds it
+    log = json.loads(json.dumps(record.document()))  # as a reader of the file finds it
     write_json(folder / "compare.json", log)
     outputs.write_all(log, folder)
     if failed:
@@ -305,33 +305,6 @@ def _keep_logs(finished: Finished, folder: Path) -> None:
         shutil.copyfile(finished.folder / name, folder / name)
 
 
-def _document(record: Record) -> dict[str, Any]:
-    """compare.json so far: complete only with every rate and every parity."""
-    whole = record.is_complete and not _without_rates(record) and not _without_parity(record)
-    return record.document() | {"complete": whole}
-
-
-def _without_rates(record: Record) -> list[list[Run]]:
-    """Groups of contenders that ran whose tokens per second are to be measured; none without the baseline."""
-    if not record.has_run(record.comparison.baseline):
-        return []
-    families = [[run for run in family if record.has_run(run.contender)] for family in record.comparison.families]
-    groups = rates.grouped([family for family in families if family], record.parameters)
-    known = {name for group in record.groups for name in group}
-    return [runs for runs in groups if not {run.contender.name for run in runs} <= known]
-
-
-def _without_parity(record: Record) -> list[Run]:
-    """Ours of each phase and branch with a reference that is to be set against it; a quick comparison goes without."""
-    known, found = {(row["phase"], row["branch"]) for row in record.parity}, []
-    for ours, *references in [] if record.comparison.quick else record.comparison.families:
-        key = (ours.contender.phase, ours.contender.branch)
-        if references and key not in known:
-            known.add(key)
-            found.append(ours)
-    return found
-
-
 def _measure(folder: Path, record: Record, say: Say) -> list[str]:
     """Tokens per second and parity where they are not known, each kept as soon as it is; why any could not be taken."""
     quick = record.comparison.quick
@@ -345,8 +318,8 @@ def _measure(folder: Path, record: Record, say: Say) -> list[str]:
         record.parity.append(rates.parity(run, say))
         write_json(folder / _PARITY, record.parity)
 
-    missing = [partial(rate, runs) for runs in _without_rates(record)]
-    missing += [partial(set_against, run) for run in _without_parity(record)]
+    missing = [partial(rate, runs) for runs in record.without_rates()]
+    missing += [partial(set_against, run) for run in record.without_parity()]
     failed = []
     for take in missing:
         try:

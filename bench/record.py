@@ -83,9 +83,29 @@ class Record:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that was planned is there."""
+        """Whether everything that was planned is there: every run, rate and parity."""
         runs = [self.finished[run.contender.name].get(run.plan.seed) for run in self.comparison.all_runs()]
-        return bool(self.groups) and all(one is not None and one.status in ("done", "diverged") for one in runs)
+        made = all(one is not None and one.status in ("done", "diverged") for one in runs)
+        return made and bool(self.groups) and not self.without_rates() and not self.without_parity()
+
+    def without_rates(self) -> list[list[Run]]:
+        """Groups of contenders that ran whose tokens per second are to be measured; none without the baseline."""
+        if not self.has_run(self.comparison.baseline):
+            return []
+        families = [[run for run in family if self.has_run(run.contender)] for family in self.comparison.families]
+        groups = rates.grouped([family for family in families if family], self.parameters)
+        known = {name for group in self.groups for name in group}
+        return [runs for runs in groups if not {run.contender.name for run in runs} <= known]
+
+    def without_parity(self) -> list[Run]:
+        """Ours of each phase and branch with a reference to be set against it; a quick comparison goes without."""
+        known, found = {(row["phase"], row["branch"]) for row in self.parity}, []
+        for ours, *references in [] if self.comparison.quick else self.comparison.families:
+            key = (ours.contender.phase, ours.contender.branch)
+            if references and key not in known:
+                known.add(key)
+                found.append(ours)
+        return found
 
     def has_run(self, contender: Contender) -> bool:
         """Whether any of its runs came to something."""

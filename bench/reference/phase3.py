@@ -34,12 +34,16 @@ OURS = {
 }
 
 
+def rotations(head_dim: int, theta: float) -> Tensor:
+    """How far each pair of a head turns from one position to the next (Su et al. 2021, eq. 15): (d / 2,)."""
+    return theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+
+
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021, eq. 34), pairs half a head apart: x (B, H, L, d) at start and later."""
 
-    def __init__(self, length: int, head_dim: int, theta: float) -> None:
+    def __init__(self, length: int, rate: Tensor) -> None:
         super().__init__()
-        rate = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
@@ -162,7 +166,7 @@ class Model(GroupedModel):
         self.head_dim = d_model // self.n_heads
         self.n_kv_heads = n_kv_heads or self.n_heads
         self.sizes = [d_model, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.head_dim]
-        rotary = None if rope_theta is None else Rotary(numbers["seq_len"], self.head_dim, rope_theta)
+        rotary = None if rope_theta is None else Rotary(numbers["seq_len"], rotations(self.head_dim, rope_theta))
         self.positions = None if rotary else nn.Embedding(max_len, d_model)  # in the place of phase 1's sinusoids
         self.blocks = nn.ModuleList(
             Block(

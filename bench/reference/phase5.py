@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.reference.phase1 import KeysValues
 from bench.reference.phase2 import Decoder, Training, rules
-from bench.reference.phase3 import Block, GroupedModel, attend
+from bench.reference.phase3 import Block, GroupedModel, Rotary, attend, rotations
 
 __all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
 
@@ -34,27 +34,13 @@ OURS = {
 }
 
 
-class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021, eq. 34), pairs half a head apart, slowed down as Llama 3.1's are."""
-
-    def __init__(self, length: int, head_dim: int, theta: float, factor: float, low: float, high: float, original: int):
-        super().__init__()
-        rate = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        wavelength = 2 * math.pi / rate
-        share = (original / wavelength - low) / (high - low)  # of the old rate, in the band between
-        between = (1 - share) * rate / factor + share * rate
-        rate = torch.where(wavelength > original / low, rate / factor, rate)
-        rate = torch.where((wavelength >= original / high) & (wavelength <= original / low), between, rate)
-        angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
-
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """x (B, H, L, d), at start and later."""
-        here = slice(start, start + x.shape[2])
-        cos, sin = self.cos[here], self.sin[here]  # type: ignore[index]
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+def slowed(rate: Tensor, factor: float, low: float, high: float, original: int) -> Tensor:
+    """Rotations (d / 2,) as Llama 3.1 slows them down: slow ones by the factor, fast ones not, and a band between."""
+    wavelength = 2 * math.pi / rate
+    share = (original / wavelength - low) / (high - low)  # of the old rate, in the band between
+    between = (1 - share) * rate / factor + share * rate
+    rate = torch.where(wavelength > original / low, rate / factor, rate)
+    return torch.where((wavelength >= original / high) & (wavelength <= original / low), between, rate)
 
 
 class Attention(nn.Module):
@@ -119,7 +105,7 @@ class Model(GroupedModel):
         d_model, eps = numbers["d_model"], numbers["norm_eps"]
         self.head_dim, self.n_kv_heads = head_dim, n_kv_heads
         scaling = (rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_len)
-        rotary = Rotary(numbers["seq_len"], head_dim, rope_theta, *scaling)
+        rotary = Rotary(numbers["seq_len"], slowed(rotations(head_dim, rope_theta), *scaling))
         heads = [self.n_heads, n_kv_heads, n_kv_heads]
         self.sizes = [head_dim * n for n in heads]
         self.blocks = nn.ModuleList(

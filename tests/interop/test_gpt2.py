@@ -1,7 +1,6 @@
 """Hugging Face in and out: the same logits, the same greedy text, the same pieces; nothing silently dropped."""
 
 import json
-import socket
 
 import mlx.core as mx
 import numpy as np
@@ -21,19 +20,11 @@ from mlx_transformer.interop.formats import FORMATS, GPT2
 from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
 from mlx_transformer.saved import find_branch, find_phase, save_model
 from phases import phase1, phase3
-from tests.faults.runs import assert_bad, command, write_text
+from tests.faults.runs import assert_bad, command
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
 library = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install tokenizers")
-
-
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch):
-    def connect(*_):
-        raise AssertionError("nothing here may ask the network")
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
 
 
 # Theirs: odd sizes, with and without an own head, with rows to spare in the vocabulary.
@@ -101,18 +92,6 @@ def assert_same(ours, theirs, length, vocabulary):
     np.testing.assert_allclose(np.array(ours(tokens)), their_logits(theirs, tokens), atol=1e-4)
     start = tokens[0, :3].tolist()
     assert greedy(ours, start, length - 3) == their_greedy(theirs, start, length - 3)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def bpe(text, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return train_tokenizer("bpe", load_corpus(str(text), say=lambda line: None), 290)
 
 
 def write_ours(folder, tokenizer, branch=None, **numbers):

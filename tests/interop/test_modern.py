@@ -8,14 +8,12 @@ import pytest
 from mlx.utils import tree_map
 
 from mlx_transformer import load, run
-from mlx_transformer.data.corpus import load_corpus
-from mlx_transformer.data.tokenizer import train_tokenizer
 from mlx_transformer.generate import GREEDY, tell
 from mlx_transformer.interop import export_model, import_model
 from mlx_transformer.saved import find_branch, save_model
 from phases import phase5
-from tests.faults.runs import assert_bad, command, write_text
-from tests.test_interop import assert_same, byte_level, interop, weights
+from tests.faults.runs import assert_bad, command
+from tests.interop.test_gpt2 import assert_same, byte_level, interop, weights
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
@@ -133,18 +131,6 @@ def test_files_of_other_times(rope, tmp_path):
     mx.save_safetensors(path, arrays | {"model.layers.1.self_attn.rotary_emb.inv_freq": mx.ones(2)})
     import_model(tmp_path / "theirs", tmp_path / "run")
     assert_same(load(tmp_path / "run")[0], theirs, LENGTH, 257)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def bpe(text, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return train_tokenizer("bpe", load_corpus(str(text), say=lambda line: None), 290)
 
 
 @pytest.mark.parametrize(("kind", "branch", "window"), [("llama", None, {}), ("mistral", "mistral", {"window": 9})])

@@ -1,4 +1,4 @@
-"""Phase 5's parts against those of transformers, from the same numbers; whole models: tests/interop/test_modern.py."""
+"""Phase 5's parts against those of transformers, from the same numbers; whole models: tests/interop/test_llama.py."""
 
 import mlx.core as mx
 import numpy as np

@@ -8,15 +8,14 @@ compare.html and pictures; what the numbers mean is said in docs/COMPARE.md.
 
 import json
 import math
-import re
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import tyro
@@ -44,7 +43,7 @@ from mlx_transformer.flags import (
 )
 from mlx_transformer.folder import check_place, usable
 from mlx_transformer.run import described
-from mlx_transformer.runtime import use_device
+from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_phase
 
 RESULTS = Path("results/bench")
@@ -107,7 +106,7 @@ def read(flags: Flags, say: Say) -> Comparison:
     backends = _backends(flags.reference)
     aim = _target(flags.target)
     use_device(flags.device or "auto")
-    names = _contenders(flags)
+    names = _contenders(flags, say)
     size = training.read_size(flags.size or ("nano" if flags.quick else "auto"))
     budget = flags.max_tokens or (QUICK_TOKENS if flags.quick else BUDGETS[size])
     asked = {
@@ -126,17 +125,18 @@ def read(flags: Flags, say: Say) -> Comparison:
         target=aim,
         shares=(1.0,) if aim is not None else (0.5, 1.0, 2.0) if flags.two_budgets else (0.5, 1.0),
         quick=flags.quick,
+        trunk=_trunk(flags),
     )
 
 
-def _contenders(flags: Flags) -> list[Contender]:
+def _contenders(flags: Flags, say: Say) -> list[Contender]:
     """The baseline, which is the lowest phase's trunk, then the others; a name that comes again is a copy.
 
     With --ablate all that the one phase has. Raises BadInput for what is not there.
     """
-    given = [Contender.read(text) for text in flags.phases or map(str, _present())]
+    given = [Contender.read(text) for text in flags.phases or map(str, present_phases())]
     if flags.ablate:
-        return _ablation(given)
+        return _ablation(given, say)
     named = [replace(one, copy=1 + given[:i].count(one)) for i, one in enumerate(given)]
     return sorted(named, key=lambda one: one != min(named, key=_height))
 
@@ -145,19 +145,44 @@ def _height(contender: Contender) -> tuple[Any, ...]:
     return contender.phase, contender.branch is not None, contender.recipe != DEFAULT, contender.copy
 
 
-def _ablation(given: list[Contender]) -> list[Contender]:
-    """The trunk, each branch, each recipe. Ideas removed one by one are recipes too: phase 2's `without_X`."""
+def _trunk(flags: Flags) -> Contender | None:
+    """Of an ablation."""
+    return Contender.read(flags.phases[0]) if flags.ablate else None
+
+
+def _ablation(given: list[Contender], say: Say) -> list[Contender]:
+    """The trunk, each branch, each recipe; before them the phase before, where an idea stands alone on top of it."""
     trunk = given[0]
     if given != [Contender(phase=trunk.phase)]:
         raise BadInput(f"--ablate with {', '.join(one.name for one in given)}: expected one phase, such as --phases 3")
-    module = find_phase(trunk.phase)
-    if not (module.BRANCHES or module.RECIPES):
+    module, before = find_phase(trunk.phase), f"phase_{trunk.phase - 1}"
+    ideas = [replace(trunk, branch=name) for name in module.BRANCHES if name != before]
+    ideas += [
+        replace(trunk, recipe=name) for name in module.RECIPES if name != before and not _emulated(name, module, say)
+    ]
+    if not ideas:
         raise BadInput(f"phase {trunk.phase} has no branch or recipe to ablate: give --phases with another")
-    branches = [replace(trunk, branch=branch) for branch in module.BRANCHES]
-    return [trunk, *branches, *(replace(trunk, recipe=recipe) for recipe in module.RECIPES)]
+    alone = [Contender(phase=trunk.phase - 1)] if any(idea.is_alone for idea in ideas) else []
+    return [*alone, trunk, *(_as_before(idea, module, before) if idea.is_alone else idea for idea in ideas)]
 
 
-def _present() -> list[int]:
+def _emulated(recipe: str, module: ModuleType, say: Say) -> bool:
+    """Whether it computes in halves of a float32, which no CPU does but in software: its times would say nothing."""
+    emulated = device_info().backend == "cpu" and module.RECIPES[recipe].dtype != "float32"
+    if emulated:
+        say(f"left out on a CPU, which computes {module.RECIPES[recipe].dtype} in software: recipe {recipe}")
+    return emulated
+
+
+def _as_before(idea: Contender, module: ModuleType, before: str) -> Contender:
+    """An idea that stands alone takes all else from the phase before, where this one keeps that under its name."""
+    if idea.branch is None and before in module.BRANCHES:
+        return replace(idea, branch=before)
+    return replace(idea, recipe=before) if idea.recipe == DEFAULT and before in module.RECIPES else idea
+
+
+def present_phases() -> list[int]:
+    """Those of the ladder that are there."""
     return [n for n in range(1, 7) if (rounds.ROOT / "phases" / f"phase{n}.py").is_file()]
 
 
@@ -194,19 +219,19 @@ def _with_references(runs: list[Run], backends: tuple[str, ...], flags: Flags, s
 
     Raises BadInput if a reference was asked for and nothing has one.
     """
-    asked = runs[:1] if flags.ablate else runs
+    trunk = _trunk(flags)
+    asked = [run for run in runs if trunk in (None, run.contender)]
     lacking = plan.lacks_reference(asked) if backends else ["" for _ in asked]
     if flags.reference is not None and backends and all(lacking):
         raise BadInput(f"--reference {flags.reference}: {lacking[0]}; give --reference none")
-    families = [[run] for run in runs]
-    for family, why in zip(families, lacking, strict=False):
+    families = {run.contender: [run] for run in runs}
+    for run, why in zip(asked, lacking, strict=True):
         if why is None:
-            family += [
-                replace(run, contender=replace(run.contender, backend=name)) for run in family for name in backends
-            ]
+            references = [replace(run.contender, backend=name) for name in backends]
+            families[run.contender] += [replace(run, contender=reference) for reference in references]
         elif why:
-            say(f"{family[0].contender.name} has no reference in PyTorch: {why}")
-    return families
+            say(f"{run.contender.name} has no reference in PyTorch: {why}")
+    return list(families.values())
 
 
 def find_folder(comparison: Comparison, out: Path | None) -> Path:
@@ -249,8 +274,8 @@ def compare(comparison: Comparison, folder: Path, cache: Path, say: Say) -> dict
         there = seed in record.finished[name]
         say(f"{i} of {len(runs)}: {name}, seed {seed}{' (finished before)' if there else ''}")
         finished = record.finished[name][seed] = plan.execute(run, cache)
-        say(f"    {_told(finished)}")
-        _keep_logs(finished, folder / "runs" / f"{re.sub('[^a-z0-9]+', '_', name)}_seed{seed}")
+        say(f"    {told(finished)}")
+        plan.keep_logs(finished, folder / "runs", f"{name} seed{seed}")
         if not there or i == len(runs):
             write_json(folder / "compare.json", record.document())
     failed = _measure(folder, record, say)
@@ -287,22 +312,13 @@ def begin(comparison: Comparison) -> Record:
     )
 
 
-def _told(finished: Finished) -> str:
+def told(finished: Finished) -> str:
     """What came of a run, in a line."""
     if finished.result is None:
         return f"{finished.status}: {finished.error}"
     best, seconds = finished.result["best_valid_loss"], finished.result["train_seconds"]
     loss = "no evaluation" if best is None else f"validation loss {best:.4f}"
     return f"{finished.status}: {loss} after {seconds:,.0f} s of training"
-
-
-def _keep_logs(finished: Finished, folder: Path) -> None:
-    """Copy what a run wrote of itself, without its weights, so that the results stand by themselves."""
-    if finished.folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("result.json", "curve.jsonl"):
-        shutil.copyfile(finished.folder / name, folder / name)
 
 
 def _measure(folder: Path, record: Record, say: Say) -> list[str]:

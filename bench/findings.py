@@ -62,11 +62,17 @@ def headline_measure(log: Log) -> str:
 
 
 def ladder(log: Log) -> list[Found]:
-    """The speed-ups at one budget: in the order of the log, and the soonest first where all are of one phase."""
+    """The speed-ups at one budget: in the order of the log, and the soonest first where all are of one phase.
+
+    Those over one baseline stand together.
+    """
     rows = [one for one in log["speedups"] if one["share_of_budget"] == 1 and one["target_loss"] is not None]
     key = headline_measure(log)
     one_phase = len({base(one["name"]).split("/")[0].split(":")[0] for one in rows}) == 1
-    return sorted(rows, key=lambda one: -(times(one[key]).value or 0)) if one_phase else rows
+    overs = [one["over"] for one in rows]
+    return (
+        sorted(rows, key=lambda one: (overs.index(one["over"]), -(times(one[key]).value or 0))) if one_phase else rows
+    )
 
 
 def against(rows: Sequence[Found]) -> tuple[str, list[str]]:
@@ -146,7 +152,7 @@ def _answers(log: Log, rows: Sequence[Found], key: str) -> list[str]:
     counted = f"of {len(rows)} contenders: {counts}."
     sooner = [row for row in rows if verdict(row[key]) == "faster"]
     if not sooner:
-        return [f"no: none of {len(rows)} contenders reaches the target loss sooner than {rows[0]['over']}.", counted]
+        return [f"no: none of {len(rows)} contenders reaches the target loss sooner than {against(rows)[0]}.", counted]
     best = max(sooner, key=lambda row: times(row[key]).value or 0)
     return [f"{best['name']} pays most: it reaches the target loss {_as_soon(best, key)}.", counted]
 

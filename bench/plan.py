@@ -75,6 +75,11 @@ class Contender:
         return cls(phase=int(phase), branch=branch, recipe=recipe or DEFAULT)
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is an idea on top of the phase before, `alone_X`, and not on its own phase's trunk."""
+        return any(name.startswith("alone_") for name in (self.branch or "", self.recipe))
+
+    @property
     def name(self) -> str:
         """ "phase 3/rope:original #2 · torch": what differs from a phase's trunk in MLX."""
         branch = f"/{self.branch}" if self.branch else ""
@@ -368,6 +373,16 @@ def _tidy(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for path in (*folder.glob("*.npy"), *folder.glob("*.npz")):
         path.unlink()
+
+
+def keep_logs(finished: Finished, folder: Path, name: str) -> None:
+    """Copy what a run wrote of itself, without its weights, so that the results stand by themselves."""
+    if finished.folder is None:
+        return
+    place = folder / re.sub("[^a-z0-9]+", "_", name)
+    place.mkdir(parents=True, exist_ok=True)
+    for file in ("result.json", "curve.jsonl"):
+        shutil.copyfile(finished.folder / file, place / file)
 
 
 def lacks_reference(runs: Sequence[Run]) -> list[str | None]:

@@ -1,7 +1,7 @@
 """Tokens per second of contenders, measured interleaved; and parity, ours against the reference step by step."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,16 @@ Say = Callable[[str], None]
 Group = dict[str, dict[str, Any]]  # contenders measured in one go, by name
 
 
-def grouped(families: Sequence[Sequence[Run]], parameters: Mapping[str, int]) -> list[list[Run]]:
+def grouped(
+    families: Sequence[Sequence[Run]], parameters: Mapping[str, int], bases: Collection[str]
+) -> list[list[Run]]:
     """Which contenders to measure in one go, from families: a contender by each of its backends. parameters: by name.
 
-    The first family, the baseline's, is a group of its own where it has references; ours of it stands in every other
-    group, beside a family and as many more as memory has room for. So whatever is compared was measured in turn.
+    The first family, the baseline's, is a group of its own where it has references. In every other group stand those
+    that others are compared with (`bases`, by name), a family, and as many more as memory has room for. So whatever is
+    compared was measured in turn.
     """
+    shared = [run for family in families for run in family if run.contender.name in bases]
 
     def fit(runs: Sequence[Run]) -> bool:
         return len(runs) <= _TOGETHER and sum(_bytes(run, parameters[run.contender.name]) for run in runs) <= _MEMORY
@@ -38,9 +42,10 @@ def grouped(families: Sequence[Sequence[Run]], parameters: Mapping[str, int]) ->
     baseline, *others = families
     groups: list[list[Run]] = []
     for family in others:
-        if not groups or not fit([*groups[-1], *family]):
-            groups.append([baseline[0]])
-        groups[-1] += family
+        more = [run for run in family if run.contender.name not in bases]
+        if not groups or not fit([*groups[-1], *more]):
+            groups.append(list(shared))
+        groups[-1] += more
     return groups if groups and len(baseline) == 1 else [list(baseline), *groups]
 
 

@@ -20,6 +20,7 @@ class Comparison:
     target: float | None  # None: auto
     shares: tuple[float, ...]  # of the budget at which speed-ups are given
     quick: bool
+    trunk: Contender | None = None  # of an ablation
 
     @property
     def runs(self) -> list[Run]:
@@ -29,6 +30,12 @@ class Comparison:
     @property
     def baseline(self) -> Contender:
         return self.families[0][0].contender
+
+    def over(self, contender: Contender) -> Contender:
+        """What it is compared with: in an ablation the trunk, but for the trunk itself and for what stands alone."""
+        if self.trunk is None or contender == self.trunk or contender.is_alone:
+            return self.baseline
+        return self.trunk
 
     def all_runs(self) -> list[Run]:
         """Every run, the contenders in turn for each seed, so that a machine's moods fall on all of them alike."""
@@ -90,10 +97,12 @@ class Record:
 
     def without_rates(self) -> list[list[Run]]:
         """Groups of contenders that ran whose tokens per second are to be measured; none without the baseline."""
-        if not self.has_run(self.comparison.baseline):
+        own = self.comparison
+        if not self.has_run(own.baseline):
             return []
-        families = [[run for run in family if self.has_run(run.contender)] for family in self.comparison.families]
-        groups = rates.grouped([family for family in families if family], self.parameters)
+        families = [[run for run in family if self.has_run(run.contender)] for family in own.families]
+        bases = {own.over(run.contender).name for run in own.runs} | {own.baseline.name}
+        groups = rates.grouped([family for family in families if family], self.parameters, bases)
         known = {name for group in self.groups for name in group}
         return [runs for runs in groups if not {run.contender.name for run in runs} <= known]
 
@@ -135,16 +144,18 @@ class Record:
 
     def _pairs(self) -> list[tuple[str, str]]:
         """Which tokens per second are set against each other: with the baseline's, and with the reference's."""
-        families = [[run.contender.name for run in family] for family in self.comparison.families]
-        first = families[0][0]
-        return [(ours, first) for ours, *_ in families[1:]] + [(ours, one) for ours, *own in families for one in own]
+        own = self.comparison
+        families = [[run.contender for run in family] for family in own.families]
+        pairs = [(ours, own.over(ours)) for ours, *_ in families[1:]]
+        pairs += [(ours, reference) for ours, *references in families for reference in references]
+        return [(a.name, b.name) for a, b in pairs]
 
     def _speedups(self, share: float, aim: float | None, measured: Rates) -> list[dict[str, Any]]:
         own = self.comparison
         loss = aim if share == 1 else target.target_of(self._over, share * own.budget)
         if loss is None:
             return []
+        pairs = [(run.contender, own.over(run.contender)) for run in own.runs[1:]]
         return [
-            target.speedup(run.contender, self._known(run.contender), own.baseline, self._over, share, loss, measured)
-            for run in own.runs[1:]
+            target.speedup(one, self._known(one), over, self._known(over), share, loss, measured) for one, over in pairs
         ]

@@ -149,9 +149,9 @@ def quality(log: Log) -> Table:
     rows = [
         (
             Cell(name),
-            _spread([one["best_valid_loss"] for one in own], ".4f"),
-            _spread([one["best_valid_bpb"] for one in own], ".4f"),
-            *(_spread([one["quality"].get(key) for one in own], ".1%") for key in known),
+            spread([one["best_valid_loss"] for one in own], ".4f"),
+            spread([one["best_valid_bpb"] for one in own], ".4f"),
+            *(spread([one["quality"].get(key) for one in own], ".1%") for key in known),
             Cell(status(log, name)),
         )
         for name, own in results.items()
@@ -251,7 +251,7 @@ def _number(value: float | None, form: str = "d") -> Cell:
     return NOT_MEASURED if value is None else Cell(f"{value:{form}}", value)
 
 
-def _spread(values: Sequence[float | None], form: str) -> Cell:
+def spread(values: Sequence[float | None], form: str) -> Cell:
     """The median over seeds and the range, of those that are numbers."""
     known = [value for value in values if value is not None]
     if not known:
@@ -301,11 +301,12 @@ def show(log: Log, console: Console) -> None:
     for make in ON_A_TERMINAL:
         table = make(log)
         if table.rows:
-            console.print(_on_terminal(table))
+            console.print(on_terminal(table))
     console.print(Text(f"{findings.setting(log)}; {findings.machine(log)}", style="dim"))
 
 
-def _on_terminal(table: Table) -> RichTable:
+def on_terminal(table: Table) -> RichTable:
+    """For a terminal, with its title above and its note below."""
     shown = RichTable(title=Text(table.title), caption=Text(table.note), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
     for i, (head, numeric) in enumerate(zip(table.head, table.numeric(), strict=True)):

@@ -107,8 +107,8 @@ RECIPE = replace(
 
 def by(rule: Lion | Sophia, learning_rate: BySize) -> Recipe:
     """The trunk's recipe with another optimizer, whose decay is that of the matrices alone, as AdamW's is."""
-    matrices, vectors = RECIPE.groups
-    groups = (replace(matrices, optimizer=rule), replace(vectors, optimizer=replace(rule, weight_decay=0.0)))
+    *matrices, vectors = (replace(group, optimizer=rule) for group in RECIPE.groups)
+    groups = (*matrices, replace(vectors, optimizer=replace(rule, weight_decay=0.0)))
     return replace(RECIPE, groups=groups, learning_rate=learning_rate)
 
 

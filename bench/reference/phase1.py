@@ -145,10 +145,17 @@ def sinusoids(length: int, d_model: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model].float()
 
 
-KINDS = ["Matrices", "Vectors", "GlobalNorm", "AdamW", "AdamW"]  # of the groups, of clipping, of the optimizers
+Owns = dict[str, Callable[[str, nn.Parameter], bool]]
+
+# A group's selector (see `selector_of`) -> whether it takes the parameter of this name.
+OWNS: Owns = {
+    "Matrices": lambda name, parameter: parameter.ndim >= 2,
+    "Vectors": lambda name, parameter: parameter.ndim < 2,
+}
 
 # What is not built here, and how a recipe says that it does without.
 NEUTRAL: dict[str, Any] = {
+    "rates": {1.0},  # of the groups
     "dtype": "float32",
     "pace": {"kind": "ByTokens"},
     "batch_warmup": None,
@@ -159,26 +166,43 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
-def check(recipe: Mapping[str, Any], schedules: Collection[str], neutral: Mapping[str, Any]) -> None:
+def check(
+    recipe: Mapping[str, Any],
+    schedules: Collection[str],
+    neutral: Mapping[str, Any],
+    selectors: Collection[str],
+    optimizers: Collection[str] = ("AdamW",),
+) -> None:
     """Raises ValueError for a rule that a reference does not have."""
-    matrices, vectors = recipe["groups"]
-    parts = (matrices["select"], vectors["select"], recipe["clip"], matrices["optimizer"], vectors["optimizer"])
-    kinds = [part["kind"] for part in parts]
-    odd = {name: recipe[name] for name, value in neutral.items() if recipe[name] != value}
-    if recipe["schedule"]["kind"] not in schedules or kinds != KINDS or odd:
-        raise ValueError(f"this reference does not train by {recipe['schedule']['kind']}, {', '.join(kinds)}, {odd}")
+    groups = recipe["groups"]
+    built = {
+        recipe["schedule"]["kind"]: schedules,
+        recipe["clip"]["kind"]: ["GlobalNorm"],
+        **{selector_of(group): selectors for group in groups},
+        **{group["optimizer"]["kind"]: optimizers for group in groups},
+    }
+    odd = [kind for kind, kinds in built.items() if kind not in kinds]
+    values = {**recipe, "rates": {group["rate"] for group in groups}}
+    odd += [f"{name} {values[name]}" for name, value in neutral.items() if values[name] != value]
+    if odd:
+        raise ValueError(f"this reference does not train by {', '.join(odd)}")
+
+
+def selector_of(group: Mapping[str, Any]) -> str:
+    """Its kind and its pattern, if it has one."""
+    return " ".join(group["select"].values())
 
 
 def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
-    check(recipe, ["InverseSqrt"], NEUTRAL)
-    return {**numbers(recipe), "warmup_tokens": recipe["schedule"]["warmup_tokens"]}
+    check(recipe, ["InverseSqrt"], NEUTRAL, OWNS)
+    return {**numbers(recipe, OWNS), "warmup_tokens": recipe["schedule"]["warmup_tokens"]}
 
 
-def numbers(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the optimizer and of clipping."""
-    adam = [{name: group["optimizer"][name] for name in ("betas", "eps", "weight_decay")} for group in recipe["groups"]]
-    return {"learning_rate": recipe["learning_rate"], "adam": adam, "max_norm": recipe["clip"]["max_norm"]}
+def numbers(recipe: Mapping[str, Any], owns: Owns) -> dict[str, Any]:
+    """Those of the optimizers and of clipping."""
+    groups = [{"owns": owns[selector_of(own)], "rate": own["rate"], **own["optimizer"]} for own in recipe["groups"]]
+    return {"learning_rate": recipe["learning_rate"], "groups": groups, "max_norm": recipe["clip"]["max_norm"]}
 
 
 class Training:
@@ -190,7 +214,7 @@ class Training:
         *,
         learning_rate: float,
         warmup_tokens: float,
-        adam: list[dict[str, Any]],  # betas, eps and weight_decay of matrices, and of vectors
+        groups: list[dict[str, Any]],  # what each owns, its factor of the learning rate, its optimizer's numbers
         max_norm: float,
         compiled: bool = False,
     ) -> None:
@@ -198,18 +222,23 @@ class Training:
         self.warmup_tokens = warmup_tokens
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
-        matrices, vectors = [p for p in self.parameters if p.ndim >= 2], [p for p in self.parameters if p.ndim < 2]
-        groups = [{"params": own, **numbers} for own, numbers in zip((matrices, vectors), adam, strict=True)]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+        named = list(model.named_parameters())
+        self.optimizer = self.make_optimizer(
+            [{"params": [p for name, p in named if group["owns"](name, p)], **group} for group in groups]
+        )
         self.loss = compile_for(self.device, model.loss) if compiled else model.loss
         self.tokens = 0
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Of groups with their parameters (`params`); each step sets their learning rates."""
+        return torch.optim.AdamW(groups, fused=True)
 
     def step(self, batch: np.ndarray) -> float:
         """One step on a batch (rows, L + 1) int32; the loss before it, nats per piece."""
         rows = torch.from_numpy(batch).to(self.device).long()
         self.tokens += rows[:, 1:].numel()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * self.factor()
+            group["lr"] = self.learning_rate * self.factor() * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.backward(rows)
         nn.utils.clip_grad_norm_(self.parameters, self.max_norm)

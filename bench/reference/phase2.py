@@ -1,10 +1,11 @@
 """Phase 2 in PyTorch: phase 1's model, trained with what 2016-2019 added to the loop.
 
-Other schedules (Loshchilov & Hutter 2017, eq. 5), label smoothing (Szegedy et al. 2016, sec. 7), gradient accumulation.
+Other schedules (Loshchilov & Hutter 2017, eq. 5), label smoothing (Szegedy et al. 2016, sec. 7), gradient accumulation,
+a learning rate of their own for the embedding and the head (Howard & Ruder 2018, sec. 3.2).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.reference import phase1
-from bench.reference.phase1 import Decoder, Model, compile_for
+from bench.reference.phase1 import Decoder, Model, Owns, compile_for
 
 __all__ = ["Decoder", "Model", "Training", "rules"]
 
@@ -43,15 +44,22 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "Cosine": _cosine,
     "WSD": _wsd,  # phase 5's
 }
-NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in ("accumulate", "label_smoothing")}
+ENDS = ("embedding.weight", "head.weight")  # where the head is tied, the first alone
+OWNS: Owns = {
+    **phase1.OWNS,
+    "Inner": lambda name, parameter: parameter.ndim >= 2 and name not in ENDS,
+    r"Paths (embedding|head)\.weight": lambda name, parameter: name in ENDS,
+}
+BUILT = ("rates", "accumulate", "label_smoothing")
+NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in BUILT}
 
 
-def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def rules(recipe: Mapping[str, Any], owns: Owns = OWNS, optimizers: Collection[str] = ("AdamW",)) -> dict[str, Any]:
     """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
-    phase1.check(recipe, SCHEDULES, NEUTRAL)
+    phase1.check(recipe, SCHEDULES, NEUTRAL, owns, optimizers)
     schedule = dict(recipe["schedule"])
     return {
-        **phase1.numbers(recipe),
+        **phase1.numbers(recipe, owns),
         "schedule": SCHEDULES[schedule.pop("kind")],
         "warmup_tokens": schedule.pop("warmup_tokens"),
         "shape": schedule,

@@ -14,15 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.reference import phase2, phase5
-from bench.reference.phase1 import KeysValues
+from bench.reference import phase1, phase2, phase5
+from bench.reference.phase1 import KeysValues, Owns
 from bench.reference.phase2 import Decoder
 from bench.reference.phase3 import attend
 
 __all__ = ["Decoder", "Model", "Training", "rules"]
 
 OURS = {**phase5.OURS, "ffn.up": ["ffn.up_proj"], "attention.values": ["mixer.value_embedding"]}
-GROUPS = {"matrices": "Muon", "embeddings": "AdamW", "head": "AdamW", "vectors": "AdamW"}
+OWNS: Owns = {
+    r"Paths .*_proj\.weight": lambda name, _: name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")),
+    r"Paths (.*\.)?(value_)?embedding\.weight": lambda name, _: name.endswith(("embedding.weight", "values.weight")),
+    r"Paths head\.weight": lambda name, _: name == "head.weight",
+    "Vectors": phase1.OWNS["Vectors"],
+}
 
 
 class Attention(phase5.Attention):
@@ -119,25 +124,18 @@ class Model(phase5.Model):
 
 def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
-    kinds = {group["name"]: group["optimizer"]["kind"] for group in recipe["groups"]}
-    if kinds != GROUPS:
-        raise ValueError(f"this reference trains {GROUPS}, not {kinds}")
-    adam = recipe["groups"][-1]["optimizer"]
-    both = [{"select": {"kind": kind}, "optimizer": adam} for kind in ("Matrices", "Vectors")]
-    return {**phase2.rules({**recipe, "groups": both}), "groups": recipe["groups"]}
+    return phase2.rules(recipe, OWNS, ("AdamW", "Muon"))
 
 
 class MuonAndAdamW(torch.optim.AdamW):
-    """Muon (Jordan et al. 2024) for groups with `momentum`, AdamW for the others; lr is set anew for each step.
+    """Muon (Jordan et al. 2024) for groups with `momentum`, AdamW for the others.
 
-    A group's rate is a factor of lr. Muon's parameters hold maps one below the other (`rows`: how many rows each has),
-    which are orthogonalised apart.
+    Muon's parameters hold maps one below the other (`rows`: how many rows each has), which are orthogonalised apart.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            group["lr"] *= group["rate"]
             if "momentum" in group:
                 self._muon(group)
         super().step()  # of what has a gradient left
@@ -180,29 +178,10 @@ def orthogonalised(matrices: list[Tensor], iterations: int) -> list[Tensor]:
 
 
 class Training(phase2.Training):
-    """Phase 2's loop with Muon, and a rate for each group."""
+    """Phase 2's loop with Muon."""
 
-    def __init__(self, model: Model, *, groups: list[dict[str, Any]], adam: Any = None, **numbers: Any) -> None:
-        super().__init__(model, adam=[{}, {}], **numbers)
-        owned: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
-        for name, parameter in model.named_parameters():
-            owned[_group_of(name, parameter)].append((name, parameter))
-        table = []
-        for group in groups:
-            own = owned[group["name"]]
-            table.append({"params": [p for _, p in own], "rate": group["rate"], **_numbers(group["optimizer"])})
-            if group["name"] == "matrices":
-                table[-1]["rows"] = [model.rows(name, parameter) for name, parameter in own]
-        self.optimizer = MuonAndAdamW(table, lr=self.learning_rate, fused=True)
+    model: Model
 
-
-def _group_of(name: str, parameter: nn.Parameter) -> str:
-    if parameter.ndim < 2:
-        return "vectors"
-    if name in ("embedding.weight", "head.weight"):
-        return "embeddings" if name == "embedding.weight" else "head"
-    return "embeddings" if name.endswith("values.weight") else "matrices"
-
-
-def _numbers(optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in optimizer.items() if name != "kind"}
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> MuonAndAdamW:
+        rows = {parameter: self.model.rows(name, parameter) for name, parameter in self.model.named_parameters()}
+        return MuonAndAdamW([{"rows": [rows[p] for p in group["params"]], **group} for group in groups], fused=True)

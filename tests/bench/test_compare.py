@@ -315,6 +315,35 @@ def test_an_ablation_is_every_branch_and_recipe_of_one_phase(planned, monkeypatc
         planned("--phases", 1, "--ablate")
 
 
+def test_an_idea_alone_is_compared_with_the_phase_before(planned):
+    comparison = planned("--phases", 6, "--ablate")
+    over = {run.contender.name: comparison.over(run.contender).name for run in comparison.runs[1:]}
+    assert comparison.baseline.name == over["phase 6"] == "phase 5"
+    assert over["phase 6/alone_softcap:phase_5"] == over["phase 6/phase_5:alone_muon"] == "phase 5"
+    assert (
+        over["phase 6/without_softcap"]
+        == over["phase 6:without_muon"]
+        == over["phase 6:with_batch_warmup"]
+        == "phase 6"
+    )
+    assert not {"phase 6/phase_5", "phase 6:phase_5"} & over.keys()
+    document = compare.begin(comparison).document()
+    assert {row["name"]: row["over"] for row in document["speedups"]} == {}, "nothing has run yet"
+
+
+def test_the_trunk_of_an_ablation_has_the_reference(planned):
+    pytest.importorskip("torch", reason="torch is not installed")
+    names = [run.contender.name for run in planned("--phases", 2, "--ablate", "--reference", "torch").runs]
+    assert names[:3] == ["phase 1", "phase 2", "phase 2 · torch"]
+    assert sum("torch" in name for name in names) == 1
+
+
+def test_a_cpu_does_not_ablate_halves_of_a_float32(planned):
+    names = [run.contender.name for run in planned("--phases", 2, "--ablate").runs]
+    assert not {"phase 2:fp16", "phase 2:bf16"} & set(names)
+    assert "phase 2:original" in names
+
+
 def test_the_lowest_trunk_is_the_baseline(planned, monkeypatch):
     monkeypatch.setattr(phase1, "RECIPES", {"slow": phase1.RECIPE})
     assert [run.contender.name for run in planned("--phases", "1:slow", 1).runs] == ["phase 1", "phase 1:slow"]
@@ -478,9 +507,9 @@ def family(name, *backends, size="nano", step_tokens=2048, accumulate=1):
     ]
 
 
-def grouped(*families, parameters=250_000):
+def grouped(*families, parameters=250_000, bases=("a",)):
     names = [run.contender.name for family in families for run in family]
-    groups = rates.grouped(families, dict.fromkeys(names, parameters))
+    groups = rates.grouped(families, dict.fromkeys(names, parameters), bases)
     return [[run.contender.name for run in group] for group in groups]
 
 
@@ -492,6 +521,11 @@ def test_the_baseline_is_measured_in_every_group():
     assert [group[1:] for group in groups[1:]] == [["0", "0t", "1", "1t"], ["2", "2t", "3", "3t"], ["4", "4t"]]
     assert grouped(families[0]) == [["a", "at"]]
     assert grouped(family("a"), family("b"), family("c")) == [["a", "b", "c"]]
+
+
+def test_what_others_are_compared_with_is_measured_in_every_group():
+    families = [family("a"), family("b"), *(family(f"{i}") for i in range(6))]
+    assert grouped(*families, bases=("a", "b")) == [["a", "b", "0", "1", "2", "3"], ["a", "b", "4", "5"]]
 
 
 def test_a_group_is_as_large_as_memory_allows():

@@ -1,4 +1,4 @@
-"""The training rules of phase 2 against PyTorch: steps in parts, smoothed targets, schedules, what is refused."""
+"""The training rules of phase 2 against PyTorch: parts, smoothed targets, groups, schedules, what is refused."""
 
 from dataclasses import replace
 
@@ -6,17 +6,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_transformer.optim.groups import Paths
 from mlx_transformer.optim.schedules import Constant, Cosine, InverseSqrt, Linear
 from mlx_transformer.step import TrainingStep
 from mlx_transformer.streams import divided_blas
 from mlx_transformer.trees import by_path
-from phases import phase2
+from phases import phase1, phase2
 from tests.ladder import tiny, tokens
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
 from bench.reference import phase1 as reference1  # noqa: E402
 from bench.reference import phase2 as reference2  # noqa: E402
 
+HALVED = tuple(replace(group, rate=0.5) for group in phase1.RECIPE.groups)
 ORIGINAL = replace(phase2.RECIPES["original"].at("nano"), learning_rate=3e-4)
 NUMBERS = {"warmup_tokens": 300, "total_tokens": 2000, "final": 0.1}
 SCHEDULES = {
@@ -33,24 +35,43 @@ def reference_of(ours):
     return theirs.train()
 
 
-@pytest.mark.parametrize("rows", [4, 5], ids=["equal parts", "unequal parts"])
-def test_the_original_recipe_trains_alike(rows):
-    ours = tiny(phase2.Model)
-    recipe = replace(ORIGINAL, schedule=Cosine(**NUMBERS))
-    training = reference2.Training(reference_of(ours), **reference2.rules(recipe.to_dict()))
-    step, losses = TrainingStep(ours, recipe), []
+def batches(rows):
+    return [tokens(rows, 18, seed=i) for i in range(20)]
+
+
+def our_losses(recipe, rows):
+    model, losses = tiny(phase2.Model), []
+    step = TrainingStep(model, recipe)
     with divided_blas():
-        for i in range(20):
-            batch = tokens(rows, 18, seed=i)
+        for i, batch in enumerate(batches(rows)):
             metrics, _ = step(batch, recipe.rate((i + 1) * rows * 17, 0.0, None))
             mx.eval(metrics, step.state)
-            losses.append((metrics["loss"].item(), training.step(np.array(batch))))
-    own, expected = np.array(losses).T
-    np.testing.assert_allclose(own, expected, atol=1e-3)
-    plain = reference2.Training(
-        reference_of(tiny(phase2.Model)), **{**reference2.rules(recipe.to_dict()), "label_smoothing": 0.0}
-    )
-    assert abs(plain.step(np.array(tokens(rows, 18, seed=0))) - expected[0]) > 1e-3
+            losses.append(metrics["loss"].item())
+    return np.array(losses)
+
+
+def their_losses(rules, rows):
+    training = reference2.Training(reference_of(tiny(phase2.Model)), **rules)
+    return np.array([training.step(np.array(batch)) for batch in batches(rows)])
+
+
+@pytest.mark.parametrize("rows", [4, 5], ids=["equal parts", "unequal parts"])
+def test_the_original_recipe_trains_alike(rows):
+    recipe = replace(ORIGINAL, schedule=Cosine(**NUMBERS))
+    rules = reference2.rules(recipe.to_dict())
+    expected = their_losses(rules, rows)
+    np.testing.assert_allclose(our_losses(recipe, rows), expected, atol=1e-3)
+    assert abs(their_losses({**rules, "label_smoothing": 0.0}, rows)[0] - expected[0]) > 1e-3
+
+
+def test_its_own_recipe_trains_alike_and_each_group_s_numbers_count():
+    recipe = replace(phase2.RECIPE.at("nano"), learning_rate=3e-4, schedule=Linear(**NUMBERS))
+    rules = reference2.rules(recipe.to_dict())
+    losses = our_losses(recipe, 4)
+    np.testing.assert_allclose(losses, their_losses(rules, 4), atol=1e-3)
+    for i, number, other in ((1, "rate", 1.0), (0, "weight_decay", 50.0), (1, "weight_decay", 50.0)):
+        groups = [{**group, number: other} if i == j else group for j, group in enumerate(rules["groups"])]
+        assert abs(losses - their_losses({**rules, "groups": groups}, 4)).max() > 1e-3
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -62,7 +83,7 @@ def test_the_schedules_agree(schedule):
         assert training.factor() == pytest.approx(schedule(seen))
 
 
-REFUSED = ("fp16", *(f"with_{name}" for name in ("ema", "agc", "zclip", "value_clip", "restarts", "batch_warmup")))
+REFUSED = ("fp16", *(f"alone_{name}" for name in ("ema", "agc", "zclip", "value_clip", "restarts", "batch_warmup")))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -71,9 +92,21 @@ def test_what_is_not_built_is_refused(name):
         reference2.rules(phase2.RECIPES[name].at("nano").to_dict())
 
 
-@pytest.mark.parametrize("name", ["original", "with_accumulate", "with_label_smoothing", "with_linear"])
-def test_phase_1_refuses_what_came_later(name):
-    recipe = phase2.RECIPES[name].at("nano").to_dict()
+def test_a_group_of_other_paths_is_refused():
+    recipe = phase2.RECIPE.at("nano")
+    matrices, ends, vectors = recipe.groups
+    groups = (matrices, replace(ends, select=Paths(r"head\.weight")), vectors)
+    with pytest.raises(ValueError, match=r"does not train by Paths head\\.weight$"):
+        reference2.rules(replace(recipe, groups=groups).to_dict())
+
+
+LATER = {name: phase2.RECIPES[f"alone_{name}"] for name in ("accumulate", "label_smoothing", "linear", "fast_ends")}
+LATER |= {"original": phase2.RECIPES["original"], "rate": replace(phase1.RECIPE, groups=HALVED)}
+
+
+@pytest.mark.parametrize("recipe", LATER.values(), ids=LATER)
+def test_phase_1_refuses_what_came_later(recipe):
+    described = recipe.at("nano").to_dict()
     with pytest.raises(ValueError, match="does not train by"):
-        reference1.rules(recipe)
-    reference2.rules(recipe)
+        reference1.rules(described)
+    reference2.rules(described)

@@ -10,6 +10,7 @@ from mlx import nn
 
 from mlx_transformer.config import SIZES
 from mlx_transformer.generate import decode
+from mlx_transformer.optim.groups import assign
 from mlx_transformer.saved import find_branch
 from mlx_transformer.step import TrainingStep
 from mlx_transformer.streams import divided_blas
@@ -129,6 +130,20 @@ def test_fifty_steps_of_training_agree(reference):
     for path, value in theirs.by_our_path().items():
         apart = np.abs(arrays(ours)[path] - value.numpy()).max()
         assert apart <= bound, path
+
+
+@everywhere
+def test_the_groups_own_what_ours_own(reference):
+    ours = tiny(reference.ours)
+    theirs = reference.model(ours)
+    training = reference.module.Training(theirs, **reference.module.rules(reference.recipe.to_dict()))
+    number = {p: i for i, group in enumerate(training.optimizer.param_groups) for p in group["params"]}
+    owned = assign(reference.recipe.groups, by_path(ours.parameters()))
+    expected = {path: i for i, paths in enumerate(owned.values()) for path in paths}
+    found = theirs.by_our_path(lambda parameter: torch.full_like(parameter, number[parameter]))
+    assert {path: set(value.flatten().tolist()) for path, value in found.items()} == {
+        path: {i} for path, i in expected.items()
+    }
 
 
 @everywhere

@@ -6,6 +6,8 @@
     mlx-uncached     our model over all tokens so far for each new one, uncompiled, since every length is another graph
     torch            the reference of the phase with its preallocated cache, and the allocator settings that ours has
     torch-compile    the same, its step of one token compiled
+    transformers     Hugging Face's `generate` with its cache and those allocator settings, over what interop exports;
+                     asked for by name, for the phases that can be exported
 
 A round is one decoding with reading its prompts; all must write the same pieces.
 """
@@ -13,6 +15,7 @@ A round is one decoding with reading its prompts; all must write the same pieces
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,17 @@ from rich.table import Table
 from bench import rounds
 from bench.rounds import ALLOCATOR, UNTOUCHED, Contestant, Ratio, environment
 from mlx_transformer.config import SIZES, Config
+from mlx_transformer.data.tokenizer import Imported
 from mlx_transformer.errors import BadInput, RunFailed, exit_cleanly
 from mlx_transformer.flags import Device, File, Seed, Size, Text, WholeNumber, parse
+from mlx_transformer.interop import export_model
+from mlx_transformer.model import Model
 from mlx_transformer.runtime import device_info, use_device
-from mlx_transformer.saved import find_phase
+from mlx_transformer.saved import find_phase, save_model
 
-AGAINST = ("torch", "torch-compile", "mlx-uncached")
+AGAINST = ("torch", "torch-compile", "mlx-uncached", "transformers")
 WARM_UP = 2  # decodings
+_TOKENIZER = b'{"model": {"type": "BPE", "vocab": {"</s>": 0}, "merges": []}}'  # an export has one; none is asked here
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Flags:
     rounds: WholeNumber = None
     """of every contestant (default: 8)"""
     against: Text = None
-    """torch, torch-compile, mlx-uncached, with commas (default: all)"""
+    """torch, torch-compile, mlx-uncached, transformers, with commas (default: the first three)"""
     seed: Seed = None
     """of weights and prompts (default: 0)"""
     device: Device = None
@@ -89,7 +96,10 @@ class Task:
 def make_contestants(task: Task, batch: int, against: list[str], folder: Path) -> list[Contestant]:
     """mlx, then the others."""
     threads = rounds.threads()
-    rounds.save_weights(folder / "weights.npz", find_phase(task.phase).Model(task.config, task.seed))
+    model = find_phase(task.phase).Model(task.config, task.seed)
+    rounds.save_weights(folder / "weights.npz", model)
+    if "transformers" in against:
+        export(task.phase, model, folder)
     shared = {"phase": task.phase, "config": task.config.to_dict(), "prompts": task.prompts(batch)}
 
     def contestant(name: str) -> Contestant:
@@ -101,15 +111,30 @@ def make_contestants(task: Task, batch: int, against: list[str], folder: Path) -
                 settings=shared | own,
                 environment=environment(threads),
             )
-        own = {"weights": str(folder / "weights.npz"), "device": rounds.torch_device(), "threads": threads}
-        return Contestant(
-            name=name,
-            target="bench.reference:DecodingRounds",
-            settings=shared | own | {"compiled": name == "torch-compile"},
-            environment=environment(threads, **UNTOUCHED, **ALLOCATOR),
-        )
+        own = {"device": rounds.torch_device(), "threads": threads}
+        if name == "transformers":
+            target = "bench.hf:DecodingRounds"
+            settings = own | {"folder": str(folder / "hf"), "prompts": shared["prompts"]}
+        else:
+            target = "bench.reference:DecodingRounds"
+            settings = shared | own | {"weights": str(folder / "weights.npz"), "compiled": name == "torch-compile"}
+        theirs = environment(threads, **UNTOUCHED, **ALLOCATOR)
+        return Contestant(name=name, target=target, settings=settings, environment=theirs)
 
     return [contestant(name) for name in ("mlx", *against)]
+
+
+def export(phase: int, model: Model, folder: Path) -> None:
+    """Write folder/hf as from_pretrained reads it. Raises BadInput for a phase that cannot be exported."""
+    save_model(folder / "run", model, Imported(_TOKENIZER), phase, branch=None)
+    export_model(folder / "run", folder / "hf")
+
+
+def check_transformers() -> None:
+    """Raises BadInput if it or PyTorch is missing."""
+    rounds.check_torch()
+    if find_spec("transformers") is None:
+        raise BadInput("transformers is not installed: pip install transformers")
 
 
 def check_pieces(answers: dict[str, list[dict[str, Any]]]) -> None:
@@ -175,10 +200,12 @@ def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m bench.decode")
     batches = read_batches(flags.batch_size or "1,16")
-    against = rounds.read_names(flags.against, AGAINST, AGAINST)
+    against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
     task = Task.read(flags)
     if any(name.startswith("torch") for name in against):
         rounds.check_torch(task.phase)
+    if "transformers" in against:
+        check_transformers()
     rounds.check_out(flags.out)
     terminal = Terminal(width=120)
     count = flags.rounds or 8

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from bench import decode, rounds, step
+from bench import decode, report, rounds, step
 from mlx_transformer.errors import BadInput, RunFailed
 
 TOY = """
@@ -162,3 +162,28 @@ def test_decoding_is_measured_from_end_to_end(monkeypatch, tmp_path):
     (part,) = json.loads(out.read_text())["batches"]
     assert list(part["contestants"]) == ["mlx", "torch", "mlx-uncached"]
     assert all(one["tokens_per_second"] > 0 for one in part["contestants"].values())
+
+
+@needs_torch
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+def test_transformers_decodes_what_interop_exports(monkeypatch, tmp_path):
+    out = tmp_path / "decode.json"
+    line = ("--size", "nano", "--batch-size", "2", "--prompt-tokens", 3, "--new-tokens", 9, "--rounds", 1)
+    line = (*line, "--against", "transformers", "--device", "cpu", "--out", out)
+    with pytest.raises(BadInput, match=r"phase 1 has no form .* phase 3.* can be exported"):
+        run(monkeypatch, decode, *line, "--phase", 1)
+    run(monkeypatch, decode, *line, "--phase", 3)
+    log = json.loads(out.read_text())
+    found = log["batches"][0]["contestants"]
+    facts = found["transformers"]["facts"]
+    assert list(found) == ["mlx", "transformers"]
+    assert facts["threads"] == found["mlx"]["facts"]["threads"] == log["machine"]["threads"]
+    assert facts["environment"]["MALLOC_MMAP_MAX_"] == "0"
+    assert "faster than `transformers` by" in report.decode_table(log)
+
+
+def test_without_transformers_it_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(decode, "find_spec", lambda name: None)
+    monkeypatch.setattr(rounds, "has_torch", lambda: True)
+    with pytest.raises(BadInput, match="pip install transformers"):
+        run(monkeypatch, decode, "--phase", 3, "--size", "nano", "--device", "cpu", "--against", "transformers")

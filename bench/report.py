@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import findings, tables
+from bench import findings, floor, tables
 from bench.placeholder import Logs, write_ratio
 from bench.rounds import ROOT
 from mlx_transformer.card import escaped
@@ -215,7 +215,7 @@ def compare_table(log: Mapping[str, Any]) -> str:
 
 
 def _one_table(make: Callable[[Mapping[str, Any]], tables.Table], log: Mapping[str, Any]) -> str:
-    """A table of a compare.json by itself."""
+    """A table of a log by itself."""
     return tables.markdown(make(log))
 
 
@@ -227,6 +227,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "apart": apart_table,
     "machines": machines_table,
     "compare": compare_table,
+    "fables": functools.partial(_one_table, floor.table),
     **{make.__name__: functools.partial(_one_table, make) for make in tables.ALL},
 }
 

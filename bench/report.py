@@ -171,6 +171,43 @@ def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
     return table(head, [(f"{len(apart)}", f"{max(apart):.4f}", f"{statistics.median(apart):.4f}")])
 
 
+def tune_table(*logs: Mapping[str, Any]) -> str:
+    """What logs of bench.tune found: the rates that were tried, each with its median loss, the best in bold."""
+    rows = []
+    for log in logs:
+        tried = (f"{one['learning_rate']:g}: {_loss(one['median'])}" for one in log["rates"])
+        marked = (
+            f"**{text}**" if one["learning_rate"] == log["best"] else text
+            for text, one in zip(tried, log["rates"], strict=True)
+        )
+        rows.append((f"phase {log['phase']}", log["size"], short(log["budget_tokens"]), ", ".join(marked)))
+    return table(("phase", "size", "tokens a run", "learning rate: median of the best validation losses (nats)"), rows)
+
+
+def _loss(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.4f}"
+
+
+def sweep_table(log: Mapping[str, Any]) -> str:
+    """The fastest setting of each width, of a log of bench.sweep."""
+    rows = []
+    for best in log["best"]:
+        one = next(one for one in log["settings"] if best.items() <= one.items())
+        rate, share = f"{one['tokens_per_second']:,.0f}", f"{one['matmul_share']:.0%}"
+        memory = f"{one['peak_bytes']['step'] / 1e9:.2f} GB"
+        rows.append((f"{one['d_model']}", f"{one['batch_size']} × {one['seq_len']}", rate, share, memory))
+    return table(("width", "fastest batch", "tokens/s", "of the matmul rate", "peak memory"), rows)
+
+
+def precision_table(log: Mapping[str, Any]) -> str:
+    """Validation losses in each precision and how far from float32's of the same seed, of a log of bench.precision."""
+    rows = [
+        (one["dtype"], *(f"{loss:.4f}" for loss in one["losses"]), f"{max(one['above'], key=abs):+.2%}")
+        for one in log["dtypes"]
+    ]
+    return table(("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32"), rows)
+
+
 def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
     """Tokens per second of phase 1 by machine, of what bench.machine wrote, the fastest first."""
     sizes = ("nano", "small", "base")
@@ -225,6 +262,9 @@ TABLES: dict[str, Callable[..., str]] = {
     "decode": decode_table,
     "baselines": baselines_table,
     "apart": apart_table,
+    "tune": tune_table,
+    "sweep": sweep_table,
+    "precision": precision_table,
     "machines": machines_table,
     "compare": compare_table,
     "fables": functools.partial(_one_table, floor.table),

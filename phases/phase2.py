@@ -82,7 +82,7 @@ def _accumulated(recipe: Recipe) -> Recipe:
 TECHNIQUES: dict[str, Technique] = {
     "small_batch": _setting(
         batch_tokens=BySize(nano=1_024, small=2_048, base=8_192),
-        learning_rate=BySize(nano=6e-3, small=5e-3, base=2.5e-3),  # nano: tune/phase2_nano.json
+        learning_rate=BySize(nano=3e-3, small=2.5e-3, base=1.25e-3),  # nano: tune/phase2_nano.json
     ),
     "fast_ends": _fast_ends,
     "linear": _setting(schedule=Linear(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.55))),

@@ -96,8 +96,8 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "short": {  # a straight decay over 70 % of a short run
         "schedule": WSD(
             warmup_tokens=0,
-            decay_tokens=BySize(nano=210_000, small=840_000, base=3_500_000),
-            total_tokens=BySize(nano=300_000, small=1_200_000, base=5_000_000),
+            decay_tokens=BySize(nano=350_000, small=840_000, base=3_500_000),
+            total_tokens=BySize(nano=500_000, small=1_200_000, base=5_000_000),
         ),
     },
     "batch_warmup": {  # Smith et al. 2018, arXiv 1711.00489

@@ -194,6 +194,28 @@ def test_machines_stand_in_one_table_the_fastest_first():
     assert report.machines_table([]) == "Nobody has sent one yet."
 
 
+def test_tuned_rates_stand_with_their_losses_the_best_in_bold():
+    rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
+    log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "rates": rates}
+    assert report.tune_table(log).splitlines()[2:] == [
+        "| phase 6 | nano | 600k | 0.01: 3.1000, **0.02: 3.0500**, 0.04: diverged |"
+    ]
+
+
+def test_a_sweep_shows_the_fastest_setting_of_each_width():
+    setting = {"d_model": 64, "seq_len": 128, "batch_size": 16, "tokens_per_second": 9_999.6}
+    setting |= {"matmul_share": 0.512, "peak_bytes": {"forward": 1, "step": 1.5e9}}
+    slower = {**setting, "batch_size": 4, "tokens_per_second": 1.0}
+    log = {"best": [{"d_model": 64, "seq_len": 128, "batch_size": 16}], "settings": [slower, setting]}
+    assert report.sweep_table(log).splitlines()[2:] == ["| 64 | 16 × 128 | 10,000 | 51% | 1.50 GB |"]
+
+
+def test_precisions_are_set_against_float32():
+    dtypes = [{"dtype": "float16", "losses": [3.0, 4.0], "above": [0.001, -0.0225]}]
+    rows = report.precision_table({"seeds": [0, 1], "dtypes": dtypes}).splitlines()
+    assert rows[2:] == ["| float16 | 3.0000 | 4.0000 | -2.25% |"]
+
+
 def run_report(monkeypatch, root, *args):
     monkeypatch.setattr(report, "ROOT", root)
     return command(lambda: exit_cleanly(report.main), *args)

@@ -81,11 +81,10 @@ IDEAS: dict[str, tuple[str, Slot, Slot]] = {  # the slot; what fills it with thi
 }
 
 _ADAM = AdamW(betas=(0.8, 0.95), eps=1e-10)  # modded-nanogpt, as are the rates
-_MUON_RATE = 0.02  # of which the groups' rates are shares
 
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "muon": {  # Jordan et al. 2024; decoupled decay as in Liu et al. 2025, arXiv 2502.16982
-        "learning_rate": _MUON_RATE,
+        "learning_rate": BySize(nano=0.04, small=0.02, base=0.02),  # tune/phase6_nano.json; else modded-nanogpt's
         "groups": (
             Group(name="matrices", select=Paths(r".*_proj\.weight"), optimizer=Muon()),
             Group(name="embeddings", select=Paths(r"(.*\.)?(value_)?embedding\.weight"), optimizer=_ADAM, rate=15.0),

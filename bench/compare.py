@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console as Terminal
-from rich.table import Table
+from rich.table import Column, Table
 
 from bench import outputs, plan, rates, rounds, training
 from bench.plan import BACKENDS, DEFAULT, Contender, Finished, Run
@@ -80,7 +80,7 @@ class Flags:
     valid: Place = None
     """validation text file (default: the end of --data)"""
     stories: WholeNumber = None
-    """how many stories of fables or tinystories to use"""
+    """how many stories or documents to train on (default: all)"""
     device: Device = None
     """where to compute (default: auto)"""
     dropout: Number = None
@@ -349,7 +349,8 @@ def _measure(folder: Path, record: Record, say: Say) -> list[str]:
 def show_plan(comparison: Comparison, cache: Path) -> Table:
     """What would run, and for how long."""
     parameters = begin(comparison).parameters
-    table = Table("contender", "parameters", "finished", "begun", "to run", "about", title="planned runs")
+    heads = ("parameters", "finished", "begun", "to run", "about")
+    table = Table(Column("contender", overflow="fold"), *heads, title="planned runs")
     total = 0.0
     for run in comparison.runs:
         runs = [run.with_settings(seed=seed) for seed in comparison.seeds]
@@ -360,9 +361,8 @@ def show_plan(comparison: Comparison, cache: Path) -> Table:
         total += seconds
         counts = (there, begun, len(runs) - there - begun)
         table.add_row(name, f"{parameters[name]:,}", *map(str, counts), _duration(seconds))
-    table.caption = (
-        f"{comparison.budget:,} tokens a run; {_duration(total)} in all, and some minutes of tokens per second"
-    )
+    most = f"{comparison.runs[0].plan.limits.max_tokens:,} tokens a run"
+    table.caption = f"{most}; {_duration(total)} in all, and some minutes of tokens per second"
     return table
 
 
@@ -386,6 +386,8 @@ def main() -> None:
     terminal.print(show_plan(comparison, plan.RUNS))
     if flags.plan:
         return
+    with usable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     say(f"everything goes to {folder}")
     try:
         log = compare(comparison, folder, plan.RUNS, say)
@@ -394,9 +396,7 @@ def main() -> None:
         line = shlex.join(["python", "-m", "bench.compare", *sys.argv[1:], *given])
         raise Interrupted(f"saved; go on with: {line}") from None
     except OSError as error:
-        raise RunFailed(
-            f"could not write to '{folder}': {error}; free some space, then the same command goes on"
-        ) from error
+        raise RunFailed(f"could not write to '{folder}': {error}; the same command goes on") from error
     outputs.show(log, terminal)
     say(f"all of it: {folder / 'compare.html'}")
     _complain(log)

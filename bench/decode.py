@@ -25,6 +25,7 @@ from rich.table import Table
 
 from bench import rounds
 from bench.rounds import ALLOCATOR, UNTOUCHED, Contestant, Ratio, environment
+from bench.training import check_tokens
 from mlx_transformer.config import SIZES, Config
 from mlx_transformer.data.tokenizer import Imported
 from mlx_transformer.errors import BadInput, RunFailed, exit_cleanly
@@ -178,9 +179,8 @@ def compare(task: Task, batch: int, against: list[str], count: int, say: Callabl
 def show(log: dict[str, Any]) -> Table:
     """What was found, for people."""
     title = f"phase {log['phase']}, {log['size']}: {log['new_tokens']} tokens behind {log['prompt_tokens']}"
-    table = Table(
-        "batch", "contestant", "tokens/s", "mlx is faster by (95 %)", title=title, caption=log["machine"]["device"]
-    )
+    heads = ("batch", "contestant", "tokens/s", "mlx: times its tokens/s (95 %)")
+    table = Table(*heads, title=title, caption=log["machine"]["device"])
     for part in log["batches"]:
         ratios = {one["b"]: str(Ratio(**one)) for one in part["ratios"]}
         for name, one in part["contestants"].items():
@@ -188,20 +188,13 @@ def show(log: dict[str, Any]) -> Table:
     return table
 
 
-def read_batches(text: str) -> list[int]:
-    """Numbers with commas. Raises BadInput where one is none."""
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise BadInput(f"--batch-size {text}: expected whole numbers of at least 1, with commas")
-    return [int(part) for part in parts]
-
-
 def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m bench.decode")
-    batches = read_batches(flags.batch_size or "1,16")
+    batches = rounds.read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
     against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
     task = Task.read(flags)
+    check_tokens(max(batches), task.config.seq_len)
     if any(name.startswith("torch") for name in against):
         rounds.check_torch(task.phase)
     if "transformers" in against:

@@ -174,8 +174,11 @@ def _answer_for_one(log: Log, row: Found, key: str) -> str:
     if kind == "not measured":
         return f"not known yet: {name} against {over} has not been measured."
     if kind == "not reached":
-        reached = {one["name"]: f"{one['reached']} of {one['seeds']} seeds" for one in log["time_to_target"]}
-        return f"no: {name} reaches the target loss with {reached[name]}, {over} with {reached[over]}."
+        known = {one["name"]: one for one in log["time_to_target"]}
+        if not known[name]["reached"] and not known[over]["reached"]:
+            return f"undecided: neither {name} nor {over} reaches the target loss; give a higher --target."
+        ours, theirs = (f"{known[one]['reached']} of {known[one]['seeds']} seeds" for one in (name, over))
+        return f"no: {name} reaches the target loss with {ours}, {over} with {theirs}."
     if kind == "slower":
         low, high = (found[bound] and 1 / found[bound] for bound in ("high", "low"))
         return f"no: {name} takes {1 / found['ratio']:.2f} times as long as {over} to the target{_of_95(low, high)}."
@@ -213,6 +216,7 @@ def remarks(log: Log) -> list[str]:
     said += [f"{name}: {fate}." for name in contenders(log) if (fate := _fate(log, name))]
     if log["target"]["loss"] is None:
         said.append(f"There is no target loss ({log['target']['rule']}), so there is no time to it.")
+    said += [f"{name} meets the target at its first evaluation: give a lower --target." for name in _at_once(log)]
     if len(log["seeds"]) < FEWEST_SEEDS:
         count = "one seed" if len(log["seeds"]) == 1 else f"{len(log['seeds'])} seeds"
         said.append(f"Only {count}: runs that differ in nothing but the seed differ too. Five or more say something.")
@@ -230,6 +234,17 @@ def _fate(log: Log, name: str) -> str:
     short_of = [one for one in log["time_to_target"] if one["name"] == name and one["reached"] < one["seeds"]]
     reached = [f"{one['reached']} of {one['seeds']} seeds reach the target" for one in short_of]
     return "; ".join([status(log, name)] * broken + reached)
+
+
+def _at_once(log: Log) -> list[str]:
+    """Contenders of whom no evaluation lies above the target, so that how soon they met it is not known."""
+    loss = log["target"]["loss"]
+    seen = {name: [run["evals"] for run in runs_of(log, name) if run["evals"]] for name in contenders(log)}
+    return [
+        name
+        for name, evals in seen.items()
+        if loss is not None and evals and all(own[0]["valid_loss"] <= loss for own in evals)
+    ]
 
 
 def _unequal_sizes(log: Log) -> list[str]:
@@ -257,5 +272,7 @@ def machine(log: Log) -> str:
 def setting(log: Log) -> str:
     """What was trained on what: one line."""
     seeds = f"{len(log['seeds'])} seed{'s' if len(log['seeds']) != 1 else ''}"
-    said = [f"Size {log['size']} on {log['corpus']['name']}", seeds, f"{short(log['budget_tokens'])} tokens a run"]
+    shares = {row["share_of_budget"] for row in log["speedups"]}
+    on = " and trained on for as many again" if 2 in shares else ""
+    said = [f"Size {log['size']} on {log['corpus']['name']}", seeds, f"{short(log['budget_tokens'])} tokens a run{on}"]
     return ", ".join([*said, *(SETTINGS[name].format(value) for name, value in log.get("settings", {}).items())])

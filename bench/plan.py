@@ -63,7 +63,7 @@ class Contender:
     @classmethod
     def read(cls, text: str) -> "Contender":
         """From "2", "3/rope" (a branch), "2:original" (a recipe) or both. Raises BadInput for what is not there."""
-        match = re.fullmatch(r"(\d+)(?:/([^:]+))?(?::(.+))?", text)
+        match = re.fullmatch(r"(\d{1,9})(?:/([^:]+))?(?::(.+))?", text)
         if match is None:
             raise BadInput(f"--phases {text!r}: expected a phase such as 2, 3/BRANCH, 2:RECIPE or 3/BRANCH:RECIPE")
         phase, branch, recipe = match.groups()

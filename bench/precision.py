@@ -44,17 +44,20 @@ class Flags:
     device: Device = None
     """where to compute (default: auto)"""
     out: File = None
-    """the JSON log (default: results/bench/precision_phase<n>_<size>.json)"""
+    """the JSON log (default: results/bench/precision_phase<n>_<recipe>_<size>.json)"""
 
 
-def planned(flags: Flags) -> dict[str, Run]:
+def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
     """The run of the first seed in each precision. Raises BadInput for what cannot be trained."""
     use_device(flags.device or "auto")
     contender = Contender(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
     given = {name: getattr(flags, name) for name in ("data", "valid", "device")}
     steps = flags.steps or STEPS
     train = TrainFlags(size=flags.size or "nano", max_steps=steps, eval_every=steps, **given)
-    return {dtype: Run.of(contender, replace(train, dtype=dtype)) for dtype in DTYPES}
+    runs: dict[str, Run] = {}
+    for dtype in DTYPES:
+        runs[dtype] = Run.of(contender, replace(train, dtype=dtype), (lambda text: None) if runs else say)
+    return runs
 
 
 def measure(
@@ -103,7 +106,8 @@ def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str
 
 def show(log: dict[str, Any]) -> Table:
     """Precision by precision, for people."""
-    title = f"phase {log['phase']}, {log['size']}, {log['corpus']['name']}, {log['steps']} steps"
+    name = Contender(phase=log["phase"], recipe=log["recipe"]).name
+    title = f"{name}, {log['size']}, {log['corpus']['name']}, {log['steps']} steps"
     heads = ("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32")
     table = Table(*heads, title=title, caption="validation loss at the end, nats per piece")
     for one in log["dtypes"]:
@@ -117,12 +121,19 @@ def main() -> None:
     end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench.precision")
     terminal = Console(width=120)
-    runs, seeds = planned(flags), range(flags.seeds or SEEDS)
+
+    def say(text: str) -> None:
+        terminal.print(text, soft_wrap=True, highlight=False)
+
+    runs, seeds = planned(flags, say), range(flags.seeds or SEEDS)
     first = runs[DTYPES[0]]
-    out = flags.out or RUNS.parent / f"precision_phase{first.contender.phase}_{first.plan.size}.json"
+    name = "_".join(filter(None, (f"phase{first.contender.phase}", flags.recipe, first.plan.size)))
+    out = flags.out or RUNS.parent / f"precision_{name}.json"
+    if flags.out is None:
+        out.unlink(missing_ok=True)  # made again, from the runs that are there
     rounds.check_out(out)
     try:
-        found = measure(runs, seeds, lambda text: terminal.print(text, soft_wrap=True, highlight=False))
+        found = measure(runs, seeds, say)
     except KeyboardInterrupt:
         raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
     log = record(first, seeds, found)

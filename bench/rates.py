@@ -30,15 +30,17 @@ def grouped(
 ) -> list[list[Run]]:
     """Which contenders to measure in one go, from families: a contender by each of its backends. parameters: by name.
 
-    The first family, the baseline's, is a group of its own where it has references. In every other group stand those
-    that others are compared with (`bases`, by name), a family, and as many more as memory has room for. So whatever is
-    compared was measured in turn.
+    All of them where there is room. Else the first family, the baseline's, is a group of its own if it has references,
+    and in every other group stand those that others are compared with (`bases`, by name), a family, and as many more as
+    there is room for. So whatever is compared was measured in turn.
     """
     shared = [run for family in families for run in family if run.contender.name in bases]
 
     def fit(runs: Sequence[Run]) -> bool:
         return len(runs) <= _TOGETHER and sum(_bytes(run, parameters[run.contender.name]) for run in runs) <= _MEMORY
 
+    if fit(everything := [run for family in families for run in family]):
+        return [everything]
     baseline, *others = families
     groups: list[list[Run]] = []
     for family in others:

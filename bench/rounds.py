@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,14 @@ def told(child: Child) -> dict[str, Any]:
     told = {name: value for name, value in child.contestant.environment.items() if name.startswith(_TOLD)}
     given = {name: value for name, value in told.items() if os.sep not in value}  # a folder is nobody's business
     return {**child.facts, "environment": given}
+
+
+def read_numbers(flag: str, text: str | None) -> list[int]:
+    """ "8,32" -> [8, 32], ascending. Raises BadInput for what is no whole number."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch("[0-9]{1,10}", word) and 0 < int(word) < 2**31 for word in words):
+        raise BadInput(f"{flag} {text!r}: expected whole numbers of at least 1, with commas")
+    return sorted(set(map(int, words)))
 
 
 def read_names(text: str | None, known: Sequence[str], default: Sequence[str]) -> list[str]:

@@ -26,11 +26,13 @@ from bench import heatmap, rounds
 from bench.machine import matmul_gflops
 from bench.ours import make_recipe
 from bench.passes import FULL, is_about_memory
+from bench.plan import end_as_by_ctrl_c
 from bench.roofline import FOR_THE_GPU
 from bench.training import check_tokens
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
+from mlx_transformer.folder import check_place, usable
 from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_branch, find_phase
 
@@ -97,9 +99,9 @@ class Grid:
             seconds=flags.seconds or SECONDS,
             max_memory_bytes=int(memory),
             axes=(
-                read_numbers("--d-models", flags.d_models) or _around(own["d_model"], 0.5, 1, 2),
-                read_numbers("--seq-lens", flags.seq_lens) or _around(own["seq_len"], 0.5, 1, 2),
-                read_numbers("--batch-sizes", flags.batch_sizes) or _around(rows, 1 / 16, 1 / 4, 1, 4),
+                rounds.read_numbers("--d-models", flags.d_models) or _around(own["d_model"], 0.5, 1, 2),
+                rounds.read_numbers("--seq-lens", flags.seq_lens) or _around(own["seq_len"], 0.5, 1, 2),
+                rounds.read_numbers("--batch-sizes", flags.batch_sizes) or _around(rows, 1 / 16, 1 / 4, 1, 4),
             ),
         )
         for setting in grid.settings():
@@ -122,14 +124,6 @@ class Grid:
         recipe = make_recipe(self.phase, self.size, setting["batch_size"], setting["seq_len"])
         dropout = {} if recipe.dropout is None else {"dropout": recipe.dropout}
         return kind.Config(**{**own, **numbers, **dropout, "seq_len": setting["seq_len"]}).to_dict()
-
-
-def read_numbers(flag: str, text: str | None) -> list[int]:
-    """ "8,32" -> [8, 32], ascending. Raises BadInput for what is no whole number."""
-    words = [] if text is None else [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() and 0 < int(word) < 2**31 for word in words):
-        raise BadInput(f"{flag} {text!r}: expected whole numbers of at least 1, with commas")
-    return sorted(set(map(int, words)))
 
 
 def _around(value: int, *factors: float) -> list[int]:
@@ -258,13 +252,17 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
             if theirs[name] != value:
                 raise BadInput(f"'{path}' was begun with {name} {theirs[name]}, now it is {value}: give another --out")
         return log
-    rounds.check_out(path)
+    with usable(path.parent):
+        check_place(path.parent)
+        if path.parent.is_dir() and any(path.parent.iterdir()):
+            raise BadInput(f"--out '{path.parent}' holds something else than a sweep: give another")
     log = {"schema_version": 1, "measures": "sweep", "complete": False, "machine": rounds.machine(), **mine}
     return log | {"matmul_gflops": matmul_gflops(), "settings": [], "best": []}
 
 
 def main() -> None:
     """The command line."""
+    end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench.sweep")
     grid = Grid.read(flags)
     folder = flags.out or Path("results/bench") / f"sweep_{time.strftime('%Y%m%d_%H%M%S')}"
@@ -273,7 +271,7 @@ def main() -> None:
 
     def save() -> None:
         log["best"] = [dict(zip(AXES, _place(one), strict=True)) for one in best(log["settings"])]
-        log["complete"] = len(log["settings"]) >= len(grid.settings())
+        log["complete"] = set(map(_place, grid.settings())) <= set(map(_place, log["settings"]))
         rounds.write_log(path, log)
 
     save()

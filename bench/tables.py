@@ -308,6 +308,7 @@ def show(log: Log, console: Console) -> None:
 def on_terminal(table: Table) -> RichTable:
     """For a terminal, with its title above and its note below."""
     shown = RichTable(title=Text(table.title), caption=Text(table.note), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.show_edge = False  # else the note is cut off by a letter where the table is as wide as the terminal
     shown.title_justify = shown.caption_justify = "left"
     for i, (head, numeric) in enumerate(zip(table.head, table.numeric(), strict=True)):
         longest = max(len(word) for text in (head, *(row[i].text for row in table.rows)) for word in text.split())

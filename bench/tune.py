@@ -215,7 +215,7 @@ def read_rates(text: str | None) -> list[float]:
     except ValueError:
         rates = []
     if len(rates) < 3 or not 0 < rates[0] < rates[-1] < math.inf:
-        raise BadInput(f"--rates {text!r}: expected three numbers above 0 or more, with commas")
+        raise BadInput(f"--rates {text!r}: expected at least three different numbers above 0, with commas")
     return rates
 
 

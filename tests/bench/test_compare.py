@@ -520,6 +520,7 @@ def test_the_baseline_is_measured_in_every_group():
     assert [group[0] for group in groups[1:]] == ["a"] * 3
     assert [group[1:] for group in groups[1:]] == [["0", "0t", "1", "1t"], ["2", "2t", "3", "3t"], ["4", "4t"]]
     assert grouped(families[0]) == [["a", "at"]]
+    assert grouped(*families[:3]) == [["a", "at", "0", "0t", "1", "1t"]], "all in turn where there is room"
     assert grouped(family("a"), family("b"), family("c")) == [["a", "b", "c"]]
 
 

@@ -363,3 +363,15 @@ def test_whatever_is_missing_can_be_said(data):
     assert not re.search(r"\b(nan|None|inf|Infinity)\b", text)
     assert log == before
     plots.draw_ladder(log).figure.draw_without_rendering()
+
+
+def test_a_target_that_says_nothing_is_told():
+    met = a_log()
+    met["target"]["loss"] = 1e9
+    said = findings.remarks(met)
+    assert "phase 2 meets the target at its first evaluation: give a lower --target." in said
+    assert not any("first evaluation" in remark for remark in findings.remarks(a_log()))
+    missed = a_log({"phase 1": (2.45, 10_220.0, None), "phase 2": (2.2, 9_800.0, (None, None, None))})
+    for row in missed["time_to_target"]:
+        row["reached"] = 0
+    assert findings.headline(missed)[0].startswith("Undecided: neither phase 2 nor phase 1 reaches the target loss")

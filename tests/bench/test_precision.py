@@ -39,8 +39,9 @@ def test_every_precision_runs_from_every_seed_and_is_set_against_float32(command
     assert {(run.plan.limits.max_steps, run.plan.size) for run in runs} == {(3, "nano")}
     assert [one["losses"] for one in log["dtypes"]] == [[4.0, 8.0], [4.1, 8.2], [3.0, 6.0]]
     assert [pytest.approx(one["above"]) for one in log["dtypes"]] == [[0, 0], [0.025, 0.025], [-0.25, -0.25]]
+    assert command()["dtypes"] == log["dtypes"], "given again, it makes its own log again"
     with pytest.raises(BadInput, match="is there already"):
-        command()
+        command("--out", "results/bench/precision_phase2_nano.json")
 
 
 def test_a_real_run_of_each(command):

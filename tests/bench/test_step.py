@@ -124,7 +124,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
     rounds.check_out(tmp_path / "new.json")
     assert [path.name for path in tmp_path.iterdir()] == ["log.json"]
     with pytest.raises(BadInput, match="1,x"):
-        decode.read_batches("1,x")
+        rounds.read_numbers("--batch-size", "1,x")
     with pytest.raises(BadInput, match="2000000000 x 64 tokens is too large"):
         step.read_task(step.Flags(size="nano", batch_size=2_000_000_000))
 

@@ -144,10 +144,10 @@ def test_a_width_keeps_the_head_and_the_proportion():
 
 
 def test_bad_input(tmp_path):
-    assert sweep.read_numbers("--seq-lens", "64, 8,64") == [8, 64]
+    assert rounds.read_numbers("--seq-lens", "64, 8,64") == [8, 64]
     for text in ("", "8,x", "0", "1.5", "-1", "99999999999"):
         with pytest.raises(BadInput, match="--seq-lens"):
-            sweep.read_numbers("--seq-lens", text)
+            rounds.read_numbers("--seq-lens", text)
     with pytest.raises(BadInput, match="too large"):
         sweep.Grid.read(sweep.Flags(size="nano", batch_sizes="100000000", device="cpu"))
     (tmp_path / sweep.LOG).write_text("{}")

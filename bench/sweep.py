@@ -256,6 +256,7 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
         check_place(path.parent)
         if path.parent.is_dir() and any(path.parent.iterdir()):
             raise BadInput(f"--out '{path.parent}' holds something else than a sweep: give another")
+    rounds.check_out(path)
     log = {"schema_version": 1, "measures": "sweep", "complete": False, "machine": rounds.machine(), **mine}
     return log | {"matmul_gflops": matmul_gflops(), "settings": [], "best": []}
 

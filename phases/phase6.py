@@ -1,7 +1,7 @@
 """Phase 6, 2023-2025: the speed run. What reaches a loss soonest, after modded-nanogpt (Jordan et al. 2024).
 
-The trunk is Llama with IDEAS in the model and the CHOSEN ones of TECHNIQUES in the training. In the ablation
-`without_X` is the trunk minus X, `with_X` the trunk plus a technique that was not chosen, and `alone_X` phase 5 plus X,
+The trunk is Llama with the KEPT ones of IDEAS in the model and the CHOSEN ones of TECHNIQUES in the training. In the
+ablation `without_X` is the trunk minus X, `with_X` the trunk plus what is not in it, and `alone_X` phase 5 plus X,
 where a model's idea is trained by the recipe `phase_5`, and a technique trains the branch `phase_5`.
 """
 
@@ -27,9 +27,28 @@ NAME = "speed_run"
 
 
 class Config(phase5.Config):
-    """The numbers of phase 5, and the bound on the logits."""
+    """The numbers of phase 5."""
 
-    softcap: float = 15.0
+
+class Valued(ValueEmbedding, phase5.Attention):
+    """Llama's attention with a table of values."""
+
+
+class Model(phase5.Model):
+    """Llama, made for speed."""
+
+    Config = Config
+    Mixer: Slot = (phase5.Attention, Valued)
+    FFN: Slot = ReLUSquaredFeedForward
+
+    def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
+        if path.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):
+            return init.zeros(value, key)  # Zhang et al. 2019, arXiv 1901.09321; Yang et al. 2022, arXiv 2203.03466
+        return super().init_weight(path, value, key)
+
+
+class CappedConfig(Config):
+    softcap: float = 15.0  # the bound on the logits
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,27 +59,8 @@ class Config(phase5.Config):
 Normed = phase5.Qwen3Attention
 
 
-class Valued(ValueEmbedding, phase5.Attention):
-    """Llama's attention with a table of values."""
-
-
 class NormedValued(ValueEmbedding, Normed):
     """Normed queries and keys, and a table of values."""
-
-
-class Model(phase5.Model):
-    """Llama, made for speed."""
-
-    Config = Config
-    Mixer: Slot = (Normed, NormedValued)
-    FFN: Slot = ReLUSquaredFeedForward
-    Block: Slot = MixedInputBlock
-    Head: Slot = CappedHead
-
-    def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
-        if path.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):
-            return init.zeros(value, key)  # Zhang et al. 2019, arXiv 1901.09321; Yang et al. 2022, arXiv 2203.03466
-        return super().init_weight(path, value, key)
 
 
 def leaf(**slots: Slot) -> type[Model]:
@@ -68,17 +68,16 @@ def leaf(**slots: Slot) -> type[Model]:
     return type("Leaf", (Model,), slots)
 
 
-LLAMA: dict[str, Slot] = {
-    name: getattr(phase5.Model, name) for name in ("Mixer", "FFN", "Block", "Head", "init_weight")
+LLAMA: dict[str, Slot] = {name: getattr(phase5.Model, name) for name in ("Mixer", "FFN", "init_weight")}
+IDEAS: dict[str, tuple[dict[str, Slot], dict[str, Slot]]] = {  # the slots of the idea alone; of the trunk turned round
+    "value_embeddings": ({"Mixer": Model.Mixer}, {"Mixer": phase5.Attention}),  # Zhou et al. 2024, arXiv 2410.17897
+    "relu_squared": ({"FFN": Model.FFN}, {"FFN": phase5.FFN}),  # So et al. 2021, arXiv 2109.08668
+    "zero_init": ({"init_weight": Model.init_weight}, {"init_weight": phase5.Model.init_weight}),
+    "qk_norm": ({"Mixer": Normed}, {"Mixer": (Normed, NormedValued)}),  # Henry et al. 2020, arXiv 2010.04245
+    "lambdas": ({"Block": MixedInputBlock},) * 2,  # modded-nanogpt, 2024
+    "softcap": ({"Config": CappedConfig, "Head": CappedHead},) * 2,  # Gemma 2, arXiv 2408.00118
 }
-IDEAS: dict[str, tuple[str, Slot, Slot]] = {  # the slot; what fills it with this idea alone; with all ideas but this
-    "qk_norm": ("Mixer", Normed, (phase5.Attention, Valued)),  # Henry et al. 2020, arXiv 2010.04245
-    "value_embeddings": ("Mixer", (phase5.Attention, Valued), Normed),  # Zhou et al. 2024, arXiv 2410.17897
-    "relu_squared": ("FFN", Model.FFN, LLAMA["FFN"]),  # So et al. 2021, arXiv 2109.08668
-    "lambdas": ("Block", Model.Block, LLAMA["Block"]),  # modded-nanogpt, 2024
-    "softcap": ("Head", Model.Head, LLAMA["Head"]),  # Gemma 2, arXiv 2408.00118
-    "zero_init": ("init_weight", Model.init_weight, LLAMA["init_weight"]),
-}
+KEPT = ("value_embeddings", "relu_squared", "zero_init")  # the others cost more time than they save: RESULTS.md
 
 _ADAM = AdamW(betas=(0.8, 0.95), eps=1e-10)  # modded-nanogpt, as are the rates
 
@@ -114,8 +113,8 @@ RECIPES |= {
     for name in CHOSEN
 }
 BRANCHES: dict[str, type[Model]] = {"phase_5": leaf(**LLAMA)}
-BRANCHES |= {f"alone_{name}": leaf(**LLAMA | {slot: alone}) for name, (slot, alone, _) in IDEAS.items()}
-BRANCHES |= {f"without_{name}": leaf(**{slot: others}) for name, (slot, _, others) in IDEAS.items()}
+BRANCHES |= {f"alone_{name}": leaf(**LLAMA | alone) for name, (alone, _) in IDEAS.items()}
+BRANCHES |= {f"{'without' if name in KEPT else 'with'}_{name}": leaf(**turned) for name, (_, turned) in IDEAS.items()}
 
 if __name__ == "__main__":
     from mlx_transformer.run import main

@@ -46,15 +46,21 @@ def test_the_branch_phase_5_is_phase_5_and_so_is_the_recipe():
 
 
 def slots(kind):
-    return {name: getattr(kind, name) for name in phase6.LLAMA}
+    return {name: getattr(kind, name) for name in ("Config", "Mixer", "FFN", "Block", "Head", "init_weight")}
 
 
 @pytest.mark.parametrize("idea", IDEAS)
-def test_an_idea_alone_and_the_trunk_without_it_differ_in_one_slot(idea):
-    slot = IDEAS[idea][0]
-    for ablated, whole in ((f"alone_{idea}", BRANCHES["phase_5"]), (f"without_{idea}", phase6.Model)):
+def test_an_idea_alone_and_the_trunk_with_or_without_it_differ_in_its_slots(idea):
+    alone, turned = IDEAS[idea]
+    assert alone.keys() == turned.keys()
+    on_trunk = f"without_{idea}" if idea in phase6.KEPT else f"with_{idea}"
+    for ablated, whole in ((f"alone_{idea}", BRANCHES["phase_5"]), (on_trunk, phase6.Model)):
         ours, theirs = slots(BRANCHES[ablated]), slots(whole)
-        assert [name for name in ours if ours[name] != theirs[name]] == [slot]
+        assert {name for name in ours if ours[name] != theirs[name]} == alone.keys()
+    has = {name for name, kind in slots(phase6.Model).items() if kind != slots(BRANCHES["phase_5"])[name]}
+    assert (alone.keys() <= has and all(slots(phase6.Model)[name] == kind for name, kind in alone.items())) == (
+        idea in phase6.KEPT
+    )
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
@@ -127,7 +133,7 @@ def _nats(logits, targets):
 
 def test_a_bound_of_nothing_is_refused():
     with pytest.raises(BadInput, match=r"softcap = 0.0: expected a number above 0"):
-        phase6.Config(**TINY, softcap=0.0)
+        phase6.CappedConfig(**TINY, softcap=0.0)
 
 
 def test_squares_are_relu_s_where_it_is_one():

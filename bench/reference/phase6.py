@@ -1,8 +1,8 @@
 """Phase 6 in PyTorch: phase 5's Llama with what modded-nanogpt (Jordan et al. 2024) added, and Muon.
 
-Normed queries and keys, squared ReLU, value embeddings in every other layer, each block's input mixed with the
-embeddings, softly bounded logits. Muon is written from its authors' description, in float32, matrices of one shape in
-one batched product; everything that is no matrix of a block goes to fused AdamW.
+Squared ReLU, and value embeddings in every other layer; as branches normed queries and keys, blocks whose input is
+mixed with the embeddings, and softly bounded logits. Muon is written from its authors' description, in float32,
+matrices of one shape in one batched product; everything that is no matrix of a block goes to fused AdamW.
 """
 
 import re
@@ -19,7 +19,7 @@ from bench.reference.phase1 import KeysValues, Owns
 from bench.reference.phase2 import Decoder
 from bench.reference.phase3 import attend
 
-__all__ = ["Decoder", "Model", "Training", "rules"]
+__all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
 
 OURS = {**phase5.OURS, "ffn.up": ["ffn.up_proj"], "attention.values": ["mixer.value_embedding"]}
 OWNS: Owns = {
@@ -31,7 +31,7 @@ OWNS: Owns = {
 
 
 class Attention(phase5.Attention):
-    """Phase 5's, with normed queries and keys, and where there is a table a vector of the token's in its value."""
+    """Phase 5's, and where there is a table, a vector of the token's in its value."""
 
     def __init__(self, values: nn.Embedding | None, *parts: Any) -> None:
         super().__init__(*parts)
@@ -64,36 +64,45 @@ class ReLUSquared(nn.Module):
 
 
 class Block(phase5.Block):
-    """Phase 5's, behind a learned mixture of the stream and the embeddings."""
+    """Phase 5's, whose attention is told the tokens."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, x0: Tensor, tokens: Tensor, cache: KeysValues | None = None, start: int = 0
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), tokens, cache, start))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class MixedBlock(Block):
+    """Behind a learned mixture of the stream and the embeddings."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self.residual_lambda = nn.Parameter(torch.ones(1))
         self.x0_lambda = nn.Parameter(torch.zeros(1))
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, x0: Tensor, tokens: Tensor, cache: KeysValues | None = None, start: int = 0
-    ) -> Tensor:
-        x = self.residual_lambda * x + self.x0_lambda * x0
-        x = x + self.dropout(self.attention(self.attention_norm(x), tokens, cache, start))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+    def forward(self, x: Tensor, x0: Tensor, *more: Any) -> Tensor:  # type: ignore[override]
+        return super().forward(self.residual_lambda * x + self.x0_lambda * x0, x0, *more)
 
 
 class Model(phase5.Model):
     """Tokens (B, L) int64 -> logits (B, L, V), for L up to seq_len."""
 
-    def __init__(self, *, softcap: float, **numbers: Any) -> None:
+    block: type[Block] = Block
+
+    def __init__(self, **numbers: Any) -> None:
         super().__init__(**numbers)
-        self.softcap = softcap
         d_model, eps = numbers["d_model"], numbers["norm_eps"]
         rotary = self.blocks[0].attention.rotary  # type: ignore[union-attr]
         heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
 
         def make_block(i: int) -> Block:
             values = nn.Embedding(numbers["vocab_size"], self.sizes[2]) if i % 2 else None
-            attention = Attention(values, d_model, self.head_dim, heads, rotary, lambda: nn.RMSNorm(self.head_dim, eps))
+            attention = Attention(
+                values, d_model, self.head_dim, heads, rotary, lambda: type(self).head_norm(self.head_dim, eps)
+            )
             ffn = ReLUSquared(d_model, numbers["d_ff"])
-            return Block(attention, ffn, lambda: nn.RMSNorm(d_model, eps), numbers["dropout"])
+            return self.block(attention, ffn, lambda: nn.RMSNorm(d_model, eps), numbers["dropout"])
 
         self.blocks = nn.ModuleList(make_block(i) for i in range(numbers["n_layers"]))
 
@@ -103,9 +112,6 @@ class Model(phase5.Model):
         for i, block in enumerate(self.blocks):
             x = block(x, x0, tokens, None if cache is None else cache[i], start)
         return self.final_norm(x)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.softcap * torch.tanh(super().forward(tokens) / self.softcap)
 
     def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
         """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
@@ -120,6 +126,32 @@ class Model(phase5.Model):
     def rows(self, name: str, parameter: nn.Parameter) -> list[int]:
         """How many rows each of the maps has that stand one below the other in a parameter."""
         return self.sizes if name.endswith("qkv.weight") else [len(parameter)]
+
+
+class NormedModel(Model):
+    """Queries and keys are normed head by head."""
+
+    head_norm = phase5.Qwen3Model.head_norm
+
+
+class MixedModel(Model):
+    """With learned lambdas."""
+
+    block = MixedBlock
+
+
+class CappedModel(Model):
+    """Softly bounded logits (Gemma 2, 2024)."""
+
+    def __init__(self, *, softcap: float, **numbers: Any) -> None:
+        super().__init__(**numbers)
+        self.softcap = softcap
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.softcap * torch.tanh(super().forward(tokens) / self.softcap)
+
+
+BRANCHES = {"with_qk_norm": NormedModel, "with_lambdas": MixedModel, "with_softcap": CappedModel}
 
 
 def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:

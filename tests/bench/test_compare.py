@@ -321,10 +321,7 @@ def test_an_idea_alone_is_compared_with_the_phase_before(planned):
     assert comparison.baseline.name == over["phase 6"] == "phase 5"
     assert over["phase 6/alone_softcap:phase_5"] == over["phase 6/phase_5:alone_muon"] == "phase 5"
     assert (
-        over["phase 6/without_softcap"]
-        == over["phase 6:without_muon"]
-        == over["phase 6:with_batch_warmup"]
-        == "phase 6"
+        over["phase 6/with_softcap"] == over["phase 6:without_muon"] == over["phase 6:with_batch_warmup"] == "phase 6"
     )
     assert not {"phase 6/phase_5", "phase 6:phase_5"} & over.keys()
     document = compare.begin(comparison).document()

@@ -150,6 +150,9 @@ def test_bad_input(tmp_path):
             rounds.read_numbers("--seq-lens", text)
     with pytest.raises(BadInput, match="too large"):
         sweep.Grid.read(sweep.Flags(size="nano", batch_sizes="100000000", device="cpu"))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(BadInput, match="holds something else than a sweep"):
+        sweep.open_log(tmp_path / sweep.LOG, make_grid([16], [8], [2]))
     (tmp_path / sweep.LOG).write_text("{}")
     with pytest.raises(BadInput, match="no log of a sweep"):
         sweep.open_log(tmp_path / sweep.LOG, make_grid([16], [8], [2]))
@@ -182,11 +185,12 @@ def test_a_process_that_dies_of_memory_is_an_answer_and_another_is_an_error(monk
 
 def test_from_end_to_end(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sweep, "matmul_gflops", lambda: 50.0)
+    out = tmp_path / "new" / "sweep"
     line = ["sweep", "--size", "nano", "--device", "cpu", "--seconds", "0.01", "--max-memory", "0.9"]
-    line += ["--d-models", "32", "--seq-lens", "16", "--batch-sizes", "2,65536,131072", "--out", str(tmp_path)]
+    line += ["--d-models", "32", "--seq-lens", "16", "--batch-sizes", "2,65536,131072", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", line)
     sweep.main()
-    log = json.loads((tmp_path / sweep.LOG).read_text())
+    log = json.loads((out / sweep.LOG).read_text())
     small, large, larger = log["settings"]
     assert log["complete"]
     assert small["tokens_per_second"] > 0
@@ -194,13 +198,13 @@ def test_from_end_to_end(monkeypatch, tmp_path, capsys):
     assert 0 < small["peak_bytes"]["forward"] <= small["peak_bytes"]["step"] < 50e6
     assert (large["status"], large["why"]) == (passes.FULL, "by prediction")
     assert larger["why"] == "larger than d_model 32, batch 65536 x 16"
-    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    assert (out / "sweep.png").stat().st_size > 10_000
     assert "best at d_model 32, batch 2 x 16" in capsys.readouterr().out
 
     monkeypatch.setattr(sweep, "measure", lambda *_: pytest.fail("it was measured again"))
     sweep.main()
-    assert json.loads((tmp_path / sweep.LOG).read_text()) == log
-    monkeypatch.setattr(sys, "argv", [*line[:-2], "--seconds", "5", "--out", str(tmp_path)])
+    assert json.loads((out / sweep.LOG).read_text()) == log
+    monkeypatch.setattr(sys, "argv", [*line[:-2], "--seconds", "5", "--out", str(out)])
     with pytest.raises(BadInput, match=r"begun with seconds 0\.01"):
         sweep.main()
 

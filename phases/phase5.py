@@ -96,8 +96,8 @@ def tied(kind: type[Model]) -> type[Model]:
 
 
 RECIPE = replace(
-    phase4.RECIPE,
-    schedule=WSD(  # Hu et al. 2024, arXiv 2404.06395; the horizons of phase 2
+    phase4.RECIPE,  # its rate is the best here too: tune/phase5_nano.json
+    schedule=WSD(  # Hu et al. 2024, arXiv 2404.06395; to half the bench's budget
         warmup_tokens=phase4.RECIPE.schedule.warmup_tokens,
         decay_tokens=BySize(nano=400_000, small=1_000_000, base=4_000_000),
         total_tokens=BySize(nano=1_000_000, small=2_500_000, base=10_000_000),

@@ -35,11 +35,10 @@ def draw(log: Mapping[str, Any]) -> Picture:
         peaks = [one | {"peak": one["peak_bytes"]["step"] / 1e9} if "peak_bytes" in one else one for one in settings]
         _draw_row(memory, peaks, axis, "peak", lambda n, one: f"{n:.2g}")
         for above, below, width in zip(rates, memory, widths, strict=True):
-            above.set_title(f"d_model {width}: tokens/s, MFU")
-            below.set_title(f"d_model {width}: peak memory, GB")
+            above.set_title(f"d_model {width}")
             below.set_xlabel("batch size, rows")
-        for axes in (rates[0], memory[0]):
-            axes.set_ylabel("sequence length, tokens")
+        for axes, what in ((rates[0], "tokens/s, MFU"), (memory[0], "peak memory, GB")):
+            axes.set_ylabel(f"{what}\nsequence length, tokens")
         title = f"phase {log['phase']}, whole training step\n{log['machine']['device']}"
         figure.suptitle(title, fontsize=8.5)
     return Picture(name="sweep", shows="Tokens per second and peak memory of a training step.", figure=figure)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from mlx.utils import tree_flatten
 
 from bench import heatmap, passes, rounds, sweep
@@ -225,3 +226,15 @@ def test_a_sweep_where_nothing_fits_is_drawn_too(tmp_path):
     settings = [one | {"status": passes.FULL, "why": "large"} for one in make_grid([16], [8], [2]).settings()]
     log = {"phase": 1, "machine": rounds.machine(), "settings": settings}
     assert heatmap.draw(log).write(tmp_path).stat().st_size > 5_000
+
+
+def test_titles_stand_beside_each_other_over_three_widths():
+    full = {"status": passes.FULL, "why": "large"}
+    settings = [one | full for one in make_grid([64, 128, 256], [64, 128], [4, 16]).settings()]
+    figure = heatmap.draw({"phase": 1, "machine": rounds.machine(), "settings": settings}).figure
+    figure.draw_without_rendering()
+    titles = figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_text().startswith("d_model"))
+    boxes = [title.get_window_extent() for title in titles]
+    assert len(boxes) >= 3
+    apart = (a.x1 < b.x0 or b.x1 < a.x0 or a.y1 < b.y0 or b.y1 < a.y0 for a, b in itertools.combinations(boxes, 2))
+    assert all(apart)

@@ -29,7 +29,8 @@ def test_only_a_known_chip_has_a_prediction():
 def test_from_end_to_end_and_by_the_schema(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(machine, "matmul_gflops", lambda: 100.0)
     out = tmp_path / "new" / "chip.json"
-    line = ["machine", "--sizes", "nano", "--seconds", "1", "--device", "cpu", "--out", str(out)]
+    seconds = "6"  # on a busy machine one is too short for the ten steps that a rate takes
+    line = ["machine", "--sizes", "nano", "--seconds", seconds, "--device", "cpu", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", line)
     machine.main()
     found = json.loads(out.read_text())

@@ -80,7 +80,7 @@ class Flags:
     valid: Place = None
     """validation text file (default: the end of --data)"""
     stories: WholeNumber = None
-    """how many stories or documents to train on (default: all)"""
+    """how many stories or documents to train on"""
     device: Device = None
     """where to compute (default: auto)"""
     dropout: Number = None

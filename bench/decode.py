@@ -25,14 +25,14 @@ from rich.table import Table
 
 from bench import rounds
 from bench.rounds import ALLOCATOR, UNTOUCHED, Contestant, Ratio, environment
-from bench.training import check_tokens
+from bench.training import check_tokens, read_size
 from mlx_transformer.config import SIZES, Config
 from mlx_transformer.data.tokenizer import Imported
 from mlx_transformer.errors import BadInput, RunFailed, exit_cleanly
 from mlx_transformer.flags import Device, File, Seed, Size, Text, WholeNumber, parse
 from mlx_transformer.interop import export_model
 from mlx_transformer.model import Model
-from mlx_transformer.runtime import device_info, use_device
+from mlx_transformer.runtime import use_device
 from mlx_transformer.saved import find_phase, save_model
 
 AGAINST = ("torch", "torch-compile", "mlx-uncached", "transformers")
@@ -81,9 +81,9 @@ class Task:
     @classmethod
     def read(cls, flags: Flags) -> "Task":
         """Raises BadInput for a phase that is not there."""
-        device, size = flags.device or "auto", flags.size or "auto"
+        device = flags.device or "auto"
         use_device(device)
-        size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
+        size = read_size(flags.size)
         prompt, new = flags.prompt_tokens or 16, flags.new_tokens or 128
         config = find_phase(flags.phase or 1).Config(**{**SIZES[size], "seq_len": prompt + new, "dropout": 0.0})
         return cls(flags.phase or 1, size, config, prompt, new, flags.seed or 0, device)

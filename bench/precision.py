@@ -130,8 +130,9 @@ def main() -> None:
     name = "_".join(filter(None, (f"phase{first.contender.phase}", flags.recipe, first.plan.size)))
     out = flags.out or RUNS.parent / f"precision_{name}.json"
     if flags.out is None:
-        out.unlink(missing_ok=True)  # made again, from the runs that are there
-    rounds.check_out(out)
+        out.parent.mkdir(parents=True, exist_ok=True)  # a log of this name is made again, from the runs that are there
+    else:
+        rounds.check_out(out)
     try:
         found = measure(runs, seeds, say)
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ from bench.ours import make_recipe
 from bench.passes import FULL, is_about_memory
 from bench.plan import end_as_by_ctrl_c
 from bench.roofline import FOR_THE_GPU
-from bench.training import check_tokens
+from bench.training import check_tokens, read_size
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
@@ -85,9 +85,9 @@ class Grid:
     @classmethod
     def read(cls, flags: Flags) -> "Grid":
         """Raises BadInput for a phase, a branch or numbers that cannot be."""
-        device, size, phase = flags.device or "auto", flags.size or "auto", flags.phase or 1
+        device, phase = flags.device or "auto", flags.phase or 1
         use_device(device)
-        size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
+        size = read_size(flags.size)
         own = SIZES[size]
         rows = make_recipe(phase, size, None, own["seq_len"]).rows(own["seq_len"])
         memory = flags.max_memory * 1e9 if flags.max_memory else FOR_THE_GPU * device_info().memory_bytes

@@ -156,7 +156,7 @@ class TrainFlags:
     valid: Place = None
     """validation text file (default: the last 5 % of the documents of --data)"""
     stories: WholeNumber = None
-    """how many stories or documents to train on (default: all)"""
+    """how many stories or documents to train on"""
     tokenizer: Place = None
     """bpe, word, or the path of a tokenizer.json (default: bpe)"""
     vocab_size: Extent = None

@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_transformer.optim.average import EMA
 from mlx_transformer.optim.clip import AGC, ByValue, ZClip
-from mlx_transformer.optim.groups import Matrices, Paths
+from mlx_transformer.optim.groups import Group, Matrices, Paths
 from mlx_transformer.optim.schedules import BatchWarmup, Constant, Cosine, CosineRestarts, Linear
 from mlx_transformer.recipe import BySize, Recipe
 from phases import phase1
@@ -54,17 +54,15 @@ def _setting(**fields: Any) -> Technique:
     return lambda recipe: replace(recipe, **fields)
 
 
-def _decaying(weight_decay: float, *names: str) -> Technique:
-    """Another decay of the groups with these names."""
+def _decaying(weight_decay: float, name: str) -> Technique:
+    """Another decay of the group with this name."""
 
-    def change(recipe: Recipe) -> Recipe:
-        decayed = (
-            replace(group, optimizer=replace(group.optimizer, weight_decay=weight_decay)) for group in recipe.groups
-        )
-        pairs = zip(recipe.groups, decayed, strict=True)
-        return replace(recipe, groups=tuple(new if old.name in names else old for old, new in pairs))
+    def decayed(group: Group) -> Group:
+        return replace(group, optimizer=replace(group.optimizer, weight_decay=weight_decay))
 
-    return change
+    return lambda recipe: replace(
+        recipe, groups=tuple(decayed(group) if group.name == name else group for group in recipe.groups)
+    )
 
 
 def _fast_ends(recipe: Recipe) -> Recipe:

@@ -71,6 +71,7 @@ class Blas:
     def set_threads(self, count: int) -> None:
         """Split every matmul over `count` threads (1 where several MLX streams compute at the same time)."""
         self._function("openblas_set_num_threads", "MKL_Set_Num_Threads")(count)
+        ctypes.c_int.in_dll(self.shim, "mlx_transformer_threads").value = count
 
     def _function(self, openblas: str, mkl: str) -> Callable[..., int]:
         """Both makers' libraries say the same with other names; a third one keeps its own counsel."""
@@ -160,25 +161,31 @@ def activate(verdict: Verdict, folder: Path, threads: int) -> Blas:
     """
     chosen = verdict.library
     if not has_shim(folder):
-        native.compile_library(SHIM, _shim(folder), "-O3", *native.cpu_flags().split())
-    with _thread_limit(threads):
+        native.compile_library(SHIM, _shim(folder), "-O3", "-pthread", *native.cpu_flags().split())
+    with _told(threads):
         library = ctypes.CDLL(chosen.path)  # RTLD_LOCAL
     shim = ctypes.CDLL(str(_shim(folder)), mode=ctypes.RTLD_GLOBAL)
     address = ctypes.cast(getattr(library, f"{chosen.prefix}cblas_sgemm"), ctypes.c_void_p)
     ctypes.c_void_p.in_dll(shim, "mlx_transformer_sgemm").value = address.value
-    return Blas(*_describe(library, chosen), verdict.gflops, library, shim, chosen.prefix)
+    activated = Blas(*_describe(library, chosen), verdict.gflops, library, shim, chosen.prefix)
+    activated.set_threads(threads)
+    return activated
 
 
 @contextmanager
-def _thread_limit(threads: int) -> Iterator[None]:
-    """OpenBLAS starts a thread for every logical CPU while it is loaded, unless told otherwise."""
-    name = "OPENBLAS_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, str(threads))
+def _told(threads: int) -> Iterator[None]:
+    """What OpenBLAS asks the environment for while it is loaded, unless that says otherwise already.
+
+    The threads: else one for every logical CPU. And how long they wait for work before they sleep, 2^18 turns of a loop
+    instead of 2^26, a tenth of a second in which they take a core from others.
+    """
+    before = dict(os.environ)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")
     try:
         yield
     finally:
-        if before is None:
+        for name in os.environ.keys() - before.keys():
             del os.environ[name]
 
 

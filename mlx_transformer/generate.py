@@ -15,6 +15,7 @@ from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.errors import BadInput, exit_cleanly
 from mlx_transformer.flags import Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
 from mlx_transformer.model import Model
+from mlx_transformer.ready import ready
 from mlx_transformer.runtime import use_device
 from mlx_transformer.sampling import Sampling
 from mlx_transformer.saved import load
@@ -140,8 +141,8 @@ class Decoder:
     """
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self._forward = mx.compile(self._step, inputs=[model.state])
+        self.model = ready(model)
+        self._forward = mx.compile(self._step, inputs=[self.model.state])
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
@@ -154,15 +155,18 @@ class Decoder:
         with divided_blas() if len(used) > 1 else nullcontext():
             rows = in_parts(list(prompts), len(used))
             parts = [_Rows(self, stream, own) for stream, (own, _) in zip(used, rows, strict=True)]
-            for i in range(count):
-                key, own_key = mx.random.split(key)
-                pieces = sampling(mx.concatenate([part.logits for part in parts]), own_key)
-                if i + 1 < count:
-                    for part, (drawn, _) in zip(parts, in_parts(pieces, len(parts)), strict=True):
-                        part.advance(drawn)
-                    # Dispatched before the pieces are looked at; all at once, else the first stream works alone.
-                    mx.async_eval([part.state for part in parts])
+            pieces = _drawn(parts, sampling, key)
+            for _ in range(count - 1):
+                for part, (own, _) in zip(parts, in_parts(pieces, len(parts)), strict=True):
+                    part.advance(own)
+                key, _ = mx.random.split(key)
+                following = _drawn(parts, sampling, key)
+                # All at once, else the first stream works alone; and a step ahead of the pieces that are looked at, as
+                # they are there only when all is that was dispatched with them.
+                mx.async_eval(following, [part.state for part in parts])
                 yield pieces.tolist()  # type: ignore[misc]
+                pieces = following
+            yield pieces.tolist()  # type: ignore[misc]
 
     def _step(self, pieces: mx.array, state: list) -> tuple[mx.array, list]:
         self.cache.state = state
@@ -194,6 +198,11 @@ class _Rows:
         """Logits behind the pieces (B,) just drawn."""
         with mx.stream(self.stream):
             self.logits = self.decoder.step(pieces, self.cache)
+
+
+def _drawn(parts: Sequence[_Rows], sampling: Sampling, key: mx.array) -> mx.array:
+    """The next piece of every row (B,)."""
+    return sampling(mx.concatenate([part.logits for part in parts]), mx.random.split(key)[1])
 
 
 def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cache]:

@@ -4,7 +4,12 @@
 // the second factor, the weights, is read once and used as it lies. Nothing of the C++ library is used: jit.py has to be
 // the first to bring that in.
 
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 typedef void sgemm(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
 #ifdef __AVX512F__
@@ -13,6 +18,8 @@ constexpr int kLanes = 16;
 constexpr int kLanes = 8;
 #endif
 typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef float Four __attribute__((vector_size(16), aligned(4)));
+typedef int Order __attribute__((vector_size(16)));
 
 namespace {
 
@@ -21,34 +28,121 @@ constexpr int kLine = 16;  // floats of a cache line
 constexpr int kAhead = 8192;  // floats: what lies so far behind is fetched already; 0.95 -> 0.5 ms for base's cold weights
 constexpr int kWidth = 8;  // rows of B at a time; measured: with more, registers for their addresses run out
 constexpr int kFewRows = 16;  // measured: with more of them packing pays
-constexpr int kDeepest = 4096;  // columns of A that few_rows has room for
+constexpr int kDeepest = 4096;  // columns of A that columns_of has room for
+constexpr int kPatience = 100;  // looks for the next product before a helper sleeps: being woken takes longer
+constexpr int kPart = 32768;  // weights that one thread reads before it asks for more work
 
-float total(Lanes v) {
-    float sums[kLanes];
-    *(Lanes*)sums = v;
-    for (int half = kLanes / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    return sums[0];
+// C (m, n) = alpha A B^T + beta C in parts, which threads take as they come, so that whoever asked never waits for one
+// that has not begun. B (n, k), a holds A's columns (k, kLanes).
+struct Job {
+    int m, n, k;
+    float alpha;
+    const float *a, *b;
+    long ldb;
+    float beta;
+    float* c;
+    long ldc;
+    int rows = 0, next = 0;  // of B: of a part; the first that nobody has taken
+
+    void some_rows(int first, int last) const;
+
+    void take() {
+        for (int first; (first = __atomic_fetch_add(&next, rows, __ATOMIC_RELAXED)) < n;)
+            some_rows(first, first + rows < n ? first + rows : n);
+    }
+};
+
+Job* open_job;  // helpers may come to it
+int calls;      // how often they were called
+int inside;     // helpers that look for a part or are at one
+int asleep;     // helpers that have to be woken, or soon will have
+int helpers;    // that were started
+bool taken;     // by a product
+
+void* help(void*) {
+    for (int seen = 0;;) {
+        __atomic_add_fetch(&inside, 1, __ATOMIC_SEQ_CST);
+        if (Job* job = __atomic_load_n(&open_job, __ATOMIC_SEQ_CST)) job->take();
+        __atomic_sub_fetch(&inside, 1, __ATOMIC_SEQ_CST);
+        for (int i = 0; i < kPatience && __atomic_load_n(&calls, __ATOMIC_RELAXED) == seen; i++) sched_yield();
+        __atomic_add_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
+        syscall(SYS_futex, &calls, FUTEX_WAIT_PRIVATE, seen, nullptr);
+        __atomic_sub_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
+        seen = __atomic_load_n(&calls, __ATOMIC_SEQ_CST);
+    }
+}
+
+// Do all of a job, with helpers unless another product has them.
+void divide(Job job, int threads) {
+    int rows = (kPart / job.k + kWidth - 1) / kWidth * kWidth;
+    job.rows = rows ? rows : kWidth;
+    if (threads < 2 || job.n <= job.rows || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
+    for (pthread_t thread; helpers < threads - 1 && !pthread_create(&thread, nullptr, help, nullptr); helpers++)
+        pthread_detach(thread);
+    __atomic_store_n(&open_job, &job, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&asleep, __ATOMIC_SEQ_CST)) syscall(SYS_futex, &calls, FUTEX_WAKE_PRIVATE, threads - 1);
+    job.take();
+    __atomic_store_n(&open_job, nullptr, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&inside, __ATOMIC_SEQ_CST)) sched_yield();  // the core may be what a helper needs
+    __atomic_store_n(&taken, false, __ATOMIC_RELEASE);
+}
+
+Four sum_of_fours(Lanes v) {
+    Four parts[kLanes / 4];
+    *(Lanes*)parts = v;
+    for (int i = 1; i < kLanes / 4; i++) parts[0] += parts[i];
+    return parts[0];
+}
+
+Four mixed(Four a, Four b, Order order) { return __builtin_shuffle(a, b, order); }
+
+// Each one's sum over its lanes.
+Four totals(const Lanes* v) {
+    Four a = sum_of_fours(v[0]), b = sum_of_fours(v[1]), c = sum_of_fours(v[2]), d = sum_of_fours(v[3]);
+    Four ab = mixed(a, b, Order{0, 4, 2, 6}) + mixed(a, b, Order{1, 5, 3, 7});
+    Four cd = mixed(c, d, Order{0, 4, 2, 6}) + mixed(c, d, Order{1, 5, 3, 7});
+    return mixed(ab, cd, Order{0, 1, 4, 5}) + mixed(ab, cd, Order{2, 3, 6, 7});
+}
+
+void transpose(Four* v) {
+    Four ab = mixed(v[0], v[1], Order{0, 4, 1, 5}), cd = mixed(v[2], v[3], Order{0, 4, 1, 5});
+    Four ba = mixed(v[0], v[1], Order{2, 6, 3, 7}), dc = mixed(v[2], v[3], Order{2, 6, 3, 7});
+    v[0] = mixed(ab, cd, Order{0, 1, 4, 5}), v[1] = mixed(ab, cd, Order{2, 3, 6, 7});
+    v[2] = mixed(ba, dc, Order{0, 1, 4, 5}), v[3] = mixed(ba, dc, Order{2, 3, 6, 7});
 }
 
 // c = alpha * value + beta * c; beta 0 does not read c, which may hold anything.
 void put(float& c, float alpha, float value, float beta) { c = beta ? alpha * value + beta * c : alpha * value; }
+void put(Four& c, float alpha, Four value, float beta) { c = beta ? alpha * value + beta * c : alpha * value; }
 
-// c (n) = a (k) B^T, B (n, k), which is read as it lies.
+// c (n) = a (k) B^T, B (n, k), which is read as it lies: four rows at a time if they are short, else one.
 void row_by_rows(int n, int k, float alpha, const float* a, const float* b, long ldb, float beta, float* c) {
-    constexpr int groups = 4;
-    for (int j = 0; j < n; j++) {
-        const float* row = b + j * ldb;
-        Lanes sums[groups] = {};
+    int j = 0;
+    for (; j + 4 <= n && k <= 4 * kLanes; j += 4, b += 4 * ldb) {
+        Lanes sums[4] = {};
         int p = 0;
-        for (; p + groups * kLanes <= k; p += groups * kLanes) {
-            for (int q = p; q < p + groups * kLanes; q += kLine) __builtin_prefetch(row + q + kAhead);
-            for (int g = 0; g < groups; g++)
-                sums[g] += *(const Lanes*)(a + p + g * kLanes) * *(const Lanes*)(row + p + g * kLanes);
+        for (; p + kLanes <= k; p += kLanes)
+            for (int r = 0; r < 4; r++) {
+                __builtin_prefetch(b + r * ldb + p + kAhead);
+                sums[r] += *(const Lanes*)(a + p) * *(const Lanes*)(b + r * ldb + p);
+            }
+        Four sum = totals(sums);
+        for (; p < k; p++)
+            for (int r = 0; r < 4; r++) sum[r] += a[p] * b[r * ldb + p];
+        put(*(Four*)(c + j), alpha, sum, beta);
+    }
+    for (; j < n; j++, b += ldb) {
+        Lanes sums[4] = {};
+        int p = 0;
+        for (; p + 4 * kLanes <= k; p += 4 * kLanes) {
+            for (int q = p; q < p + 4 * kLanes; q += kLine) __builtin_prefetch(b + q + kAhead);
+            for (int g = 0; g < 4; g++) sums[g] += *(const Lanes*)(a + p + g * kLanes) * *(const Lanes*)(b + p + g * kLanes);
         }
-        for (; p + kLanes <= k; p += kLanes) sums[0] += *(const Lanes*)(a + p) * *(const Lanes*)(row + p);
-        float sum = total((sums[0] + sums[1]) + (sums[2] + sums[3]));
-        for (; p < k; p++) sum += a[p] * row[p];
+        for (; p + kLanes <= k; p += kLanes) sums[0] += *(const Lanes*)(a + p) * *(const Lanes*)(b + p);
+        Four parts = totals(sums);
+        float sum = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+        for (; p < k; p++) sum += a[p] * b[p];
         put(c[j], alpha, sum, beta);
     }
 }
@@ -105,30 +199,41 @@ void lanes_by_rows(int k, const float* columns, const float* b, long ldb, Lanes*
     for (int j = 0; j < count; j++) sums[j] = own[j];
 }
 
-// C (m, n) = A (m, k) B^T with m <= kLanes, k <= kDeepest, B (n, k).
-void few_rows(int m, int n, int k, float alpha, const float* a, long lda, const float* b, long ldb, float beta, float* c,
-              long ldc) {
-    static thread_local float* columns_of_thread;
-    if (!columns_of_thread) columns_of_thread = (float*)malloc(sizeof(float) * kDeepest * kLanes);
-    float* const columns = columns_of_thread;
+void Job::some_rows(int first, int last) const {
+    Lanes sums[kWidth];
+    for (int j = first; j < last; j += kWidth) {
+        const float* rows = b + j * ldb;
+        int here = last - j < kWidth ? last - j : kWidth, q = 0;
+        if (here == kWidth)
+            lanes_by_rows<kWidth>(k, a, rows, ldb, sums);
+        else
+            for (int i = 0; i < here; i++) lanes_by_rows<1>(k, a, rows + i * ldb, ldb, sums + i);
+        for (; q + 4 <= here; q += 4)
+            for (int i = 0; i < m; i += 4) {
+                Four block[4];
+                for (int r = 0; r < 4; r++) block[r] = ((const Four*)(sums + q + r))[i / 4];
+                transpose(block);
+                for (int r = 0; r < 4 && i + r < m; r++) put(*(Four*)(c + (i + r) * ldc + j + q), alpha, block[r], beta);
+            }
+        for (; q < here; q++)
+            for (int i = 0; i < m; i++) put(c[i * ldc + j + q], alpha, sums[q][i], beta);
+    }
+}
+
+// A (m, k) -> its columns (k, kLanes), m <= kLanes, k <= kDeepest; the thread's next call overwrites them.
+float* columns_of(int m, int k, const float* a, long lda) {
+    static thread_local float* columns;
+    if (!columns) columns = (float*)malloc(sizeof(float) * kDeepest * kLanes);
     for (int p = 0; p < k; p++)
         for (int i = 0; i < kLanes; i++) columns[p * kLanes + i] = i < m ? a[i * lda + p] : 0;
-    Lanes sums[kWidth];
-    for (int j = 0; j < n; j += kWidth) {
-        int here = n - j < kWidth ? n - j : kWidth;
-        if (here == kWidth)
-            lanes_by_rows<kWidth>(k, columns, b + j * ldb, ldb, sums);
-        else
-            for (int i = 0; i < here; i++) lanes_by_rows<1>(k, columns, b + (j + i) * ldb, ldb, sums + i);
-        for (int i = 0; i < m; i++)
-            for (int q = 0; q < here; q++) put(c[i * ldc + j + q], alpha, sums[q][i], beta);
-    }
+    return columns;
 }
 
 }  // namespace
 
 extern "C" {
 sgemm* mlx_transformer_sgemm;  // set from Python
+int mlx_transformer_threads;   // that a product is divided over
 long mlx_transformer_calls;    // how often MLX came by; a rough count, threads do not wait for each other
 
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b,
@@ -138,13 +243,17 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
     if (plain && tb == kPlain && m == 1)
         return row_by_columns(n, k, alpha, a, b, ldb, beta, c);
     if (plain && tb == kTransposed && m < 4) {
-        for (int i = 0; i < m; i++) row_by_rows(n, k, alpha, a + (long)i * lda, b, ldb, beta, c + (long)i * ldc);
+        for (int i = 0; i < m; i++)
+            row_by_rows(n, k, alpha, a + (long)i * lda, b, ldb, beta, c + (long)i * ldc);
         return;
     }
     if (plain && tb == kTransposed && m <= kFewRows && k <= kDeepest) {
-        for (int i = 0; i < m; i += kLanes)
-            few_rows(m - i < kLanes ? m - i : kLanes, n, k, alpha, a + (long)i * lda, lda, b, ldb, beta,
-                     c + (long)i * ldc, ldc);
+        for (int i = 0; i < m; i += kLanes) {
+            int rows = m - i < kLanes ? m - i : kLanes;
+            const float* columns = columns_of(rows, k, a + (long)i * lda, lda);
+            float* own = c + (long)i * ldc;
+            divide({rows, n, k, alpha, columns, b, ldb, beta, own, ldc}, mlx_transformer_threads);
+        }
         return;
     }
     mlx_transformer_sgemm(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);

@@ -65,11 +65,12 @@ def _decaying(weight_decay: float, name: str) -> Technique:
     )
 
 
-def _fast_ends(recipe: Recipe) -> Recipe:
-    """Rates by layer (Howard & Ruder 2018, arXiv 1801.06146, sec. 3.2): the embedding's and the head's are higher."""
+def _layer_rates(recipe: Recipe) -> Recipe:
+    """A rate for each kind of layer (Howard & Ruder 2018, arXiv 1801.06146, sec. 3.2), the decay of ends as before."""
     (first, _), (matrices, vectors) = phase1.RECIPE.groups, recipe.groups
-    ends = replace(first, name="ends", select=_ENDS, rate=6.0)  # the decay is phase 1's: it grows with the rate
-    return replace(recipe, groups=(replace(matrices, select=Inner()), ends, vectors))
+    embedding = replace(first, name="embedding", select=Paths(r"embedding\.weight"), rate=3.0)
+    head = replace(first, name="head", select=Paths(r"head\.weight"), rate=12.0, optional=True)
+    return replace(recipe, groups=(replace(matrices, select=Inner()), embedding, head, replace(vectors, rate=3.0)))
 
 
 def _accumulated(recipe: Recipe) -> Recipe:
@@ -80,13 +81,13 @@ def _accumulated(recipe: Recipe) -> Recipe:
 TECHNIQUES: dict[str, Technique] = {
     "small_batch": _setting(
         batch_tokens=BySize(nano=1_024, small=2_048, base=8_192),
-        learning_rate=BySize(nano=3e-3, small=2.5e-3, base=1.25e-3),  # nano: tune/phase2_nano.json
+        learning_rate=BySize(nano=4e-3, small=3e-3, base=1.5e-3),  # nano: tune/phase2_nano.json
     ),
-    "fast_ends": _fast_ends,
-    "linear": _setting(schedule=Linear(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.55))),
+    "layer_rates": _layer_rates,
+    "linear": _setting(schedule=Linear(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.48))),
     "no_dropout": _setting(dropout=0.0),
     "accumulate": _accumulated,
-    "cosine": _setting(schedule=Cosine(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.55))),
+    "cosine": _setting(schedule=Cosine(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.48))),
     "restarts": _setting(schedule=CosineRestarts(warmup_tokens=0, cycle_tokens=_tokens(_BUDGET, 0.1), growth=2)),
     "constant": _setting(schedule=Constant(warmup_tokens=0)),
     "strong_decay": _decaying(0.5, "matrices"),
@@ -98,7 +99,7 @@ TECHNIQUES: dict[str, Technique] = {
     "ema": _setting(average=EMA(horizon_tokens=_tokens(_BUDGET, 0.02))),
     "batch_warmup": _setting(batch_warmup=BatchWarmup(tokens=_tokens(_BUDGET, 0.1), doublings=2)),
 }
-CHOSEN = ("small_batch", "fast_ends", "strong_decay", "linear", "no_dropout")
+CHOSEN = ("small_batch", "layer_rates", "strong_decay", "linear", "no_dropout")
 
 
 def _by(names: Iterable[str]) -> Recipe:

@@ -12,7 +12,7 @@ LAYERS = (
     {"config", "ops", "streams"},
     {"data"},
     {"cache", "context", "linear", "dropout", "norm", "position", "attention", "feedforward", "head", "init", "optim"},
-    {"relative", "sparse", "moe", "recompute", "value"},
+    {"relative", "sparse", "moe", "recompute", "value", "ready"},
     {"block"},
     {"model"},
     {"recipe", "curvature"},

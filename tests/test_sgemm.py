@@ -44,3 +44,32 @@ def test_a_number_that_is_none_stays_in_its_row_and_column(rows):
     found = np.array(mx.array(a) @ mx.contiguous(mx.array(b.T)).T)
     assert np.isnan(found[:, 4]).all()
     assert np.isfinite(np.delete(found, 4, axis=1)).all()
+
+
+@pytest.fixture
+def two_threads():
+    blas = prepare().blas
+    blas.set_threads(2)
+    yield
+    blas.set_threads(prepare().threads)
+
+
+@pytest.mark.parametrize("rows", [4, 7, 16])
+def test_a_product_that_two_threads_share(rows, two_threads):
+    a, b, _ = factors(rows, 300, 2051)
+    transposed = mx.contiguous(mx.array(b.T)).T
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    for _ in range(50):
+        assert_right(mx.array(a) @ transposed, exact, 300)
+
+
+def test_two_streams_at_once_do_not_take_each_other_s_helper(two_threads):
+    a, b, _ = factors(16, 256, 4096)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    left, right = mx.array(a), mx.contiguous(mx.array(b.T)).T
+    mx.eval(left, right)
+    streams = [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)]
+    found = [mx.matmul(left + 0, right, stream=stream) for _ in range(50) for stream in streams]
+    mx.eval(found)
+    for one in found:
+        assert_right(one, exact, 256)

@@ -1,7 +1,7 @@
 """Phase 2 in PyTorch: phase 1's model, trained with what 2016-2019 added to the loop.
 
 Other schedules (Loshchilov & Hutter 2017, eq. 5), label smoothing (Szegedy et al. 2016, sec. 7), gradient accumulation,
-a learning rate of their own for the embedding and the head (Howard & Ruder 2018, sec. 3.2).
+a learning rate for each kind of layer (Howard & Ruder 2018, sec. 3.2).
 """
 
 import math
@@ -48,7 +48,8 @@ ENDS = ("embedding.weight", "head.weight")  # where the head is tied, the first 
 OWNS: Owns = {
     **phase1.OWNS,
     "Inner": lambda name, parameter: parameter.ndim >= 2 and name not in ENDS,
-    r"Paths (embedding|head)\.weight": lambda name, parameter: name in ENDS,
+    r"Paths embedding\.weight": lambda name, parameter: name == "embedding.weight",
+    r"Paths head\.weight": lambda name, parameter: name == "head.weight",
 }
 BUILT = ("rates", "accumulate", "label_smoothing")
 NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in BUILT}

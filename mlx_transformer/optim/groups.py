@@ -88,18 +88,19 @@ class AdamW(UpdateRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One row of the table: the parameters it takes, their optimizer, their share of the recipe's learning rate."""
+    """One row of the table: the parameters it takes, their optimizer, their factor of the recipe's learning rate."""
 
     name: str
     select: Selector
     optimizer: UpdateRule
     rate: Any = 1.0
+    optional: bool = False  # a model may have no such parameter, as one with a tied head has no matrix of its own
 
 
 class Optimizers:
     """The optimizers of a model's parameters, one for each group.
 
-    Raises ValueError if a parameter falls into no group or into several, or if a group is empty.
+    Raises ValueError if a parameter falls into no group or into several, or if a group that is not optional is empty.
     """
 
     def __init__(self, groups: Sequence[Group], parameters: Tree) -> None:
@@ -158,7 +159,7 @@ def assign(groups: Sequence[Group], parameters: Arrays) -> dict[str, list[str]]:
                 f"parameter '{path}' falls into {names or 'no group'}, expected exactly one optimizer group"
             )
     paths = {group.name: [path for path, names in owners.items() if names == [group.name]] for group in groups}
-    for name, own in paths.items():
-        if not own:
-            raise ValueError(f"optimizer group '{name}' has no parameter")
+    for group in groups:
+        if not (paths[group.name] or group.optional):
+            raise ValueError(f"optimizer group '{group.name}' has no parameter")
     return paths

@@ -69,7 +69,7 @@ def test_its_own_recipe_trains_alike_and_each_group_s_numbers_count():
     rules = reference2.rules(recipe.to_dict())
     losses = our_losses(recipe, 4)
     np.testing.assert_allclose(losses, their_losses(rules, 4), atol=1e-3)
-    for i, number, other in ((1, "rate", 1.0), (0, "weight_decay", 50.0), (1, "weight_decay", 50.0)):
+    for i, number, other in ((1, "rate", 1.0), (2, "rate", 1.0), (0, "weight_decay", 50.0), (2, "weight_decay", 50.0)):
         groups = [{**group, number: other} if i == j else group for j, group in enumerate(rules["groups"])]
         assert abs(losses - their_losses({**rules, "groups": groups}, 4)).max() > 1e-3
 
@@ -94,13 +94,13 @@ def test_what_is_not_built_is_refused(name):
 
 def test_a_group_of_other_paths_is_refused():
     recipe = phase2.RECIPE.at("nano")
-    matrices, ends, vectors = recipe.groups
-    groups = (matrices, replace(ends, select=Paths(r"head\.weight")), vectors)
-    with pytest.raises(ValueError, match=r"does not train by Paths head\\.weight$"):
+    matrices, embedding, *others = recipe.groups
+    groups = (matrices, replace(embedding, select=Paths(r"embed.*")), *others)
+    with pytest.raises(ValueError, match=r"does not train by Paths embed\.\*$"):
         reference2.rules(replace(recipe, groups=groups).to_dict())
 
 
-LATER = {name: phase2.RECIPES[f"alone_{name}"] for name in ("accumulate", "label_smoothing", "linear", "fast_ends")}
+LATER = {name: phase2.RECIPES[f"alone_{name}"] for name in ("accumulate", "label_smoothing", "linear", "layer_rates")}
 LATER |= {"original": phase2.RECIPES["original"], "rate": replace(phase1.RECIPE, groups=HALVED)}
 
 

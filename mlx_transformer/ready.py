@@ -45,10 +45,16 @@ class Turned(nn.Module):
 
 
 class Joined(Attention):
-    """Queries, keys and values from one product."""
+    """Queries, keys and values from one product; the heads of a single token need no transposition."""
 
     def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
         heads = self.split(self.qkv_proj(x))
         n_kv_heads = (heads.shape[1] - self.n_heads) // 2
         q, k, v = mx.split(heads, [self.n_heads, self.n_heads + n_kv_heads], axis=1)
         return q, k, v
+
+    def split(self, x: mx.array) -> mx.array:
+        return x.reshape(x.shape[0], -1, 1, self.head_dim) if x.shape[1] == 1 else super().split(x)
+
+    def merge(self, o: mx.array) -> mx.array:
+        return self.o_proj(o.reshape(o.shape[0], 1, -1)) if o.shape[2] == 1 else super().merge(o)

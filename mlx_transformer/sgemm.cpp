@@ -29,7 +29,6 @@ constexpr int kAhead = 8192;  // floats: what lies so far behind is fetched alre
 constexpr int kWidth = 8;  // rows of B at a time; measured: with more, registers for their addresses run out
 constexpr int kFewRows = 16;  // measured: with more of them packing pays
 constexpr int kDeepest = 4096;  // columns of A that columns_of has room for
-constexpr int kPatience = 100;  // looks for the next product before a helper sleeps: being woken takes longer
 constexpr int kPart = 32768;  // weights that one thread reads before it asks for more work
 
 // C (m, n) = alpha A B^T + beta C in parts, which threads take as they come, so that whoever asked never waits for one
@@ -55,7 +54,6 @@ struct Job {
 Job* open_job;  // helpers may come to it
 int calls;      // how often they were called
 int inside;     // helpers that look for a part or are at one
-int asleep;     // helpers that have to be woken, or soon will have
 int helpers;    // that were started
 bool taken;     // by a product
 
@@ -64,10 +62,7 @@ void* help(void*) {
         __atomic_add_fetch(&inside, 1, __ATOMIC_SEQ_CST);
         if (Job* job = __atomic_load_n(&open_job, __ATOMIC_SEQ_CST)) job->take();
         __atomic_sub_fetch(&inside, 1, __ATOMIC_SEQ_CST);
-        for (int i = 0; i < kPatience && __atomic_load_n(&calls, __ATOMIC_RELAXED) == seen; i++) sched_yield();
-        __atomic_add_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
         syscall(SYS_futex, &calls, FUTEX_WAIT_PRIVATE, seen, nullptr);
-        __atomic_sub_fetch(&asleep, 1, __ATOMIC_SEQ_CST);
         seen = __atomic_load_n(&calls, __ATOMIC_SEQ_CST);
     }
 }
@@ -81,7 +76,7 @@ void divide(Job job, int threads) {
         pthread_detach(thread);
     __atomic_store_n(&open_job, &job, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&asleep, __ATOMIC_SEQ_CST)) syscall(SYS_futex, &calls, FUTEX_WAKE_PRIVATE, threads - 1);
+    syscall(SYS_futex, &calls, FUTEX_WAKE_PRIVATE, threads - 1);
     job.take();
     __atomic_store_n(&open_job, nullptr, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&inside, __ATOMIC_SEQ_CST)) sched_yield();  // the core may be what a helper needs

@@ -4,7 +4,6 @@ import mlx.core as mx
 
 from mlx_transformer.ops.fastmath import exp_nonpositive, fence, on_linux_cpu, row_max, row_sum, with_gradient
 
-_FEW = 4096  # scores: computing more of their exponentials one by one takes longer than another operation
 _LOWEST = -3.4e38  # finite, so that it can be subtracted from -inf
 
 
@@ -35,12 +34,10 @@ def _value(s: mx.array) -> mx.array:
     return e * fence(inverse)
 
 
-def _value_of_one_query(s: mx.array) -> mx.array:
-    """The same in few operations: in a decoding step each of them costs more than its elements, until they are many."""
-    top = mx.maximum(mx.max(s, axis=-1, keepdims=True), _LOWEST)
-    e = mx.exp(s - top) if s.size <= _FEW else exp_nonpositive(fence(s - top))
-    total = mx.maximum(mx.sum(e, axis=-1, keepdims=True), 0.5)  # 1 at least, but 0 where nothing is seen
-    return e / (total + (top - top))  # nan for nan and inf, as above
+def _of_one_query(s: mx.array) -> mx.array:
+    """The same in few operations: in a decoding step each of them costs more than its elements."""
+    e = mx.exp(s - mx.maximum(mx.max(s, axis=-1, keepdims=True), _LOWEST))
+    return e / mx.maximum(mx.sum(e, axis=-1, keepdims=True), 0.5)  # 1 at least, but 0 where nothing is seen
 
 
 def _gradient(_: mx.array, dp: mx.array, p: mx.array) -> mx.array:
@@ -48,4 +45,3 @@ def _gradient(_: mx.array, dp: mx.array, p: mx.array) -> mx.array:
 
 
 _softmax = with_gradient(_value, _gradient)
-_of_one_query = with_gradient(_value_of_one_query, _gradient)

@@ -81,7 +81,7 @@ def _accumulated(recipe: Recipe) -> Recipe:
 TECHNIQUES: dict[str, Technique] = {
     "small_batch": _setting(
         batch_tokens=BySize(nano=1_024, small=2_048, base=8_192),
-        learning_rate=BySize(nano=4e-3, small=3e-3, base=1.5e-3),  # nano: tune/phase2_nano.json
+        learning_rate=BySize(nano=4e-3, small=3e-3, base=1.5e-3),  # tune/phase2_nano.json, phase2_small.json
     ),
     "layer_rates": _layer_rates,
     "linear": _setting(schedule=Linear(warmup_tokens=0, total_tokens=_tokens(_BUDGET, 0.48))),

@@ -150,17 +150,16 @@ class Decoder:
         """Yield count times the next piece of every prompt."""
         if count < 1 or not prompts:
             return
-        key = mx.random.key(seed)
+        keys = _keys(seed)
         used = streams()[: max(1, len(prompts) // _ROWS_OF_A_STREAM)]
         with divided_blas() if len(used) > 1 else nullcontext():
             rows = in_parts(list(prompts), len(used))
             parts = [_Rows(self, stream, own) for stream, (own, _) in zip(used, rows, strict=True)]
-            pieces = _drawn(parts, sampling, key)
+            pieces = _drawn(parts, sampling, next(keys))
             for _ in range(count - 1):
                 for part, (own, _) in zip(parts, in_parts(pieces, len(parts)), strict=True):
                     part.advance(own)
-                key, _ = mx.random.split(key)
-                following = _drawn(parts, sampling, key)
+                following = _drawn(parts, sampling, next(keys))
                 # All at once, else the first stream works alone; and a step ahead of the pieces that are looked at, as
                 # they are there only when all is that was dispatched with them.
                 mx.async_eval(following, [part.state for part in parts])
@@ -202,7 +201,15 @@ class _Rows:
 
 def _drawn(parts: Sequence[_Rows], sampling: Sampling, key: mx.array) -> mx.array:
     """The next piece of every row (B,)."""
-    return sampling(mx.concatenate([part.logits for part in parts]), mx.random.split(key)[1])
+    return sampling(mx.concatenate([part.logits for part in parts]), key)
+
+
+def _keys(seed: int) -> Iterator[mx.array]:
+    """A random key for each draw."""
+    key = mx.random.key(seed)
+    while True:
+        key, own = mx.random.split(key)
+        yield own
 
 
 def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cache]:

@@ -69,7 +69,9 @@ def test_its_own_recipe_trains_alike_and_each_group_s_numbers_count():
     rules = reference2.rules(recipe.to_dict())
     losses = our_losses(recipe, 4)
     np.testing.assert_allclose(losses, their_losses(rules, 4), atol=1e-3)
-    for i, number, other in ((1, "rate", 1.0), (2, "rate", 1.0), (0, "weight_decay", 50.0), (2, "weight_decay", 50.0)):
+    rates = ((i, "rate", 1.0) for i in (1, 2))
+    decays = ((i, "weight_decay", 50.0) for i in (0, 1, 2))
+    for i, number, other in (*rates, *decays):
         groups = [{**group, number: other} if i == j else group for j, group in enumerate(rules["groups"])]
         assert abs(losses - their_losses({**rules, "groups": groups}, 4)).max() > 1e-3
 

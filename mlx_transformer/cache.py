@@ -8,7 +8,8 @@ from typing import Protocol
 import mlx.core as mx
 
 NEVER = 2**30  # the position of an empty slot: later than any query, so that the causal rule hides it
-_STEP = 64  # slots a full buffer grows by at least: few shapes, so few compiled graphs
+_STEP = 16  # slots a full buffer grows by at least: attention takes as long over empty ones as over full ones
+_SHARE = 8  # and by an eighth of those it has: a step is compiled anew for each shape
 
 
 class LayerCache(Protocol):
@@ -65,7 +66,7 @@ class KVCache:
         """Grow the buffer, by whole steps, until this many tokens fit; a cache that is still empty stays so."""
         if self.room >= tokens or not self.arrays:
             return
-        more = -(-(tokens - self.room) // _STEP) * _STEP
+        more = -(-max(tokens - self.room, self.arrays["k"].shape[2] // _SHARE) // _STEP) * _STEP
         for name, axis, filler in (("k", 2, 0), ("v", 2, 0), ("positions", -1, NEVER)):
             held = self.arrays[name]
             shape = list(held.shape)

@@ -98,7 +98,7 @@ def test_a_step_takes_the_room_that_it_uses(model):
     for _ in range(5):
         mx.eval(decoder.step(mx.array([3]), cache))
         slots.append(cache.layers[0].arrays["k"].shape[2])
-    assert slots == [64, 64, 128, 128, 128]
+    assert slots == [64, 64, 80, 80, 80]
 
 
 def test_nothing_is_drawn_where_nothing_is_asked(model):

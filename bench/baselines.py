@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_transformer.data import Tokens, load_corpus, tokenize_corpus, train_tokenizer
 from mlx_transformer.errors import BadInput, exit_cleanly
-from mlx_transformer.flags import Text, WholeNumber, parse
+from mlx_transformer.flags import Place, WholeNumber, parse
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where counts of counts are too few to estimate from; as KenLM's lmplz
 
@@ -193,14 +193,14 @@ def _discounts(counts: np.ndarray) -> tuple[float, ...]:
 class Flags:
     """Nats per piece and bits per byte of counting models over the validation text of a corpus."""
 
-    data: str = "auto"
-    """auto, fables, tinystories or the path of a text"""
-    valid: Text = None
+    data: Place = None
+    """auto, fables, tinystories or the path of a text (default: auto)"""
+    valid: Place = None
     """the validation text, where --data is a path"""
     stories: WholeNumber = None
     """count only the first so many training documents (a piece needs some 100 bytes of memory)"""
-    tokenizer: str = "bpe"
-    """bpe, word or the path of a tokenizer.json"""
+    tokenizer: Place = None
+    """bpe, word or the path of a tokenizer.json (default: bpe)"""
     vocab_size: WholeNumber = None
     """pieces of the vocabulary (default: 4096, or as many as the text supports)"""
     order: WholeNumber = None
@@ -223,9 +223,9 @@ def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float,
 def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m bench.baselines")
-    corpus = load_corpus(flags.data, flags.valid, flags.stories)
+    corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories)
     explicit = flags.vocab_size is not None
-    tokenizer = train_tokenizer(flags.tokenizer, corpus, flags.vocab_size or 4096, explicit=explicit)
+    tokenizer = train_tokenizer(flags.tokenizer or "bpe", corpus, flags.vocab_size or 4096, explicit=explicit)
     tokens = tokenize_corpus(corpus, tokenizer)
     print(f"{tokenizer.vocab_size:,} pieces; {len(tokens.train) - 1:,} to count, {len(tokens.valid) - 1:,} to predict")
     print(f"{'model':<15}{'nats/piece':>12}{'bits/byte':>12}")

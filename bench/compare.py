@@ -26,7 +26,7 @@ from bench import outputs, plan, rates, rounds, training
 from bench.plan import BACKENDS, DEFAULT, Contender, Finished, Run
 from bench.record import Comparison, Record
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
-from mlx_transformer.files import write_json
+from mlx_transformer.files import check_place, usable, write_json
 from mlx_transformer.flags import (
     Device,
     Extent,
@@ -41,7 +41,6 @@ from mlx_transformer.flags import (
     WholeNumber,
     parse,
 )
-from mlx_transformer.folder import check_place, usable
 from mlx_transformer.run import described
 from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_phase

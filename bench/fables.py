@@ -27,8 +27,8 @@ from bench.floor import MEASURES, SHARES
 from bench.plan import RUNS, Contender, Finished, Run, end_as_by_ctrl_c, execute, keep_logs
 from bench.training import read_size
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.files import check_place, usable
 from mlx_transformer.flags import Device, Folder, Positive, Size, TrainFlags, WholeNumber, parse
-from mlx_transformer.folder import check_place, usable
 from mlx_transformer.plan import DEFAULT_SECONDS
 from mlx_transformer.runtime import use_device
 

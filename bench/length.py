@@ -141,10 +141,8 @@ def record(run: Run, rows: Sequence[dict[str, Any]], complete: bool) -> dict[str
 
 def check_log(path: Path, run: Run) -> None:
     """Raises BadInput if something else is there, or no log can be put there."""
-    if path.suffix != ".json":
-        raise BadInput(f"--out {path}: expected a name that ends with .json")
     if not rounds.is_there(path):
-        return rounds.check_out(path)
+        return rounds.check_out(path, suffix=".json")
     ours = record(run, [], complete=False)
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))

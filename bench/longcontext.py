@@ -27,7 +27,7 @@ from bench.plan import RUNS
 from bench.roofline import FOR_THE_GPU
 from bench.rounds import Contestant
 from mlx_transformer.config import SIZES
-from mlx_transformer.errors import exit_cleanly
+from mlx_transformer.errors import BadInput, RunFailed, exit_cleanly
 from mlx_transformer.files import atomic_write
 from mlx_transformer.flags import Device, Extent, File, Size, Text, WholeNumber, parse
 from mlx_transformer.generate import Decoder
@@ -150,9 +150,11 @@ def draw(log: dict[str, Any], path: Path) -> None:
         for name, style in ((TRUNK, "o-"), (log["branch"], "s--")):
             rows = [row for row in log["rows"] if row["name"] == name and row["status"] == "done"]
             colour = "#1b1b1b" if name == TRUNK else "#0072b2"
-            lengths, values = [row["length"] for row in rows], [_median(row, key) for row in rows]
-            axes.plot(lengths, values, style, label=name, color=colour)
+            axes.plot(
+                [row["length"] for row in rows], [_median(row, key) for row in rows], style, label=name, color=colour
+            )
         axes.set_xscale("log")
+        lengths = sorted({row["length"] for row in log["rows"] if row["status"] == "done"})
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
         axes.set_yscale("log")
@@ -173,7 +175,10 @@ def main() -> None:
     size = flags.size if flags.size in SIZES else "small" if backend == "cpu" else "base"
     terminal = Console(width=110)
     out = flags.out or RUNS.parent / f"longcontext_{size}.json"
-    rounds.check_out(out)
+    rounds.check_out(out, suffix=".json")
+    longest = flags.longest or LENGTHS[-1]
+    if longest < LENGTHS[0]:
+        raise BadInput(f"--longest {longest}: expected at least {LENGTHS[0]}, the shortest row that is measured")
     settings = {"size": size, "device": device, "most_bytes": int(FOR_THE_GPU * device_info().memory_bytes)}
     log: dict[str, Any] = {
         "schema_version": 1,
@@ -184,10 +189,12 @@ def main() -> None:
         "size": size,
         "rows": [],
     }
-    for length in (n for n in LENGTHS if n <= (flags.longest or LENGTHS[-1])):
+    for length in (n for n in LENGTHS if n <= longest):
         say = lambda text, length=length: terminal.print(f"{length:,}: {text}", highlight=False)  # noqa: E731
         log["rows"] += measure((TRUNK, branch), length, flags.rounds or ROUNDS, settings, say)
         rounds.write_log(out, log)
+    if all(row["status"] != "done" for row in log["rows"]):
+        raise RunFailed(f"memory has no room for any length; {out} says what was tried")
     draw(log, out.with_suffix(".png"))
     terminal.print(show(log))
     terminal.print(f"all of it: {out} and {out.with_suffix('.png')}", highlight=False)

@@ -231,10 +231,12 @@ def check_torch(phase: int | None = None) -> None:
         raise BadInput(f"phase {phase} has no reference in PyTorch: expected bench/reference/phase{phase}.py")
 
 
-def check_out(path: Path | None) -> None:
-    """Raises BadInput if a log cannot be put there."""
+def check_out(path: Path | None, suffix: str = "") -> None:
+    """Raises BadInput if a log cannot be put there; suffix: what its name has to end with."""
     if path is None:
         return
+    if not path.name.endswith(suffix):
+        raise BadInput(f"--out {path}: expected a name that ends with {suffix}")
     if is_there(path):
         raise BadInput(f"--out {path} is there already: a log is not overwritten, give another name")
     try:

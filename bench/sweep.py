@@ -31,8 +31,8 @@ from bench.roofline import FOR_THE_GPU
 from bench.training import check_tokens, read_size
 from mlx_transformer.config import SIZES
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.files import check_place, usable
 from mlx_transformer.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
-from mlx_transformer.folder import check_place, usable
 from mlx_transformer.runtime import device_info, use_device
 from mlx_transformer.saved import find_branch, find_phase
 

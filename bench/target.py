@@ -63,8 +63,9 @@ def target_of(runs: Runs, tokens: float) -> float | None:
 
 
 def needed(runs: Runs, target: float | None) -> np.ndarray:
-    """Tokens and seconds to the target of each seed, in order: (2, seeds); a failed or diverged run may be inf."""
-    found = [crossing(runs[seed].evals, math.nan if target is None else target) for seed in sorted(runs)]
+    """Tokens and seconds to the target of each seed, in order: (2, seeds); inf for a run that diverged or failed."""
+    aim = math.nan if target is None else target
+    found = [crossing(own.evals, aim) if own.status == "done" else (math.inf,) * 2 for _, own in sorted(runs.items())]
     return np.array(found, float).reshape(-1, 2).T
 
 

@@ -1,11 +1,14 @@
-"""Files that are either whole or not there: written under a temporary name, fsynced, renamed."""
+"""Files that are either whole or not there: written under a temporary name, fsynced, renamed; and where they may go."""
 
 import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from mlx_transformer.errors import BadInput
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -47,3 +50,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def usable(folder: Path | None) -> Iterator[None]:
+    """Turn what the system has against a folder into bad input."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"'{folder}' cannot be used ({error.strerror}): give another folder") from error
+
+
+def check_place(out: Path) -> None:
+    """Raises BadInput if out is no folder and cannot become one, OSError where the system does not say."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"'{out}' is a file: expected a folder that is new or empty")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not parent.is_dir():
+        raise BadInput(f"'{out}' cannot be made: '{parent}' is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f"'{out}' cannot be made: '{parent}' is not writable")

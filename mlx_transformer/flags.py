@@ -63,7 +63,17 @@ def _place(text: str) -> str:
         raise ValueError(f"{text!r}: expected a name")
     if place.startswith("~"):
         raise ValueError(f"{text!r}: there is no user of that name; write ./{text} for a file")
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # not there yet, or for its reader to complain of
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a zero byte
+        raise ValueError(f"{text!r}: expected a path that the system takes ({error})") from error
     return place
+
+
+def _path(text: str) -> Path:
+    return Path(_place(text))
 
 
 def _choice(*names: str) -> PrimitiveConstructorSpec:
@@ -92,8 +102,9 @@ Number = Annotated[float | None, _optional(_real, "X"), tyro.conf.arg(help_behav
 Positive = Annotated[float | None, _optional(_positive, "X"), tyro.conf.arg(help_behavior_hint="")]
 Text = Annotated[str | None, _optional(str, "TEXT"), tyro.conf.arg(help_behavior_hint="")]
 Place = Annotated[str | None, _optional(_place, "NAME|PATH"), tyro.conf.arg(help_behavior_hint="")]
-Folder = Annotated[Path | None, _optional(lambda text: Path(_place(text)), "DIR"), tyro.conf.arg(help_behavior_hint="")]
-File = Annotated[Path | None, _optional(lambda text: Path(_place(text)), "FILE"), tyro.conf.arg(help_behavior_hint="")]
+Folder = Annotated[Path | None, _optional(_path, "DIR"), tyro.conf.arg(help_behavior_hint="")]
+File = Annotated[Path | None, _optional(_path, "FILE"), tyro.conf.arg(help_behavior_hint="")]
+Argument = Annotated[Path, _optional(_path, "PATH"), tyro.conf.Positional]
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Seed = Annotated[int | None, _optional(_seed, "N"), tyro.conf.arg(help_behavior_hint="")]
 Size = Annotated[str | None, _choice("nano", "small", "base", "auto"), tyro.conf.arg(help_behavior_hint="")]

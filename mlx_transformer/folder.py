@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
 import time
@@ -15,6 +14,7 @@ from typing import IO
 
 from mlx_transformer.checkpoint import list_checkpoints
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed
+from mlx_transformer.files import check_place, usable
 from mlx_transformer.flags import TrainFlags
 from mlx_transformer.plan import SETTINGS, read_settings
 
@@ -30,15 +30,6 @@ def check_folder(flags: TrainFlags) -> None:
             _check_resume(flags.resume)
         elif flags.out is not None:
             _check_out(flags.out)
-
-
-@contextmanager
-def usable(folder: Path | None) -> Iterator[None]:
-    """Turn what the system has against a folder into bad input."""
-    try:
-        yield
-    except OSError as error:
-        raise BadInput(f"'{folder}' cannot be used ({error.strerror}): give another folder") from error
 
 
 def _check_resume(folder: Path) -> None:
@@ -60,17 +51,6 @@ def _check_out(out: Path) -> None:
             )
         if list_checkpoints(out / "checkpoints"):
             raise BadInput(f"--out '{out}' holds an unfinished run: go on with --resume {out}, or give another folder")
-
-
-def check_place(out: Path) -> None:
-    """Raises BadInput if --out is no folder and cannot become one, OSError where the system does not say."""
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out '{out}' is a file: expected a folder that is new or empty")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not parent.is_dir():
-        raise BadInput(f"--out '{out}' cannot be made: '{parent}' is a file")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise BadInput(f"--out '{out}' cannot be made: '{parent}' is not writable")
 
 
 def _is_begun(path: Path) -> bool:

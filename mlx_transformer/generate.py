@@ -4,16 +4,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import mlx.core as mx
-import tyro
 
 from mlx_transformer.cache import Cache
 from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.errors import BadInput, exit_cleanly
-from mlx_transformer.flags import Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
+from mlx_transformer.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
 from mlx_transformer.model import Model
 from mlx_transformer.ready import ready
 from mlx_transformer.runtime import use_device
@@ -58,8 +55,8 @@ def tell(
 
 
 def tell_freely(model: Model, tokenizer: Tokenizer, count: int, *, sampling: Sampling, seed: int = 0) -> list[Story]:
-    """So many stories from nothing but the document boundary, up to their ends or the context."""
-    return _tell(model, tokenizer, [""] * count, [[tokenizer.boundary]] * count, None, sampling, seed)
+    """So many stories from nothing but a document's opening, up to their ends or the context."""
+    return _tell(model, tokenizer, [""] * count, [[tokenizer.opening]] * count, None, sampling, seed)
 
 
 def _tell(
@@ -113,13 +110,13 @@ def _text_behind(tokenizer: Tokenizer, prompt: list[int], pieces: list[int]) -> 
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
-    """The pieces of a document that begins with prompt, its opening boundary first.
+    """The pieces of a document that begins with prompt, its opening first.
 
     Raises BadInput for a prompt that is empty or leaves no room in the context (pieces).
     """
     if not prompt.strip():
         raise BadInput(f"prompt {prompt!r} is empty: give the first words of a story")
-    pieces = [tokenizer.boundary, *tokenizer.encode(prompt)]
+    pieces = [tokenizer.opening, *tokenizer.encode(prompt)]
     if len(pieces) >= context:
         start = prompt if len(prompt) <= 40 else prompt[:37] + "..."
         raise BadInput(f"prompt '{start}' has {len(pieces)} pieces: expected fewer than the context of {context}")
@@ -225,7 +222,7 @@ def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cac
 class Flags:
     """Write stories with a trained model; without --prompt, one line at a time from the keyboard."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Argument
     """a run folder, or its model/"""
     prompt: Words = ()
     """the first words of a story (repeatable)"""

@@ -25,7 +25,8 @@ from mlx_transformer.trainer import Limits
 
 SETTINGS = "settings.json"
 DEFAULT_SECONDS = 240.0  # a first run is minutes; any --max flag replaces it
-_LIMITS = ("max_steps", "max_tokens", "max_epochs", "max_seconds", "target_loss")
+_ENDS = ("max_steps", "max_tokens", "max_epochs", "max_seconds")
+_LIMITS = (*_ENDS, "target_loss")
 _FREE = (*_LIMITS, "quiet", "prompt", "resume")  # what may differ when a run goes on
 _AUTO = ("size", "data", "device")  # "auto" means: as it was chosen when the run began
 PROMPTS = (
@@ -165,7 +166,7 @@ def _recipe(module: ModuleType, settings: dict[str, Any], size: str) -> Recipe:
 
 def _limits(settings: dict[str, Any]) -> Limits:
     given = {name: settings[name] for name in _LIMITS if name in settings}
-    if not set(given) - {"target_loss"}:
+    if given.keys().isdisjoint(_ENDS):
         given["max_seconds"] = DEFAULT_SECONDS
     return Limits(**given)
 
@@ -234,8 +235,8 @@ def _resumed(phase: int, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
                 f"--{flag} {value}: the run in '{folder}' was begun with {was}; a resumed run keeps its settings"
             )
     limits = {name: given[name] for name in _LIMITS if name in given}
-    if limits:
-        settings = {name: value for name, value in settings.items() if name not in _LIMITS}
+    if not limits.keys().isdisjoint(_ENDS):  # another end; the target stays, unless another one is given
+        settings = {name: value for name, value in settings.items() if name not in _ENDS}
     return {**settings, **limits, **{name: given[name] for name in ("prompt", "quiet") if name in given}}
 
 

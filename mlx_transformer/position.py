@@ -10,6 +10,8 @@ from mlx_transformer.config import Config
 from mlx_transformer.context import Ctx
 from mlx_transformer.errors import BadInput
 
+FARTHEST = 65_536  # tokens from a query to a key: as many rows as a table over distances may have
+
 
 class Position(nn.Module):
     """No positions at all: every door shut."""
@@ -79,6 +81,8 @@ class RotaryPosition(Position):
     def build(self, config: Any) -> None:
         if config.head_dim % 2:
             raise BadInput(f"head_dim = {config.head_dim}: rotary positions turn pairs, it must be even")
+        if not config.rope_theta > 0:
+            raise BadInput(f"rope_theta = {config.rope_theta}: expected a number above 0")
         self.theta = config.rope_theta
 
     def frequencies(self, half: int) -> mx.array:
@@ -169,10 +173,10 @@ def t5_buckets(n_buckets: int, max_distance: int) -> list[int]:
     Raises BadInput where max_distance leaves nothing for the buckets that grow.
     """
     single = n_buckets // 2
-    if not 1 <= single < max_distance:
+    if not 1 <= single < max_distance <= FARTHEST:
         raise BadInput(
             f"n_buckets = {n_buckets}, max_distance = {max_distance}: expected at least 2 buckets, and a distance of "
-            "more than half as many"
+            f"more than half as many and at most {FARTHEST:,}"
         )
     growing, span = n_buckets - single, math.log(max_distance / single)
     wide = [int(math.log(distance / single) / span * growing) for distance in range(single, max_distance + 1)]

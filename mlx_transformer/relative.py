@@ -8,8 +8,9 @@ import mlx.core as mx
 from mlx_transformer import ops
 from mlx_transformer.attention import Attention
 from mlx_transformer.context import Ctx
+from mlx_transformer.errors import BadInput
 from mlx_transformer.linear import Linear
-from mlx_transformer.position import SinusoidalPosition, steps_back
+from mlx_transformer.position import FARTHEST, SinusoidalPosition, steps_back
 
 
 class ShawAttention(Attention):
@@ -61,6 +62,8 @@ class TransformerXLAttention(Attention):
 
     def build(self, config: Any) -> None:
         super().build(config)
+        if config.segment_len > FARTHEST // 2:
+            raise BadInput(f"segment_len = {config.segment_len}: expected at most {FARTHEST // 2:,}")
         self.segment_len = config.segment_len
         self.r_proj = Linear(config.d_model, config.d_model)
         self.content_bias = mx.zeros((config.n_heads, 1, self.head_dim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -12,11 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import mlx.core as mx
 import rich.console
-import tyro
 from rich.table import Table
 
 from mlx_transformer.card import draw_loss, write_report, write_stories
@@ -24,7 +24,7 @@ from mlx_transformer.config import SIZES
 from mlx_transformer.console import Console
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.files import atomic_write, write_json
-from mlx_transformer.flags import TrainFlags, parse, train_flags
+from mlx_transformer.flags import Argument, TrainFlags, parse, train_flags
 from mlx_transformer.folder import RESULTS, check_folder, explained, new_folder, owned
 from mlx_transformer.generate import tell, tell_freely
 from mlx_transformer.model import Model
@@ -71,7 +71,7 @@ def train(phase: int, flags: TrainFlags) -> Path:
     plan = make_plan(phase, flags, console.say)
     model = plan.make_model()
     folder = flags.resume or flags.out or new_folder(phase, plan.module.NAME, plan.settings.get("branch"))
-    with owned(folder, flags), explained(f"python -m phases.phase{phase} --resume {folder}", folder):
+    with owned(folder, flags), explained(f"python -m phases.phase{phase} --resume {shlex.quote(str(folder))}", folder):
         write_json(folder / SETTINGS, {"phase": phase, "flags": plan.settings, **_identity(plan, folder, flags)})
         console.log_to(folder / "log.txt")
         _introduce(console, plan, model, folder)
@@ -121,7 +121,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     if stopped.why == "diverged":
         raise RunFailed(stopped.message)
     if stopped.why == "interrupted":
-        raise Interrupted(f"saved; go on with: python -m phases.phase{plan.phase} --resume {folder}")
+        raise Interrupted(f"saved; go on with: python -m phases.phase{plan.phase} --resume {shlex.quote(str(folder))}")
     _say_result(console, result, stories, folder)
 
 
@@ -340,7 +340,7 @@ def _description(phase: int) -> str:
 class ListFlags:
     """Show past runs, newest first."""
 
-    folder: Annotated[Path, tyro.conf.Positional] = RESULTS.parent
+    folder: Argument = RESULTS.parent
     """where runs were saved"""
 
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_transformer.checkpoint import save_arrays
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer
 from mlx_transformer.errors import BadInput
-from mlx_transformer.files import write_json
+from mlx_transformer.files import usable, write_json
 from mlx_transformer.model import Model
 from mlx_transformer.trees import by_path
 
@@ -57,8 +57,9 @@ def save_model(folder: Path, model: Model, tokenizer: Tokenizer, phase: int, bra
 def model_folder(run: str | Path) -> Path:
     """RUN or RUN/model, whichever holds config.json. Raises BadInput if neither does."""
     for folder in (Path(run) / "model", Path(run)):
-        if (folder / "config.json").is_file():
-            return folder
+        with usable(folder):
+            if (folder / "config.json").is_file():
+                return folder
     raise BadInput(f"'{run}' holds no model: expected a run folder, or its model/, with a config.json")
 
 

@@ -8,6 +8,9 @@ import mlx.core as mx
 from mlx_transformer.attention import Attention
 from mlx_transformer.cache import NEVER, WindowCache
 from mlx_transformer.context import Ctx
+from mlx_transformer.errors import BadInput
+
+WIDEST = 2**20  # tokens of a window
 
 
 class WindowAttention(Attention):
@@ -21,6 +24,8 @@ class WindowAttention(Attention):
 
     def build(self, config: Any) -> None:
         super().build(config)
+        if config.window > WIDEST:
+            raise BadInput(f"window = {config.window}: expected at most {WIDEST:,}, as the cache has so many slots")
         self.window = config.window
 
     def make_cache(self, batch: int) -> WindowCache:

@@ -109,7 +109,11 @@ def test_a_number_left_open_follows_from_another():
         ("rope", {"n_heads": 32}, "head_dim = 1"),
         ("t5", {"n_buckets": 8, "max_distance": 4}, "max_distance = 4"),
         ("t5", {"n_buckets": 1}, "n_buckets = 1"),
+        ("t5", {"max_distance": 10**9}, "at most 65,536"),
+        ("transformer_xl", {"segment_len": 10**9}, "segment_len = 1000000000: expected at most 32,768"),
+        ("rope", {"rope_theta": 0.0}, "rope_theta = 0.0: expected a number above 0"),
         ("longformer", {"window": 0}, "window = 0"),
+        ("longformer", {"window": 2**31 - 1}, "window = 2147483647: expected at most 1,048,576"),
     ],
 )
 def test_a_number_that_does_not_fit_is_named(branch, numbers, words):

@@ -37,6 +37,11 @@ class Tokenizer(ABC):
     lossless: bool  # decode(encode(text)) == text, for every text
     unknown: int | None  # the piece for what the vocabulary lacks; None where there is no such thing
 
+    @property
+    def opening(self) -> int:
+        """The piece that a document begins with, behind the boundary if it is another one: as a rule that itself."""
+        return self.boundary
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The pieces of a text, never the boundary, whatever the text holds. Raises BadInput for lone surrogates."""
@@ -179,6 +184,7 @@ class Word(Tokenizer):
 class Imported(Tokenizer):
     """A `tokenizer.json` of Hugging Face's library `tokenizers`; its end-of-text piece is the boundary.
 
+    A document opens with the piece that its template puts in front of a text, as Llama's `<s>`; else with the boundary.
     It counts as lossless if a battery of awkward texts survives (byte-level BPE does); whether the validation text does
     is checked once more when that is tokenised. A special token's own text within a document is plain text.
     """
@@ -208,6 +214,8 @@ class Imported(Tokenizer):
         self._model.no_padding()
         self._model.encode_special_tokens = True
         vocabulary: dict[str, int] = self._model.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise BadInput("this tokenizer.json has no pieces: expected a vocabulary")
         self.vocab_size = max(vocabulary.values()) + 1
         ends = [vocabulary[piece] for piece in self._ENDS if piece in vocabulary]
         if not ends:
@@ -215,6 +223,10 @@ class Imported(Tokenizer):
         self.boundary = ends[0]
         self.unknown = vocabulary.get(getattr(self._model.model, "unk_token", None) or "<unk>")
         self.lossless = all(self.decode(self.encode(text)) == text for text in self._BATTERY)
+
+    @functools.cached_property
+    def opening(self) -> int:
+        return next(iter(self._model.encode("").ids), self.boundary)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]

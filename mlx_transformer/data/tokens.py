@@ -1,4 +1,7 @@
-"""Token files: a corpus as one long array of pieces on disk, boundary, document, boundary, document, boundary, ..."""
+"""Token files: a corpus as one long array of pieces on disk, boundary, document, boundary, document, boundary, ...
+
+A document begins with its opening where the tokenizer has one besides the boundary.
+"""
 
 import hashlib
 import json
@@ -17,7 +20,7 @@ from mlx_transformer.files import write_json
 
 MAX_VALID_PIECES = 1_000_000
 _BATCH_CHARACTERS = 4 << 20  # handed to the tokenizer at a time: enough for every core, some 100 MB as Python lists
-_VERSION = 1  # of the files: part of the cache key
+_VERSION = 2  # of the files: part of the cache key
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,21 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
 def _write_train(
     out: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype, advance: Callable[[int], None]
 ) -> None:
-    boundary = np.array([tokenizer.boundary], dtype)
-    out.write(boundary.tobytes())
+    out.write(np.array([tokenizer.boundary], dtype).tobytes())
+    opening, begins = _opening(tokenizer), True
     for batch in _batches(read_parts(corpus.train)):
         texts = [text for text, _ in batch]
         pieces: list[int] = []
         for encoded, (_, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
-            pieces += encoded
-            if ends:
-                pieces.append(tokenizer.boundary)
+            pieces += [*(opening if begins else ()), *encoded, *([tokenizer.boundary] if ends else ())]
+            begins = ends
         out.write(np.array(pieces, dtype).tobytes())
         advance(sum(map(len, texts)))
+
+
+def _opening(tokenizer: Tokenizer) -> list[int]:
+    """What stands between the boundary and a document."""
+    return [] if tokenizer.opening == tokenizer.boundary else [tokenizer.opening]
 
 
 def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
@@ -89,19 +96,20 @@ def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
 
 def _write_valid(path: Path, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, float]:
     """Write the first validation documents that fit MAX_VALID_PIECES; what `Tokens` says of them."""
-    pieces = [tokenizer.boundary]
+    pieces, opening = [tokenizer.boundary], _opening(tokenizer)
     documents, size, lossless = 0, 0, tokenizer.lossless
     for text, encoded in _valid_documents(corpus.valid, tokenizer):
-        if len(pieces) + len(encoded) + 1 > MAX_VALID_PIECES:
+        if len(pieces) + len(opening) + len(encoded) + 1 > MAX_VALID_PIECES:
             if documents:
                 break
-            text, encoded = _whole_lines(text, tokenizer, MAX_VALID_PIECES - 2)
-        pieces += [*encoded, tokenizer.boundary]
+            text, encoded = _whole_lines(text, tokenizer, MAX_VALID_PIECES - 2 - len(opening))
+        pieces += [*opening, *encoded, tokenizer.boundary]
         documents += 1
         size += len(text.encode())
         lossless = lossless and tokenizer.decode(encoded) == text
     np.array(pieces, dtype).tofile(path)
-    unknown = sum(piece == tokenizer.unknown for piece in pieces) / max(1, len(pieces) - documents - 1)
+    within = len(pieces) - 1 - documents * (1 + len(opening))
+    unknown = sum(piece == tokenizer.unknown for piece in pieces) / max(1, within)
     return {"valid_bytes": size, "valid_documents": documents, "unknown_rate": unknown, "lossless": lossless}
 
 

@@ -1,13 +1,12 @@
 """The command line of `python -m mlx_transformer.interop`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from mlx_transformer.errors import exit_cleanly
-from mlx_transformer.flags import parse
+from mlx_transformer.flags import Argument, parse
 from mlx_transformer.interop import export_model, import_model
 
 
@@ -17,9 +16,9 @@ class Flags:
 
     command: Annotated[Literal["import", "export"], tyro.conf.Positional]
     """import DIR RUN, or export RUN DIR"""
-    source: Annotated[Path, tyro.conf.Positional]
+    source: Argument
     """import: a folder with config.json, model.safetensors, tokenizer.json; export: a run folder, or its model/"""
-    target: Annotated[Path, tyro.conf.Positional]
+    target: Argument
     """a new folder: the run, or what from_pretrained reads"""
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m mlx_transformer.interop")
     work = {"import": import_model, "export": export_model}[flags.command]
-    print(work(flags.source.expanduser(), flags.target.expanduser()))
+    print(work(flags.source, flags.target))
 
 
 if __name__ == "__main__":

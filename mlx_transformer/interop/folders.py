@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.checkpoint import save_arrays
+from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.errors import BadInput, RunFailed
-from mlx_transformer.files import atomic_write, write_json
+from mlx_transformer.files import atomic_write, check_place, usable, write_json
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
 from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
 from mlx_transformer.interop.weights import Weights, to_ours, to_theirs
@@ -35,7 +37,7 @@ def export_model(run: Path, folder: Path) -> str:
     config = form.write(described.get("branch"), model.config.to_dict())
     if why := form.transformers(config):
         raise BadInput(f"transformers cannot hold such a model: {why}")
-    config |= {"bos_token_id": tokenizer.boundary, "eos_token_id": tokenizer.boundary}
+    config |= {"bos_token_id": tokenizer.opening, "eos_token_id": tokenizer.boundary}
     weights = to_theirs(form.weights, by_path(model.parameters()))
     files = tokenizer_files(tokenizer, model.config.seq_len)
     with _new_folder(folder) as temporary:
@@ -71,8 +73,8 @@ def import_model(folder: Path, run: Path) -> str:
     with _new_folder(run) as temporary:
         save_model(temporary / "model", model, tokenizer, form.phase, branch)
     command = f"python -m phases.phase{form.phase}" + (f" --branch {branch}" if branch else "")
-    goes_on = f"phase {form.phase} in '{run}'; train on with: {command} --init-from {run} --data TEXT"
-    return "\n".join([*_notes(form, theirs, form.write(branch, numbers), tokenizer.boundary), goes_on])
+    goes_on = f"phase {form.phase} in '{run}'; train on with: {command} --init-from {shlex.quote(str(run))} --data TEXT"
+    return "\n".join([*_notes(form, theirs, form.write(branch, numbers), tokenizer), goes_on])
 
 
 def _form_of(phase: int, branch: str | None) -> Format:
@@ -94,14 +96,15 @@ def _find_form(theirs: Numbers, folder: Path) -> Format:
     raise BadInput(f"'{folder}' holds a model of type {theirs.get('model_type')!r}: supported are {held}")
 
 
-def _notes(form: Format, theirs: Numbers, back: Numbers, boundary: int) -> Iterator[str]:
+def _notes(form: Format, theirs: Numbers, back: Numbers, tokenizer: Tokenizer) -> Iterator[str]:
     """What a person should know who trains or writes with the imported model; its logits are theirs."""
     for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
         if theirs.get(key) not in (None, back.get(key)):
             yield f"note: {key} = {theirs[key]} there is {back[key]} here"
-    ends = theirs.get("eos_token_id")
-    if ends is not None and boundary not in (ends if isinstance(ends, list) else [ends]):
-        yield f"note: texts end with piece {ends} there, and with {boundary}, the tokenizer's end of text, here"
+    for what, key, own in (("begin", "bos", tokenizer.opening), ("end", "eos", tokenizer.boundary)):
+        pieces = theirs.get(f"{key}_token_id")
+        if pieces is not None and own not in (pieces if isinstance(pieces, list) else [pieces]):
+            yield f"note: texts {what} with piece {pieces} there, and with {own}, the tokenizer's {what} of text, here"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -142,8 +145,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_new(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise BadInput(f"'{folder}' is not empty: expected a folder that is new or empty")
+    with usable(folder):
+        check_place(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise BadInput(f"'{folder}' is not empty: expected a folder that is new or empty")
 
 
 @contextmanager

@@ -24,12 +24,14 @@ class Number:
     written: bool = True
 
     def value(self, theirs: Numbers) -> float:
-        """Ours, out of their config.json. Raises BadInput where it is no number."""
+        """Ours, out of their config.json. Raises BadInput where it is no number that can be one of a model."""
         value = theirs.get(self.theirs)
         if value is None and self.missing is not None:
             value = self.missing(theirs)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadInput(f"{self.theirs} = {value!r}: expected a number")
+        if not 0 <= value < 2**31:  # nan is not
+            raise BadInput(f"{self.theirs} = {value!r}: expected a number from 0 to 2,147,483,647")
         return value
 
 
@@ -60,6 +62,8 @@ class Format:
 
     def read(self, theirs: Numbers) -> tuple[str | None, Numbers]:
         """config.json -> branch and numbers of ours. Raises BadInput for what the phase cannot compute."""
+        if theirs.get("quantization_config") is not None:
+            raise BadInput("quantization_config is there: expected a model whose weights are not quantized")
         theirs = self.unpack(theirs)
         for key, values in self.only.items():
             if (value := theirs.get(key, values[0])) not in values:
@@ -176,8 +180,9 @@ def _unpack_rope(theirs: Numbers) -> Numbers:
     if not isinstance(rope, dict):
         raise BadInput(f"rope_parameters = {rope!r}: expected an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    turned = rope.get("partial_rotary_factor", theirs.get("partial_rotary_factor", 1))
-    if kind not in ("default", "llama3") or turned != 1:
+    turned = rope.get("partial_rotary_factor")
+    turned = theirs.get("partial_rotary_factor") if turned is None else turned
+    if kind not in ("default", "llama3") or turned not in (None, 1):
         raise BadInput(
             f"rope_type = {kind!r}, partial_rotary_factor = {turned!r} is nothing that phase 5 computes: expected "
             "'default' or 'llama3', and 1"
@@ -206,7 +211,8 @@ def _unpack_mistral(theirs: Numbers) -> Numbers:
 
 
 def _unpack_qwen3(theirs: Numbers) -> Numbers:
-    if kinds := {*map(str, theirs.get("layer_types") or ())} - {"full_attention"}:
+    kinds = theirs.get("layer_types") or []
+    if kinds := {*map(str, kinds if isinstance(kinds, list) else [kinds])} - {"full_attention"}:
         raise BadInput(f"layer_types has {', '.join(sorted(kinds))}: phase 5's qwen3 has full_attention in every layer")
     return _unpack_rope(theirs)
 

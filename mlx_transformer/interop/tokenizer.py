@@ -18,11 +18,10 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     """
     if tokenizer.kind == "word":
         raise BadInput("a word tokenizer has no form in Hugging Face that gives the same text back: use bpe or hf")
-    boundary = tokenizer.piece(tokenizer.boundary)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": boundary,
-        "eos_token": boundary,
+        "bos_token": tokenizer.piece(tokenizer.opening),
+        "eos_token": tokenizer.piece(tokenizer.boundary),
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }

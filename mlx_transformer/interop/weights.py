@@ -70,12 +70,17 @@ def to_theirs(rows: Rows, ours: Weights) -> Weights:
 def to_ours(rows: Rows, theirs: Weights, shapes: Mapping[str, Shape]) -> Weights:
     """Their parameters by name -> ours by path, in float32, of these shapes.
 
-    Raises BadInput that lists what is missing, has another shape, or would be left over.
+    Raises BadInput that lists what is no float, is missing, has another shape, or would be left over.
     """
     places = _places(rows, shapes)
     wanted = {name: part.shape(shapes[path]) for path, (name, part) in places.items()}
     found = {name: tuple(value.shape) for name, value in theirs.items()}
     complaints = [
+        f"{name} holds {str(value.dtype).removeprefix('mlx.core.')}: expected floats, not quantized"
+        for name, value in theirs.items()
+        if not mx.issubdtype(value.dtype, mx.floating)
+    ]
+    complaints += [
         f"{name} should be {wanted.get(name, 'absent')} and is {found.get(name, 'missing')}"
         for name in sorted(wanted.keys() | found.keys())
         if wanted.get(name) != found.get(name)

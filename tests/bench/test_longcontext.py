@@ -3,6 +3,7 @@
 import pytest
 
 from bench import longcontext
+from mlx_transformer.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +40,12 @@ def test_no_room_is_found_before_anything_is_measured():
 def test_the_picture_is_drawn(log, tmp_path):
     longcontext.draw(log, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--longest", "100"), ("--out", "x.png")])
+def test_what_cannot_be_measured_or_kept(flag, value, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["longcontext", "--size", "nano", flag, value])
+    with pytest.raises(BadInput, match=f"{flag} {value}: expected"):
+        longcontext.main()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

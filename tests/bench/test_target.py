@@ -1,6 +1,7 @@
 """Time to target: what a row says of the tokens and of the rate that it divides them by."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,13 @@ def seeds(*ends):
 def over_rate(runs, rate):
     rates = Rates(medians={"phase 1": rate}, ratio=lambda a, b: pytest.fail("no pair"))
     return target.time_to_target(ONE, runs, 2.0, rates)["tokens_over_rate"]
+
+
+def test_a_run_that_met_the_target_and_then_diverged_has_not_reached_it():
+    runs = seeds(100, 200, 300, 400, 500)
+    runs[0] = replace(runs[0], status="diverged")
+    row = target.time_to_target(ONE, runs, 2.0, Rates(medians={}, ratio=lambda a, b: pytest.fail("no pair")))
+    assert (row["reached"], row["tokens"]["median"]) == (4, 400)
 
 
 def test_the_rates_own_uncertainty_is_in_the_time():

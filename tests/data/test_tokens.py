@@ -1,5 +1,6 @@
 """Token files: what is in them, how the validation split is capped, and that they are whole or not there."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from mlx_transformer.data import corpus as corpora
 from mlx_transformer.data import tokens as module
 from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents
-from mlx_transformer.data.tokenizer import Tokenizer, Word, train_tokenizer
+from mlx_transformer.data.tokenizer import Imported, Tokenizer, Word, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 
 TEXTS = [f"Story {i}: the cat\nsat on the “mat” {i % 7} times. " + "It slept. " * (i % 5) for i in range(200)]
@@ -40,6 +41,20 @@ def framed(tokenizer: Tokenizer, documents: list[str]) -> list[int]:
     for document in documents:
         pieces += [*tokenizer.encode(document), tokenizer.boundary]
     return pieces
+
+
+def test_an_opening_that_is_no_boundary_stands_behind_it(tmp_path):
+    """In front of each document, of one that is read in parts too."""
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.WordLevel({"</s>": 0, "<s>": 1, "cat": 2, "?": 3}, unk_token="?"))
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    made.post_processor = library.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokens = tokenize(corpus_of(tmp_path, ["cat " * i + "?" for i in range(40)]), Imported(made.to_str().encode()))
+    for pieces in (tokens.train.tolist(), tokens.valid.tolist()):
+        first, *documents, last = "".join(map(str, pieces)).split("0")
+        assert (first, last) == ("", "")
+        assert all(re.fullmatch("12*3", document) for document in documents)
+    assert tokens.unknown_rate == tokens.valid_documents / np.isin(tokens.valid, (2, 3)).sum()
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:

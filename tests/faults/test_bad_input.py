@@ -9,8 +9,12 @@ import shutil
 import mlx.core as mx
 import pytest
 
+from bench import baselines
+from mlx_transformer import generate
 from mlx_transformer import run as run_module
-from tests.faults.runs import TINY, assert_bad, result, train, weights, write_text
+from mlx_transformer.errors import exit_cleanly
+from mlx_transformer.interop import __main__ as interop
+from tests.faults.runs import TINY, assert_bad, command, result, train, weights, write_text
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,19 @@ def test_paths_that_are_no_text(refused, tmp_path, text):
     for flag in ("--data", "--valid", "--tokenizer", "--init-from"):
         refused(flag, "", said=(flag,))
         refused(flag, "~nobody_of_that_name/x", said=(flag, "no user"))
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody_of_that_name/x"], ids=["too long", "nobody's"])
+def test_paths_that_the_system_refuses(path, refused, tmp_path):
+    refused("--init-from", path)
+    for body, line in (
+        (generate.main, [path]),
+        (run_module._list_command, ["list", path]),
+        (interop.main, ["import", path, tmp_path / "run"]),
+        (interop.main, ["export", tmp_path, path]),
+        (baselines.main, ["--data", path]),
+    ):
+        assert_bad(command(lambda body=body: exit_cleanly(body), *line), path)
 
 
 def test_texts_that_are_too_short(refused, text, tmp_path):

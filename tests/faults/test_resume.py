@@ -159,7 +159,7 @@ def test_killed_while_it_stops_on_a_plateau(pattern, plateau, tmp_path):
 @pytest.mark.parametrize("step", [14, 16], ids=["at an evaluation", "between two"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
 def test_a_signal_saves_and_says_how_to_go_on(number, step, tiny, whole_compiled, tmp_path, monkeypatch):
-    folder, show = tmp_path / "run", console.Console.show
+    folder, show = tmp_path / "a run", console.Console.show
 
     def signalled(self, event, *args):
         show(self, event, *args)
@@ -169,7 +169,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, step, tiny, whole_compiled
     monkeypatch.setattr(console.Console, "show", signalled)
     ended = train(*tiny, "--out", folder)
     assert ended.code == 130
-    assert ended.err == f"saved; go on with: python -m phases.phase1 --resume {folder}\n"
+    assert ended.err == f"saved; go on with: python -m phases.phase1 --resume '{folder}'\n"
     assert (result(folder)["stopped"], result(folder)["steps"]) == ("interrupted", step)
     monkeypatch.undo()
     assert train("--resume", folder, "--quiet").code == 0
@@ -225,6 +225,16 @@ def test_resumed_with_a_larger_limit(tiny, whole_compiled, tmp_path):
     assert train(*tiny, "--max-steps", 14, "--out", folder).code == 0
     assert train("--resume", folder, "--max-steps", 24, "--quiet").code == 0
     assert_same_run(folder, whole_compiled)
+
+
+def test_a_resumed_run_keeps_the_limits_that_are_not_replaced(tiny, tmp_path):
+    """Another end replaces the end; the target, and the end beside another target, stay."""
+    folder = tmp_path / "run"
+    assert train(*tiny, "--max-steps", 2, "--target-loss", 0.01, "--out", folder).code == 0
+    assert train("--resume", folder, "--max-tokens", 300, "--quiet").code == 0
+    assert (result(folder)["target_loss"], result(folder)["stopped"]) == (0.01, "max_tokens")
+    assert train("--resume", folder, "--target-loss", 0.02, "--quiet").code == 0
+    assert (result(folder)["target_loss"], result(folder)["stopped"]) == (0.02, "max_tokens")
 
 
 def test_resuming_a_finished_run_changes_nothing(tiny, whole_compiled, tmp_path):

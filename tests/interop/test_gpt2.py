@@ -406,6 +406,10 @@ UNSUPPORTED = [
     {"n_layer": 0},
     {"n_layer": True},
     {"n_inner": 1.5},
+    {"vocab_size": 10**10},
+    {"layer_norm_epsilon": float("nan")},
+    {"layer_norm_epsilon": -1e-5},
+    {"quantization_config": {"quant_method": "fp8"}},
     {"resid_pdrop": 1},
     {"layer_norm_epsilon": [1]},
 ]
@@ -453,7 +457,20 @@ def with_another_head(arrays):
     return "lm_head.weight is not wte.weight, and yet tie_word_embeddings is true"
 
 
-WRONG = [without_one, with_more, with_many_more, with_a_name_twice, of_another_shape, with_another_head]
+def in_whole_numbers(arrays):
+    arrays["transformer.h.0.ln_1.bias"] = (arrays["transformer.h.0.ln_1.bias"] * 100).astype(mx.int8)
+    return "h.0.ln_1.bias holds int8: expected floats, not quantized"
+
+
+WRONG = [
+    in_whole_numbers,
+    without_one,
+    with_more,
+    with_many_more,
+    with_a_name_twice,
+    of_another_shape,
+    with_another_head,
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -501,6 +518,9 @@ def test_a_tokenizer_that_does_not_belong_to_it(theirs):
     content["model"]["vocab"]["one more"] = 257
     path.write_text(json.dumps(content))
     refused(theirs, "a tokenizer of 258 pieces and a model of 257")
+    content["model"]["vocab"], content["added_tokens"] = {}, []
+    path.write_text(json.dumps(content))
+    refused(theirs, "this tokenizer.json has no pieces")
     path.write_text("{")
     refused(theirs, "tokenizer")
     path.unlink()
@@ -522,7 +542,8 @@ def test_a_target_that_is_not_empty(theirs, bpe, tmp_path):
     write_ours(tmp_path / "run", bpe)
     for line in (["import", theirs, tmp_path / "run"], ["export", tmp_path / "run", theirs]):
         assert_bad(interop(*line), "is not empty: expected a folder that is new or empty")
-    assert_bad(interop("export", tmp_path / "run", theirs / "config.json"), "is not empty")
+    assert_bad(interop("export", tmp_path / "run", theirs / "config.json"), "is a file: expected a folder")
+    assert_bad(interop("import", theirs, theirs / "config.json" / "run"), "cannot be made", "is a file")
     (tmp_path / "new").mkdir()
     assert interop("export", tmp_path / "run", tmp_path / "new").code == 0
 

@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlx_transformer import load, run
-from mlx_transformer.generate import GREEDY, tell
+from mlx_transformer.generate import GREEDY, encode_prompt, tell
 from mlx_transformer.interop import export_model, import_model
 from mlx_transformer.saved import find_branch, save_model
 from phases import phase5
@@ -17,6 +17,7 @@ from tests.interop.test_gpt2 import assert_same, byte_level, interop, weights
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
+library = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install tokenizers")
 
 LENGTH = 41  # of a text: longer than every window, and than the first training that a scaling stretches
 LLAMA3 = {
@@ -103,6 +104,39 @@ def test_what_is_imported_computes_the_same_and_comes_out_again(kind, branch, nu
     if numbers.get("sliding_window", 0) is None:
         same -= {"model_type", "architectures"}  # it is a Llama
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
+
+
+def with_an_opening(folder):
+    """Give a folder's tokenizer the piece <s>, number 257, and a template that puts it in front of every text."""
+    path = str(folder / "tokenizer.json")
+    tokenizer = library.Tokenizer.from_file(path)
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = library.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 257)])
+    tokenizer.save(path)
+
+
+def test_texts_begin_as_theirs_do(tmp_path):
+    """With a piece that is another one than the end's, as Llama's <s>."""
+    write_theirs(tmp_path / "theirs", "llama", vocab_size=258, bos_token_id=257)
+    with_an_opening(tmp_path / "theirs")
+    ended = interop("import", tmp_path / "theirs", tmp_path / "run")
+    assert (ended.code, "note" in ended.out) == (0, False)
+    _, ours = load(tmp_path / "run")
+    pieces = encode_prompt(ours, "a cat", LENGTH)
+    assert pieces[0] == 257
+    export_model(tmp_path / "run", tmp_path / "back")
+    config = read_config(tmp_path / "back")
+    assert (config["bos_token_id"], config["eos_token_id"]) == (257, 0)
+    for folder in ("theirs", "back"):
+        path = str(tmp_path / folder / "tokenizer.json")
+        assert transformers.PreTrainedTokenizerFast(tokenizer_file=path)("a cat").input_ids == pieces
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "back").bos_token == "<s>"
+
+
+def test_another_beginning_is_said(tmp_path):
+    write_theirs(tmp_path / "theirs", "llama", bos_token_id=5)
+    ended = interop("import", tmp_path / "theirs", tmp_path / "run")
+    assert "note: texts begin with piece 5 there, and with 0, the tokenizer's begin of text, here" in ended.out
 
 
 def test_a_window_shorter_than_the_text_is_felt(tmp_path):
@@ -234,6 +268,8 @@ REFUSED = [
     ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}),
     ("llama", {"rope_parameters": {**LLAMA3, "high_freq_factor": 1.0}}),
     ("llama", {"rope_parameters": [1]}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 0}}),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": -5.0}}),
     ("llama", {"rope_parameters": {"rope_type": ["llama3"]}}),
     ("llama", {"head_dim": 5}),
     ("llama", {"num_attention_heads": 0}),
@@ -244,6 +280,7 @@ REFUSED = [
     ("mistral", {"sliding_window": "all"}),
     ("qwen3", {"use_sliding_window": True}),
     ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ("qwen3", {"layer_types": 5}),
 ]
 
 

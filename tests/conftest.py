@@ -11,11 +11,14 @@ os.environ.setdefault(
     "MLX_TRANSFORMER_CACHE", str(Path(tempfile.gettempdir()) / f"mlx_transformer_tests_{os.getuid()}")
 )
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anything imports mlx.core
 
 SHARED = ROOT.parent / "shared" / "data"
+hypothesis.settings.register_profile("here", deadline=None)  # no test fails because a machine is busy
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)

@@ -41,12 +41,13 @@ def test_keys_have_half_as_many_heads_or_the_next_smaller_divisor(n_heads, n_kv_
     assert replace(config, n_kv_heads=n_heads).n_kv_heads == n_heads
 
 
+_ADDED = mx.random.normal((2, 4, 9, 9), key=mx.random.key(0))
 MASKS = {
     "none": None,
     "causal": mx.arange(9)[:, None] >= mx.arange(9),
     "blind": mx.arange(9)[:, None] > mx.arange(9) + 2,  # the first queries may see nothing
-    "added": mx.where(mx.arange(9)[:, None] >= mx.arange(9), mx.random.normal((2, 4, 9, 9)), -mx.inf),
-    "blind added": mx.where(mx.arange(9)[:, None] > mx.arange(9), mx.random.normal((2, 4, 9, 9)), -mx.inf),
+    "added": mx.where(mx.arange(9)[:, None] >= mx.arange(9), _ADDED, -mx.inf),
+    "blind added": mx.where(mx.arange(9)[:, None] > mx.arange(9), _ADDED, -mx.inf),
 }
 
 
@@ -67,7 +68,7 @@ def test_the_fused_form_and_its_gradients_are_those_of_the_steps(mask, n_kv_head
     with on_metal():
         fused = both(ops.attention)
     for ours, expected in zip(fused, both(ops.grouped_attention), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-5)  # sums of up to a hundred
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())

@@ -37,11 +37,6 @@ class Tokenizer(ABC):
     lossless: bool  # decode(encode(text)) == text, for every text
     unknown: int | None  # the piece for what the vocabulary lacks; None where there is no such thing
 
-    @property
-    def opening(self) -> int:
-        """The piece that a document begins with, behind the boundary if it is another one: as a rule that itself."""
-        return self.boundary
-
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The pieces of a text, never the boundary, whatever the text holds. Raises BadInput for lone surrogates."""
@@ -226,6 +221,7 @@ class Imported(Tokenizer):
 
     @functools.cached_property
     def opening(self) -> int:
+        """What the template puts in front of a text."""
         return next(iter(self._model.encode("").ids), self.boundary)
 
     def encode(self, text: str) -> list[int]:
@@ -251,6 +247,11 @@ def _not_unicode(texts: Sequence[str]) -> BadInput:
     """Why a library refused texts: Python strings may hold halves of surrogate pairs, UTF-8 cannot."""
     half = next((char for text in texts for char in text if "\ud800" <= char <= "\udfff"), "")
     return BadInput(f"the text holds {half!r}, half of a surrogate pair, which is no character; give valid UTF-8")
+
+
+def opening_of(tokenizer: Tokenizer) -> int:
+    """The piece that a document begins with: the boundary, unless the tokenizer has one of its own for it."""
+    return getattr(tokenizer, "opening", tokenizer.boundary)
 
 
 _FILES = {"tokenizer.model": BPE, "tokenizer.words.json": lambda raw: Word(json.loads(raw)), "tokenizer.json": Imported}

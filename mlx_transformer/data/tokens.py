@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_transformer.data.corpus import Corpus, Part, read_parts
 from mlx_transformer.data.store import cached_folder, progress
-from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokenizer import Tokenizer, opening_of
 from mlx_transformer.files import write_json
 
 MAX_VALID_PIECES = 1_000_000
@@ -78,7 +78,8 @@ def _write_train(
 
 def _opening(tokenizer: Tokenizer) -> list[int]:
     """What stands between the boundary and a document."""
-    return [] if tokenizer.opening == tokenizer.boundary else [tokenizer.opening]
+    opening = opening_of(tokenizer)
+    return [] if opening == tokenizer.boundary else [opening]
 
 
 def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:

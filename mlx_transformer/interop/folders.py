@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.checkpoint import save_arrays
-from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokenizer import Tokenizer, opening_of
 from mlx_transformer.errors import BadInput, RunFailed
 from mlx_transformer.files import atomic_write, check_place, usable, write_json
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
@@ -37,7 +37,7 @@ def export_model(run: Path, folder: Path) -> str:
     config = form.write(described.get("branch"), model.config.to_dict())
     if why := form.transformers(config):
         raise BadInput(f"transformers cannot hold such a model: {why}")
-    config |= {"bos_token_id": tokenizer.opening, "eos_token_id": tokenizer.boundary}
+    config |= {"bos_token_id": opening_of(tokenizer), "eos_token_id": tokenizer.boundary}
     weights = to_theirs(form.weights, by_path(model.parameters()))
     files = tokenizer_files(tokenizer, model.config.seq_len)
     with _new_folder(folder) as temporary:
@@ -101,7 +101,7 @@ def _notes(form: Format, theirs: Numbers, back: Numbers, tokenizer: Tokenizer) -
     for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
         if theirs.get(key) not in (None, back.get(key)):
             yield f"note: {key} = {theirs[key]} there is {back[key]} here"
-    for what, key, own in (("begin", "bos", tokenizer.opening), ("end", "eos", tokenizer.boundary)):
+    for what, key, own in (("begin", "bos", opening_of(tokenizer)), ("end", "eos", tokenizer.boundary)):
         pieces = theirs.get(f"{key}_token_id")
         if pieces is not None and own not in (pieces if isinstance(pieces, list) else [pieces]):
             yield f"note: texts {what} with piece {pieces} there, and with {own}, the tokenizer's {what} of text, here"

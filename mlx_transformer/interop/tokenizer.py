@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.data.tokenizer import Imported, Tokenizer
+from mlx_transformer.data.tokenizer import Imported, Tokenizer, opening_of
 from mlx_transformer.errors import BadInput
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # as which SentencePiece writes a space
@@ -20,7 +20,7 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
         raise BadInput("a word tokenizer has no form in Hugging Face that gives the same text back: use bpe or hf")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer.piece(tokenizer.opening),
+        "bos_token": tokenizer.piece(opening_of(tokenizer)),
         "eos_token": tokenizer.piece(tokenizer.boundary),
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,

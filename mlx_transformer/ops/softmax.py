@@ -34,10 +34,12 @@ def _value(s: mx.array) -> mx.array:
     return e * fence(inverse)
 
 
-def _of_one_query(s: mx.array) -> mx.array:
-    """The same in few operations: in a decoding step each of them costs more than its elements."""
-    e = mx.exp(s - mx.maximum(mx.max(s, axis=-1, keepdims=True), _LOWEST))
-    return e / mx.maximum(mx.sum(e, axis=-1, keepdims=True), 0.5)  # 1 at least, but 0 where nothing is seen
+def _value_of_one_query(s: mx.array) -> mx.array:
+    """The same in fewer operations, each of which costs as much in a decoding step as its elements."""
+    top = mx.maximum(mx.max(s, axis=-1, keepdims=True), _LOWEST)
+    e = exp_nonpositive(fence(s - top))
+    total = mx.maximum(mx.sum(e, axis=-1, keepdims=True), 0.5)  # 1 at least, but 0 where nothing is seen
+    return e / (total + (top - top))  # nan as above
 
 
 def _gradient(_: mx.array, dp: mx.array, p: mx.array) -> mx.array:
@@ -45,3 +47,4 @@ def _gradient(_: mx.array, dp: mx.array, p: mx.array) -> mx.array:
 
 
 _softmax = with_gradient(_value, _gradient)
+_of_one_query = with_gradient(_value_of_one_query, _gradient)

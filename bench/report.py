@@ -268,7 +268,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "machines": machines_table,
     "compare": compare_table,
     "fables": functools.partial(_one_table, floor.table),
-    **{make.__name__: functools.partial(_one_table, make) for make in tables.ALL},
+    **{make.__name__: functools.partial(_one_table, make) for make in (*tables.ALL, tables.ideas)},
 }
 
 

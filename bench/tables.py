@@ -202,6 +202,39 @@ def _apart(ours: Sequence[Found], theirs: Sequence[Found]) -> list[float]:
     return [loss - known[key] for key, loss in evals if key in known]
 
 
+def ideas(log: Log) -> Table:
+    """One row a contender, for an ablation: what it gains at the whole budget, what it costs, where it ends."""
+    sooner = {one["name"]: one for one in log["speedups"] if one["share_of_budget"] == 1}
+    needs = {one["name"]: one["tokens"] for one in log["time_to_target"]}
+    cost = {one["name"]: one for one in log["rates"]}
+    key = headline_measure(log)
+    rows = []
+    for name in contenders(log):
+        own, rated = sooner.get(name), cost.get(name)
+        losses = [run["result"]["best_valid_loss"] for run in runs_of(log, name) if run["result"]]
+        rows.append(
+            (
+                Cell(name),
+                Cell(own["over"] if own else "—"),
+                Cell(verdict(own[key]) if own else "—"),
+                times(own[key]) if own else Cell("—"),
+                amount(needs.get(name), _end(log, name, "tokens"), short),
+                rate(rated) if rated else NOT_MEASURED,
+                Cell(memory(rated["memory_bytes"]), rated["memory_bytes"]) if rated else NOT_MEASURED,
+                _number(rated and rated["parameters"], ","),
+                spread(losses, ".4f"),
+            )
+        )
+    note = (
+        f"Times as soon, by {MEASURES[key]}: 2× is half the time; “no difference”: the interval holds 1. Medians over"
+        " seeds with 95 % intervals, of the best loss with the range; “> x”: not reached by then. Tokens per second"
+        f" were measured interleaved. On {log['machine']['device']}."
+    )
+    measured = ("tokens to the target", "tokens/s (95 %)", "peak memory", "parameters", "best loss (nats per piece)")
+    head = ("contender", "against", "verdict", "times as soon", *measured)
+    return Table(title="Idea by idea", note=note, head=head, rows=rows)
+
+
 def runs(log: Log) -> Table:
     """Every run, with what became of it."""
     rows = [

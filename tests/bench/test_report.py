@@ -156,7 +156,7 @@ def test_every_value_of_a_log_has_a_path(log):
         assert values_at(log, path) == [value]
 
 
-@pytest.mark.parametrize("kind", ["compare", *(make.__name__ for make in tables.ALL)])
+@pytest.mark.parametrize("kind", ["compare", "ideas", *(make.__name__ for make in tables.ALL)])
 def test_a_comparison_makes_every_table(root, kind):
     text = page(root, f"{{{{table: {kind} compare.json}}}}")
     assert re.search(r"^\| .* \|\n\| ---", text, re.MULTILINE)
@@ -166,6 +166,15 @@ def test_the_table_of_a_comparison_gives_its_answer(root):
     text = page(root, "{{table: compare compare.json}}")
     assert "2.31×" in text.split("\n")[0]
     assert "| phase 2 | 2.8200 (1) | faster | 2.31× (1.90–2.80) |" in text
+
+
+def test_an_ablation_has_a_row_an_idea(root):
+    lines = page(root, "{{table: ideas compare.json}}").splitlines()
+    assert lines[2].startswith("| phase 1 | — | — | — | 1.5M (1.25M–1.75M) | 10,220 (10,016–10,527) |")
+    row = [line for line in lines if line.startswith("| phase 2 |")]
+    assert len(row) == 1
+    assert row[0].startswith("| phase 2 | phase 1 | faster | 2.31× (1.90–2.80) | 1.5M (1.25M–1.75M) | 9,800 (")
+    assert "| 286 MiB | 1,841,664 | " in row[0]
 
 
 def test_two_curves_are_set_against_each_other_where_both_were_evaluated():

@@ -141,8 +141,9 @@ def record(run: Run, rows: Sequence[dict[str, Any]], complete: bool) -> dict[str
 
 def check_log(path: Path, run: Run) -> None:
     """Raises BadInput if something else is there, or no log can be put there."""
+    rounds.check_json(path)
     if not rounds.is_there(path):
-        return rounds.check_out(path, suffix=".json")
+        return rounds.check_out(path)
     ours = record(run, [], complete=False)
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))

@@ -145,16 +145,15 @@ def draw(log: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    lengths = sorted({row["length"] for row in log["rows"] if row["status"] == "done"})
     figure = Figure(figsize=(9, 3.2), dpi=150, layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, len(_MEASURES)), _MEASURES.items(), strict=True):
         for name, style in ((TRUNK, "o-"), (log["branch"], "s--")):
             rows = [row for row in log["rows"] if row["name"] == name and row["status"] == "done"]
             colour = "#1b1b1b" if name == TRUNK else "#0072b2"
-            axes.plot(
-                [row["length"] for row in rows], [_median(row, key) for row in rows], style, label=name, color=colour
-            )
+            xs, ys = [row["length"] for row in rows], [_median(row, key) for row in rows]
+            axes.plot(xs, ys, style, label=name, color=colour)
         axes.set_xscale("log")
-        lengths = sorted({row["length"] for row in log["rows"] if row["status"] == "done"})
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
         axes.set_yscale("log")
@@ -175,7 +174,8 @@ def main() -> None:
     size = flags.size if flags.size in SIZES else "small" if backend == "cpu" else "base"
     terminal = Console(width=110)
     out = flags.out or RUNS.parent / f"longcontext_{size}.json"
-    rounds.check_out(out, suffix=".json")
+    rounds.check_json(out)
+    rounds.check_out(out)
     longest = flags.longest or LENGTHS[-1]
     if longest < LENGTHS[0]:
         raise BadInput(f"--longest {longest}: expected at least {LENGTHS[0]}, the shortest row that is measured")

@@ -231,12 +231,16 @@ def check_torch(phase: int | None = None) -> None:
         raise BadInput(f"phase {phase} has no reference in PyTorch: expected bench/reference/phase{phase}.py")
 
 
-def check_out(path: Path | None, suffix: str = "") -> None:
-    """Raises BadInput if a log cannot be put there; suffix: what its name has to end with."""
+def check_json(path: Path) -> None:
+    """Raises BadInput for a log that a picture of the same name, which ends with .png, would replace."""
+    if path.suffix != ".json":
+        raise BadInput(f"--out {path}: expected a name that ends with .json")
+
+
+def check_out(path: Path | None) -> None:
+    """Raises BadInput if a log cannot be put there."""
     if path is None:
         return
-    if not path.name.endswith(suffix):
-        raise BadInput(f"--out {path}: expected a name that ends with {suffix}")
     if is_there(path):
         raise BadInput(f"--out {path} is there already: a log is not overwritten, give another name")
     try:

@@ -221,9 +221,14 @@ def _remarks_on_stories(quality: Record) -> list[str]:
     return remarks
 
 
+def resume_command(phase: int, folder: Path) -> str:
+    """What goes on with a run, to be pasted into a shell."""
+    return f"python -m phases.phase{phase} --resume {shlex.quote(str(folder))}"
+
+
 def _going_on(folder: Path, result: Record) -> str:
     place = shlex.quote(str(folder))
-    resume = f"python -m phases.phase{result['phase']} --resume {place}"
+    resume = resume_command(result["phase"], folder)
     twice = {
         "max_steps": 2 * result["steps"],
         "max_tokens": 2 * result["tokens"],

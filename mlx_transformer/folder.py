@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def _check_resume(folder: Path) -> None:
     if _is_finished(folder) and not list_checkpoints(folder / "checkpoints"):
         raise BadInput(
             f"'{folder}' holds a finished run without its checkpoints, so it cannot go on: "
-            f"start a new one from its weights with --init-from {folder}"
+            f"start a new one from its weights with --init-from {shlex.quote(str(folder))}"
         )
 
 
@@ -50,7 +51,10 @@ def _check_out(out: Path) -> None:
                 f"--out '{out}' holds a finished run: give another folder, or --resume it with a larger limit"
             )
         if list_checkpoints(out / "checkpoints"):
-            raise BadInput(f"--out '{out}' holds an unfinished run: go on with --resume {out}, or give another folder")
+            raise BadInput(
+                f"--out '{out}' holds an unfinished run: go on with --resume {shlex.quote(str(out))}, "
+                "or give another folder"
+            )
 
 
 def _is_begun(path: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -19,7 +18,7 @@ import mlx.core as mx
 import rich.console
 from rich.table import Table
 
-from mlx_transformer.card import draw_loss, write_report, write_stories
+from mlx_transformer.card import draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.config import SIZES
 from mlx_transformer.console import Console
 from mlx_transformer.errors import BadInput, Interrupted, RunFailed, exit_cleanly
@@ -71,7 +70,7 @@ def train(phase: int, flags: TrainFlags) -> Path:
     plan = make_plan(phase, flags, console.say)
     model = plan.make_model()
     folder = flags.resume or flags.out or new_folder(phase, plan.module.NAME, plan.settings.get("branch"))
-    with owned(folder, flags), explained(f"python -m phases.phase{phase} --resume {shlex.quote(str(folder))}", folder):
+    with owned(folder, flags), explained(resume_command(phase, folder), folder):
         write_json(folder / SETTINGS, {"phase": phase, "flags": plan.settings, **_identity(plan, folder, flags)})
         console.log_to(folder / "log.txt")
         _introduce(console, plan, model, folder)
@@ -121,7 +120,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     if stopped.why == "diverged":
         raise RunFailed(stopped.message)
     if stopped.why == "interrupted":
-        raise Interrupted(f"saved; go on with: python -m phases.phase{plan.phase} --resume {shlex.quote(str(folder))}")
+        raise Interrupted(f"saved; go on with: {resume_command(plan.phase, folder)}")
     _say_result(console, result, stories, folder)
 
 

@@ -1,5 +1,7 @@
 """A ladder through eight years of transformer research, written directly in Apple's MLX."""
 
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 from mlx_transformer import runtime as _runtime
@@ -8,6 +10,9 @@ if TYPE_CHECKING:
     from mlx_transformer.saved import load as load
 
 __all__ = ["load"]
+
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # of a command still importing, Ctrl-C leaves no traceback behind
 
 _runtime.prepare()  # before anything imports mlx.core: see runtime.py
 

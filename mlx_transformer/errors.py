@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,6 +25,8 @@ _EXIT_CODES = {BadInput: 2, RunFailed: 1, Interrupted: 130}
 
 def exit_cleanly(command: Callable[[], None]) -> NoReturn:
     """Run a command line's body; turn the three errors above into one line on stderr and their exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while the command was imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")

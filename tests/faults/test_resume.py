@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -174,6 +176,15 @@ def test_a_signal_saves_and_says_how_to_go_on(number, step, tiny, whole_compiled
     monkeypatch.undo()
     assert train("--resume", folder, "--quiet").code == 0
     assert_same_run(folder, whole_compiled)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["still importing", "begun"])
+def test_a_signal_before_there_is_a_run_leaves_no_traceback(begun):
+    lines = ["import os, signal, sys", "sys.argv[0] = '-m'", "import mlx_transformer"]
+    lines += ["from mlx_transformer.errors import exit_cleanly", "def stop(): os.kill(os.getpid(), signal.SIGINT)"]
+    lines += ["exit_cleanly(stop)" if begun else "stop()"]
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == ((130, "interrupted\n") if begun else (-signal.SIGINT, ""))
 
 
 def test_a_second_signal_does_not_wait(tiny, whole_compiled, tmp_path, monkeypatch):

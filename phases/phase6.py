@@ -38,7 +38,7 @@ class Model(phase5.Model):
     """Llama, made for speed."""
 
     Config = Config
-    Mixer: Slot = (phase5.Attention, Valued)
+    Mixer: Slot = Valued
     FFN: Slot = ReLUSquaredFeedForward
 
     def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
@@ -73,7 +73,7 @@ IDEAS: dict[str, tuple[dict[str, Slot], dict[str, Slot]]] = {  # the slots of th
     "value_embeddings": ({"Mixer": Model.Mixer}, {"Mixer": phase5.Attention}),  # Zhou et al. 2024, arXiv 2410.17897
     "relu_squared": ({"FFN": Model.FFN}, {"FFN": phase5.FFN}),  # So et al. 2021, arXiv 2109.08668
     "zero_init": ({"init_weight": Model.init_weight}, {"init_weight": phase5.Model.init_weight}),
-    "qk_norm": ({"Mixer": Normed}, {"Mixer": (Normed, NormedValued)}),  # Henry et al. 2020, arXiv 2010.04245
+    "qk_norm": ({"Mixer": Normed}, {"Mixer": NormedValued}),  # Henry et al. 2020, arXiv 2010.04245
     "lambdas": ({"Block": MixedInputBlock},) * 2,  # modded-nanogpt, 2024
     "softcap": ({"Config": CappedConfig, "Head": CappedHead},) * 2,  # Gemma 2, arXiv 2408.00118
 }
@@ -83,7 +83,7 @@ _ADAM = AdamW(betas=(0.8, 0.95), eps=1e-10)  # modded-nanogpt, as are the rates
 
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "muon": {  # Jordan et al. 2024; decoupled decay as in Liu et al. 2025, arXiv 2502.16982
-        "learning_rate": BySize(nano=0.04, small=0.02, base=0.02),  # tune/phase6_nano.json; else modded-nanogpt's
+        "learning_rate": BySize(nano=0.04, small=0.04, base=0.02),  # tune/phase6_*.json; base: modded-nanogpt's
         "groups": (
             Group(name="matrices", select=Paths(r".*_proj\.weight"), optimizer=Muon()),
             Group(name="embeddings", select=Paths(r"(.*\.)?(value_)?embedding\.weight"), optimizer=_ADAM, rate=15.0),
@@ -94,8 +94,8 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "short": {  # a straight decay over 70 % of a short run
         "schedule": WSD(
             warmup_tokens=0,
-            decay_tokens=BySize(nano=350_000, small=840_000, base=3_500_000),
-            total_tokens=BySize(nano=500_000, small=1_200_000, base=5_000_000),
+            decay_tokens=BySize(nano=280_000, small=700_000, base=2_800_000),
+            total_tokens=BySize(nano=400_000, small=1_000_000, base=4_000_000),
         ),
     },
     "batch_warmup": {  # Smith et al. 2018, arXiv 1711.00489
@@ -114,6 +114,7 @@ RECIPES |= {
 }
 BRANCHES: dict[str, type[Model]] = {"phase_5": leaf(**LLAMA)}
 BRANCHES |= {f"alone_{name}": leaf(**LLAMA | alone) for name, (alone, _) in IDEAS.items()}
+BRANCHES["alternate_values"] = leaf(Mixer=(phase5.Attention, Valued))  # tables in every other layer alone
 BRANCHES |= {f"{'without' if name in KEPT else 'with'}_{name}": leaf(**turned) for name, (_, turned) in IDEAS.items()}
 
 if __name__ == "__main__":

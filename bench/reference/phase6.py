@@ -1,6 +1,6 @@
 """Phase 6 in PyTorch: phase 5's Llama with what modded-nanogpt (Jordan et al. 2024) added, and Muon.
 
-Squared ReLU, and value embeddings in every other layer; as branches normed queries and keys, blocks whose input is
+Squared ReLU, and value embeddings; as branches normed queries and keys, blocks whose input is
 mixed with the embeddings, and softly bounded logits. Muon is written from its authors' description, in float32,
 matrices of one shape in one batched product; everything that is no matrix of a block goes to fused AdamW.
 """
@@ -31,9 +31,9 @@ OWNS: Owns = {
 
 
 class Attention(phase5.Attention):
-    """Phase 5's, and where there is a table, a vector of the token's in its value."""
+    """Phase 5's, and a vector of the token's in its value."""
 
-    def __init__(self, values: nn.Embedding | None, *parts: Any) -> None:
+    def __init__(self, values: nn.Embedding, *parts: Any) -> None:
         super().__init__(*parts)
         self.values = values
 
@@ -43,9 +43,7 @@ class Attention(phase5.Attention):
         """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
         b, length, _ = x.shape
         q, k, v = self.qkv(x).split(self.sizes, dim=-1)
-        if self.values is not None:
-            v = v + self.values(tokens)
-        q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in (q, k, v + self.values(tokens)))
         q, k = self.rotary(self.q_norm(q), start), self.rotary(self.k_norm(k), start)
         o = attend(q, k, v, cache, start)
         return self.out(o.transpose(1, 2).reshape(b, length, -1))
@@ -96,15 +94,15 @@ class Model(phase5.Model):
         rotary = self.blocks[0].attention.rotary  # type: ignore[union-attr]
         heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
 
-        def make_block(i: int) -> Block:
-            values = nn.Embedding(numbers["vocab_size"], self.sizes[2]) if i % 2 else None
+        def make_block() -> Block:
+            values = nn.Embedding(numbers["vocab_size"], self.sizes[2])
             attention = Attention(
                 values, d_model, self.head_dim, heads, rotary, lambda: type(self).head_norm(self.head_dim, eps)
             )
             ffn = ReLUSquared(d_model, numbers["d_ff"])
             return self.block(attention, ffn, lambda: nn.RMSNorm(d_model, eps), numbers["dropout"])
 
-        self.blocks = nn.ModuleList(make_block(i) for i in range(numbers["n_layers"]))
+        self.blocks = nn.ModuleList(make_block() for _ in range(numbers["n_layers"]))
 
     def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
         """The last hidden states (B, L, D)."""

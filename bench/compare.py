@@ -360,7 +360,7 @@ def show_plan(comparison: Comparison, cache: Path) -> Table:
         total += seconds
         counts = (there, begun, len(runs) - there - begun)
         table.add_row(name, f"{parameters[name]:,}", *map(str, counts), _duration(seconds))
-    most = f"{comparison.runs[0].plan.limits.max_tokens:,} tokens a run"
+    most = f"{comparison.runs[0].plan.limits.max_tokens:,} tokens a run at most"
     table.caption = f"{most}; {_duration(total)} in all, and some minutes of tokens per second"
     return table
 

@@ -56,11 +56,11 @@ def flops_per_token(model: Model) -> int:
 def predict_bytes(kind: type[Model], config: Any, recipe: Recipe, rows: int, most: int) -> int:
     """Peak memory of a step, from its graph; a lower bound without a graph where that is more than `most` already.
 
-    The bound is four float32 of each weight and the inputs of the blocks. On a CPU, where kernels do not run in the
+    The bound is three float32 of each weight and the inputs of the blocks. On a CPU, where kernels do not run in the
     order of the graph, a step takes up to twice the prediction.
     """
     weights = kind(config).count_parameters()["total"]  # lazily: nothing is computed
-    bound = 4 * (4 * weights + rows * config.seq_len * config.d_model * config.n_layers)
+    bound = 4 * (3 * weights + rows * config.seq_len * config.d_model * config.n_layers)
     if bound > most:
         return bound
     with on_metal():

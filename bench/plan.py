@@ -398,12 +398,19 @@ def lacks_reference(runs: Sequence[Run]) -> list[str | None]:
     return json.loads(done.stdout)
 
 
+def _tokens_of(run: Run) -> int:
+    """How many a run will train on: its budget, or up to the first evaluation at which its rate is down at 0."""
+    plan, between = run.plan, run.evaluate_every * run.step_tokens
+    budget = plan.limits.max_tokens or 0
+    ends = (at for at in range(between, budget, between) if plan.recipe.rate(at, 0.0, plan.limits.max_seconds) == 0)
+    return next(ends, budget)
+
+
 def forecast(run: Run, parameters: int, cache: Path = RUNS) -> float:
     """Seconds that a run will take: as earlier ones of its kind took, else from this machine's matmuls."""
     if look(run, cache).status != "missing":
         return 0.0
-    plan, own = run.plan, run.contender
-    budget = plan.limits.max_tokens or 0
+    plan, own, budget = run.plan, run.contender, _tokens_of(run)
     if (known := _known_paces(cache).get((own.phase, own.branch, plan.size, own.backend))) is not None:
         return known * budget
     evaluated = budget / (run.evaluate_every * run.step_tokens) * len(plan.tokens.valid) / 3

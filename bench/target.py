@@ -1,4 +1,4 @@
-"""Time to a target loss, from the evaluations of finished runs, and who is how many times sooner (DESIGN 8.2)."""
+"""Time to a target loss, from the evaluations of finished runs, and who is how many times sooner (docs/COMPARE.md)."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -32,7 +32,8 @@ SIZES: dict[str, dict[str, int]] = {
 class Config(Numbers):
     """The numbers of a model; a phase that needs another number adds a field in a subclass.
 
-    Raises BadInput (a ValueError) where a number is out of its range or d_model is not a multiple of n_heads.
+    Raises BadInput (a ValueError) where a whole number is below 1, dropout is not in [0, 1) or d_model no multiple
+    of n_heads.
     """
 
     vocab_size: int = 8192  # pieces of the tokenizer, the document boundary among them

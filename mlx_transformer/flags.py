@@ -223,7 +223,7 @@ class TrainFlags:
     eval_every: WholeNumber = None
     """steps between evaluations (default: by size)"""
     save_every: WholeNumber = None
-    """steps between checkpoints (default: at each evaluation and at least every 60 s)"""
+    """steps between checkpoints besides those at evaluations (default: at least every 60 s)"""
     no_compile: Switch = False
     """run every operation as it comes"""
     quiet: Switch = False

@@ -95,7 +95,7 @@ class Model(nn.Module):
         return Cache([block.make_cache(batch) for block in self.stack()])
 
     def count_parameters(self) -> dict[str, int]:
-        """How many there are in all, how many of them look tokens up, and how many one token uses."""
+        """How many there are in all, how many in the input embedding, and how many but for experts not chosen."""
         total = sum(value.size for value in by_path(self.parameters()).values())
         return {"total": total, "embedding": self.embedding.weight.size, "active": total}
 

@@ -68,7 +68,7 @@ class Plan:
 
     def _check_memory(self, parameters: int) -> None:
         """Raises BadInput where training cannot fit: a lower bound, counted before anything is computed."""
-        states = 4 * parameters  # the weights, their gradients, and two moments each
+        states = 3 * parameters  # the weights, their gradients, and what any optimizer remembers at least
         tokens = self.recipe.batch_tokens // self.recipe.accumulate  # at a time
         activations = tokens * self.config.d_model * self.config.n_layers  # the blocks' inputs alone
         needed, present = 4 * (states + activations) / 2**30, device_info().memory_bytes / 2**30

@@ -104,13 +104,13 @@ def fables_shares(stories: Sequence[str]) -> dict[str, float | None]:
 
     scores = [score(story) for story in stories]
     judged = [each for each in scores if each.complete]
-    sentences = max(1, sum(each.sentences for each in scores))
+    sentences = [each.sentences for each in scores]
     return {
         "grammatical": _share(each.grammatical for each in judged),
         "consistent": _share(each.consistent for each in judged),
         "cut_off": _share(not each.complete for each in scores),
-        "grammatical_sentences": sum(each.grammatical_share * each.sentences for each in scores) / sentences,
-        "consistent_sentences": sum(each.consistent_share * each.sentences for each in scores) / sentences,
+        "grammatical_sentences": _average([each.grammatical_share for each in scores], sentences),
+        "consistent_sentences": _average([each.consistent_share for each in scores], sentences),
     }
 
 
@@ -146,6 +146,10 @@ def quality(
 def _share(hits: Iterable[bool]) -> float | None:
     found = [bool(hit) for hit in hits]
     return sum(found) / len(found) if found else None
+
+
+def _average(values: Sequence[float], weights: Sequence[int]) -> float | None:
+    return float(np.average(values, weights=weights)) if any(weights) else None
 
 
 def _grams(sequence: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:

@@ -28,7 +28,11 @@ class BySize:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained. Horizons are numbers of tokens. Any field, and any number inside one, may be a BySize."""
+    """How a model is trained. Any field, and any number inside one, may be a BySize.
+
+    Horizons of schedules, batch warm-up and averages are numbers of tokens; an optimizer, a clip or a loss scale
+    remembers steps.
+    """
 
     batch_tokens: Any  # predicted tokens of a step: rows = batch_tokens / seq_len
     learning_rate: Any  # the peak, times the schedule

@@ -103,7 +103,8 @@ def prepare() -> Prepared:
 
     What changes in the process: glibc's allocator settings; one shim for `cblas_sgemm` and one for MLX's temporary
     folder, both in the global symbol scope; a `g++` of ours first on PATH (children get the real one through it); and,
-    where they are unset, MLX_BFS_MAX_WIDTH and MLX_PTX_CACHE_DIR. On macOS, and with MLX_TRANSFORMER_PLAIN=1, nothing.
+    where they are unset, MLX_BFS_MAX_WIDTH and MLX_PTX_CACHE_DIR, and MLX_DISABLE_COMPILE where g++ does not work. On
+    macOS, and with MLX_TRANSFORMER_PLAIN=1, none of that: one warning of Python's is silenced everywhere.
     """
     global _prepared
     if _prepared is None:

@@ -1,7 +1,7 @@
 """A CPU's cores, each with a stream of its own.
 
 MLX computes the elementwise work of one CPU stream on one thread; only the BLAS uses more. So a batch is split over as
-many streams as there are cores, and each stream's matmuls keep to one thread.
+many streams as there are cores, four at most, which share the BLAS's threads out among their matmuls.
 """
 
 import functools

@@ -121,7 +121,7 @@ Event = Step | Eval | Saved | Stopped | Resumed
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """How a run is kept, as against how the model is trained: nothing here changes a number of the result."""
+    """How a run is kept, as against how the model is trained. `eval_every` decides what is judged, and when."""
 
     checkpoints: Path | None = None  # the folder; None: nothing is saved
     eval_every: int | None = None  # steps; None: from the recipe's eval_tokens
@@ -143,8 +143,9 @@ def fit(
 ) -> Iterator[Event]:
     """Train model in place and yield what happens; goes on from habits.checkpoints if it holds a checkpoint.
 
-    The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one row or the schedule
-    follows a clock without an end, RunFailed if the disk refuses a checkpoint.
+    The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one row, the schedule
+    follows a clock without an end, the recipe cannot train the model (gradient checkpointing with dropout), or the
+    checkpoint is another model's or damaged; RunFailed if the disk refuses a checkpoint.
     """
     with divided_blas(), _Run(model, recipe, data, seed, limits, habits) as run:
         yield from run.events()

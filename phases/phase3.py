@@ -91,7 +91,7 @@ class T5Config(Config):
 
 
 class ShawConfig(Config):
-    max_distance: int = 16  # all greater ones are one; k of sec. 3.2, table 3
+    max_distance: int = 16  # all greater ones are one; k of sec. 3.2
 
 
 class TransformerXLConfig(Config):

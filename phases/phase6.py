@@ -79,7 +79,7 @@ IDEAS: dict[str, tuple[dict[str, Slot], dict[str, Slot]]] = {  # the slots of th
 }
 KEPT = ("value_embeddings", "relu_squared", "zero_init")  # the others cost more time than they save: RESULTS.md
 
-_ADAM = AdamW(betas=(0.8, 0.95), eps=1e-10)  # modded-nanogpt, as are the rates
+_ADAM = AdamW(betas=(0.8, 0.95), eps=1e-10)  # of modded-nanogpt, Nov 2024, as are the rates but for the head's
 
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "muon": {  # Jordan et al. 2024; decoupled decay as in Liu et al. 2025, arXiv 2502.16982

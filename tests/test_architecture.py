@@ -386,7 +386,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("config", "blocked", "masked", "slots"), PAIRS, ids=["trunk", "alibi", "gqa"])
 @given(window=st.integers(1, 20), n_global=st.integers(1, 6), length=st.integers(1, 40))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_blocks_equal_a_mask_over_the_full_matrix(config, blocked, masked, slots, window, n_global, length):
     numbers = {"n_layers": 2, "window": window, "n_global": n_global}
     net = tiny(phase3.leaf(Config=config, Mixer=blocked, **slots), **numbers)
@@ -415,7 +415,7 @@ def test_a_window_as_long_as_the_row_is_the_trunk():
     window=st.integers(1, 8),
     n_global=st.integers(1, 4),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_a_window_is_read_in_parts_of_any_length(parts, window, n_global):
     net = tiny(BRANCHES["longformer"], window=window, n_global=n_global, n_layers=2)
     x = tokens(2, sum(parts))

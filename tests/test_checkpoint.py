@@ -110,7 +110,7 @@ def pair(tmp_path_factory):
     return folder
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(0, 7))
 def test_no_flipped_bit_goes_unnoticed(pair, name, position, bit):
     path = pair / "step_00000002" / name

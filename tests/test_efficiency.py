@@ -102,7 +102,7 @@ def test_a_window_as_long_as_the_row_is_the_trunk():
 
 
 @given(window=st.integers(1, 20), parts=st.lists(st.integers(1, 15), min_size=1, max_size=4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_blocks_and_the_rolling_cache_equal_a_mask_over_the_full_matrix(window, parts):
     numbers = {"n_layers": 2, "window": window}
     net = tiny(BRANCHES["window"], **numbers)
@@ -211,7 +211,7 @@ def test_one_expert_is_the_trunk_s_part(branch):
     rows=st.integers(1, 3),
     length=st.sampled_from([1, 5, 17, 200]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_evaluation_drops_nothing(n_experts, per_token, rows, length):
     mx.random.seed(rows)
     part = layer(n_experts=n_experts, experts_per_token=min(per_token, n_experts))

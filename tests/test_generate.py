@@ -137,7 +137,7 @@ def test_a_context_filled_to_the_last_piece(model):
     assert story.pieces == greedy_by_hand(model, [0, *TOKENIZER.encode("a" * 38)], 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.text(max_size=12))
 def test_a_stream_joined_is_the_story_and_shows_only_whole_characters(text):
     assume(len(text.encode()) < 30)
@@ -207,13 +207,11 @@ distinct = st.lists(st.integers(-60, 60), min_size=2, max_size=30, unique=True).
 )
 
 
-@settings(deadline=None)
 @given(distinct, st.integers(1, 35))
 def test_top_k_keeps_the_k_likeliest(logits, k):
     assert kept(logits, top_k=k, temperature=0.7) == set(np.argsort(-logits)[:k].tolist())
 
 
-@settings(deadline=None)
 @given(distinct, st.floats(0.01, 1), st.floats(0.3, 3))
 def test_top_p_keeps_the_smallest_likeliest_set_of_that_mass(logits, top_p, temperature):
     order = np.argsort(-logits)
@@ -223,7 +221,6 @@ def test_top_p_keeps_the_smallest_likeliest_set_of_that_mass(logits, top_p, temp
     assert kept(logits, top_p=top_p, temperature=temperature) == set(order[:size].tolist())
 
 
-@settings(deadline=None)
 @given(distinct, st.floats(0, 1), st.floats(0.3, 3))
 def test_min_p_keeps_what_has_that_share_of_the_likeliest(logits, min_p, temperature):
     p = softmax(logits.astype(np.float64) / temperature)
@@ -231,7 +228,6 @@ def test_min_p_keeps_what_has_that_share_of_the_likeliest(logits, min_p, tempera
     assert kept(logits, min_p=min_p, temperature=temperature) == set(np.flatnonzero(p >= min_p * p.max()).tolist())
 
 
-@settings(deadline=None)
 @given(distinct, st.integers(1, 30), st.floats(0.01, 1), st.floats(0, 1))
 def test_filters_apply_one_after_the_other(logits, top_k, top_p, min_p):
     order = np.argsort(-logits)[:top_k]

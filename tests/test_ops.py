@@ -15,7 +15,7 @@ from mlx_transformer.errors import BadInput
 from mlx_transformer.ops import fastmath
 
 EPS = 2.0**-24  # half a unit in the last place of a float32 just above 1
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -295,7 +295,7 @@ def problem(seed, rows=(3, 7), d=8, v=67, scale=1.0):
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
 @pytest.mark.parametrize(("v", "biased"), [(67, False), (96, True)])
 @given(seed=seeds, chunk=st.integers(1, 30))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_cross_entropy_and_its_gradient(options, v, biased, seed, chunk):
     h, weight, y, bias = problem(seed, v=v)
     w = np.random.default_rng(seed).random(y.shape).astype(np.float32).astype(np.float64)

@@ -12,6 +12,7 @@ from mlx_transformer import quality as module
 from mlx_transformer.quality import (
     TrainingText,
     distinct,
+    fables_shares,
     known_words,
     longest_copied_span,
     quality,
@@ -110,6 +111,10 @@ def test_a_long_training_text_is_read_up_to_the_cap_which_is_said(monkeypatch):
     assert figures["longest_copied_span"] == 2
     assert figures["training_pieces_read"] == 10
     assert figures["training_share_read"] == 10 / 15
+
+
+def test_shares_of_no_sentence_are_not_known():
+    assert fables_shares(["", " "])["consistent_sentences"] is None
 
 
 def test_fables_are_scored_whole_and_those_cut_off_counted_apart(monkeypatch):

@@ -245,6 +245,19 @@ _LLAMA_NUMBERS = (
     Number("rope_original_len", "original_max_position_embeddings"),
 )
 
+
+def _with_defaults(**absent: int) -> tuple[Number, ...]:
+    """Llama's numbers, of which these are meant where the key is absent; null means what it means in a Llama."""
+
+    def other(number: Number) -> Number:
+        default, null = absent.get(number.theirs), number.missing
+        if default is None or null is None:
+            return number
+        return replace(number, missing=lambda theirs: null(theirs) if number.theirs in theirs else default)
+
+    return tuple(map(other, _LLAMA_NUMBERS))
+
+
 LLAMA = Format(  # Touvron et al. 2023; names and defaults: transformers/models/llama
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -275,7 +288,7 @@ MISTRAL = replace(  # Jiang et al. 2023; without a window it is a Llama
     model_type="mistral",
     architecture="MistralForCausalLM",
     branches={True: "mistral_tied", False: "mistral"},
-    numbers=(*_LLAMA_NUMBERS, Number("window", "sliding_window", missing=lambda theirs: 4096)),
+    numbers=(*_with_defaults(num_key_value_heads=8), Number("window", "sliding_window", missing=lambda theirs: 4096)),
     only={"hidden_act": ("silu", "swish")},
     takes=lambda theirs: False,
     unpack=_unpack_mistral,
@@ -288,6 +301,7 @@ QWEN3 = replace(  # Yang et al. 2025
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     branches={True: "qwen3_tied", False: "qwen3"},
+    numbers=_with_defaults(num_key_value_heads=32, head_dim=128),
     only={"hidden_act": ("silu", "swish"), "attention_bias": (False,), "use_sliding_window": (False,)},
     weights=(
         *LLAMA.weights,

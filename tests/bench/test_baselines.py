@@ -73,7 +73,7 @@ class Dictionaries:
         ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(train=documents, valid=documents, order=st.integers(1, 6))
 def test_equals_the_formula_written_with_dictionaries(train, valid, order):
     model = kneser_ney(joined(train), VOCAB, BOUNDARY, order)
@@ -92,7 +92,7 @@ def test_equals_the_dictionaries_where_the_discounts_are_estimated():
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(train=documents, document=held_out, order=st.integers(0, 6))
 def test_the_continuations_of_a_context_sum_to_one_and_are_what_log_prob_uses(train, document, order):
     model = kneser_ney(joined(train), VOCAB, BOUNDARY, order)
@@ -119,7 +119,7 @@ def test_uniform_and_bits_per_byte():
     assert bits_per_byte(log_prob, 10) == pytest.approx(5 * math.log2(VOCAB) / 10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(train=documents, first=held_out, second=held_out)
 def test_contexts_do_not_cross_a_boundary(train, first, second):
     model = kneser_ney(joined(train), VOCAB, BOUNDARY)

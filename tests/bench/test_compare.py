@@ -353,6 +353,14 @@ def test_evaluations_are_so_dense_that_a_budget_has_ten(planned):
     assert "eval_every" not in run.plan.settings, "the recipe's own are dense enough"
 
 
+def test_a_forecast_ends_where_the_schedule_does(planned, monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "_known_paces", lambda cache: {(n, None, "nano", "mlx"): 1.0 for n in (1, 2)})
+    first, second = planned("--phases", 1, 2, "--max-tokens", 2_000_000).runs
+    assert plan.forecast(first, 1, tmp_path) == 2_000_000, "phase 1's schedule has no end"
+    between = second.evaluate_every * second.step_tokens
+    assert plan.forecast(second, 1, tmp_path) == -(-second.plan.recipe.schedule.total_tokens // between) * between
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -346,7 +346,7 @@ fates = st.none() | intervals.map(lambda interval: found(*interval))
 amounts = st.none() | intervals.map(lambda interval: middle(*interval))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_is_missing_can_be_said(data):
     log = a_log(ONE_TO_ONE)

@@ -68,7 +68,7 @@ def test_every_story_has_one_derivation_and_it_is_recovered(stories):
 
 
 @given(SEEDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_parse_inverts_generate(seed):
     story = generate(seed)
     assert parse(story.text) == story
@@ -240,14 +240,14 @@ def test_mutations_are_caught(stories):
 
 
 @given(st.text(max_size=300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_text_can_be_scored(text):
     assert not score(text).grammatical
     assert parse(text) is None
 
 
 @given(SEEDS, st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pieces_of_stories_can_be_scored(seed, data):
     """What a bad model writes: parts of several stories. Bounded work, shares within [0, 1]."""
     parts = [generate(seed + k).text for k in range(2)]

@@ -167,6 +167,28 @@ def test_files_of_other_times(rope, tmp_path):
     assert_same(load(tmp_path / "run")[0], theirs, LENGTH, 257)
 
 
+@pytest.mark.parametrize(
+    ("kind", "numbers", "absent"),
+    [
+        ("mistral", {"hidden_size": 16, "num_attention_heads": 8, "num_key_value_heads": 8}, ["num_key_value_heads"]),
+        (
+            "qwen3",
+            {"hidden_size": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128},
+            ["num_key_value_heads", "head_dim"],
+        ),
+    ],
+    ids=["mistral", "qwen3"],
+)
+def test_an_absent_number_is_what_that_architecture_means_by_it(kind, numbers, absent, tmp_path):
+    theirs = write_theirs(tmp_path / "theirs", kind, **numbers)
+    config = read_config(tmp_path / "theirs")
+    for key in absent:
+        del config[key]
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    assert_same(load(tmp_path / "run")[0], theirs, LENGTH, 257)
+
+
 @pytest.mark.parametrize(("kind", "branch", "window"), [("llama", None, {}), ("mistral", "mistral", {"window": 9})])
 def test_training_goes_on_from_what_was_imported(kind, branch, window, text, tmp_path):
     """--init-from gives their weights and numbers; --resume goes on; the result goes out again."""

@@ -30,7 +30,7 @@ def optimizers_of(rule, weight):
 
 
 @given(numbers, st.floats(0, 0.5), st.floats(1e-3, 0.5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_lion_is_algorithm_2(values, decay, rate):
     weight, gradients = values[0], values[1:]
     optimizers = optimizers_of(Lion(betas=(0.8, 0.95), weight_decay=decay), weight)
@@ -44,7 +44,7 @@ def test_lion_is_algorithm_2(values, decay, rate):
 
 
 @given(numbers, numbers, st.floats(0, 0.5), st.floats(1e-3, 0.5), st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sophia_is_algorithm_3(values, drawn, decay, rate, every):
     """gamma is such that some numbers are clipped and others are not."""
     weight, gradients = values[0], values[1:]

@@ -30,7 +30,7 @@ def take(rule, gradients, weights, rate=0.1):
 
 
 @given(rows=sizes, columns=sizes, scale=st.floats(1e-4, 1e4), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_update_is_nearly_orthogonal_whatever_the_gradient_s_scale(rows, columns, scale, seed):
     gradient = normal(rows, columns, seed=seed) * scale
     before = singular_values(gradient)
@@ -51,7 +51,7 @@ def test_more_iterations_leave_less_of_the_spread():
 
 
 @given(shapes=st.lists(st.tuples(st.sampled_from((1, 4, 9)), st.sampled_from((1, 4, 9))), min_size=1, max_size=8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_matrices_taken_at_once_are_taken_singly(shapes):
     rule = Muon(weight_decay=0.1)
     weights = {str(i): normal(*shape, seed=i) for i, shape in enumerate(shapes)}

@@ -40,6 +40,7 @@ TIMES = (1, 2, 4)  # the trained length
 SEEDS, SHARE = 3, 0.5  # of a comparison's budget
 _POINTS = 8  # of the curve, for each trained length
 _BATCH_TOKENS = 8192
+_ASKED = ("measures", "size", "seq_len", "corpus", "budget_tokens", "branches", "seeds")  # of a log that goes on
 _COLOURS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito 2008
 
 Say = Callable[[str], None]
@@ -122,9 +123,9 @@ def row_of(run: Run, cache: Path = RUNS) -> dict[str, Any]:
     return row | {"status": "done"} | measure(model, run.plan.tokens.valid, run.plan.config.seq_len)
 
 
-def record(run: Run, rows: Sequence[dict[str, Any]], complete: bool) -> dict[str, Any]:
+def record(runs: Sequence[Run], rows: Sequence[dict[str, Any]], complete: bool) -> dict[str, Any]:
     """The log."""
-    plan = run.plan
+    plan = runs[0].plan
     return {
         "schema_version": 1,
         "measures": "length",
@@ -135,30 +136,35 @@ def record(run: Run, rows: Sequence[dict[str, Any]], complete: bool) -> dict[str
         "seq_len": plan.config.seq_len,
         "corpus": {"name": plan.corpus.name, "sha256": plan.corpus.sha256},
         "budget_tokens": plan.limits.max_tokens,
+        "branches": list(dict.fromkeys(run.contender.branch or TRUNK for run in runs)),
+        "seeds": sorted({run.plan.seed for run in runs}),
         "rows": list(rows),
     }
 
 
-def check_log(path: Path, run: Run) -> None:
+def check_log(path: Path, runs: Sequence[Run]) -> None:
     """Raises BadInput if something else is there, or no log can be put there."""
     rounds.check_json(path)
     if not rounds.is_there(path):
         return rounds.check_out(path)
-    ours = record(run, [], complete=False)
+    ours = record(runs, [], complete=False)
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        same = all(theirs[name] == ours[name] for name in ("measures", "size", "seq_len", "corpus", "budget_tokens"))
+        same = all(theirs[name] == ours[name] for name in _ASKED)
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise BadInput(f"--out {path} is there already and no log of this command: give another name")
+        raise BadInput(f"{path} is there already and no log of this command: give another name with --out")
     return None
 
 
 def median(rows: Sequence[dict[str, Any]], branch: str, read: Callable[[dict[str, Any]], Any]) -> np.ndarray | None:
-    """Over the seeds of a branch; None where none came to an end."""
-    found = [read(row) for row in rows if row["branch"] == branch and row["status"] == "done"]
-    return np.median(found, axis=0) if found else None
+    """Over the seeds of a branch, one that diverged worse than any other; None where that is what the median is."""
+    own = [row for row in rows if row["branch"] == branch]
+    found = [np.asarray(read(row)) for row in own if row["status"] == "done"]
+    if 2 * len(found) <= len(own):
+        return None
+    return np.median([*found, *(np.full_like(found[0], np.inf) for _ in own[len(found) :])], axis=0)
 
 
 def branches(log: dict[str, Any]) -> list[str]:
@@ -212,16 +218,16 @@ def main() -> None:
 
     runs = runs_of(flags, say)
     out = flags.out or RUNS.parent / f"length_{runs[0].plan.size}.json"
-    check_log(out, runs[0])
+    check_log(out, runs)
     rows: list[dict[str, Any]] = []
     try:
         for run in runs:
             rows.append(row_of(run))
-            rounds.write_log(out, record(run, rows, complete=len(rows) == len(runs)))
+            rounds.write_log(out, record(runs, rows, complete=len(rows) == len(runs)))
             say(f"{rows[-1]['branch']}, seed {rows[-1]['seed']}: {rows[-1]['status']}")
     except KeyboardInterrupt:
         raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
-    log = record(runs[0], rows, complete=True)
+    log = record(runs, rows, complete=True)
     draw(log, out.with_suffix(".png"))
     terminal.print(show(log))
     say(f"all of it: {out} and {out.with_suffix('.png')}")

@@ -142,9 +142,12 @@ class Run:
         return plan.settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, plan.config.seq_len)
 
 
+_DECIDING = [f"mlx_transformer.{name}" for name in ("trainer", "generate", "plan", "quality", "data.fables")]
+
+
 def _checksum(phase: int, backend: str) -> str:
     """Of the sources that a run's losses and times depend on; Python's comments and layout do not count."""
-    files = _imported([f"phases.phase{phase}", "mlx_transformer.trainer", "mlx_transformer.quality"])
+    files = _imported([f"phases.phase{phase}", *_DECIDING])
     files |= set() if backend == "mlx" else set((ROOT / "bench" / "reference").rglob("*.py"))
     digest = hashlib.sha256()
     for path in sorted(files):
@@ -379,7 +382,7 @@ def keep_logs(finished: Finished, folder: Path, name: str) -> None:
     """Copy what a run wrote of itself, without its weights, so that the results stand by themselves."""
     if finished.folder is None:
         return
-    place = folder / re.sub("[^a-z0-9]+", "_", name)
+    place = folder / re.sub("[^a-z0-9-]+", "_", name.replace(":", "-"))  # 6/x and 6:x are two
     place.mkdir(parents=True, exist_ok=True)
     for file in ("result.json", "curve.jsonl"):
         shutil.copyfile(finished.folder / file, place / file)

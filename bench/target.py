@@ -44,7 +44,10 @@ def best_within(finished: Finished, tokens: float) -> float:
     """The lowest validation loss up to the step that uses up so many tokens; inf if there is no evaluation by then."""
     if finished.result is None or not finished.result["steps"]:
         return math.inf
-    step = finished.result["tokens"] / finished.result["steps"]
+    seq_len = finished.result["config"]["seq_len"]
+    step = (
+        max(1, finished.result["recipe"]["batch_tokens"] // seq_len) * seq_len
+    )  # whole, whatever the batch began with
     return min((one["valid_loss"] for one in finished.evals if one["tokens"] < tokens + step), default=math.inf)
 
 

@@ -214,7 +214,7 @@ def read_rates(text: str | None) -> list[float]:
         rates = sorted({float(word) for word in text.split(",")})
     except ValueError:
         rates = []
-    if len(rates) < 3 or not 0 < rates[0] < rates[-1] < math.inf:
+    if len(rates) < 3 or not all(0 < rate < math.inf for rate in rates):
         raise BadInput(f"--rates {text!r}: expected at least three different numbers above 0, with commas")
     return rates
 

@@ -139,6 +139,7 @@ class Decoder:
 
     def __init__(self, model: Model) -> None:
         self.model = ready(model)
+        self.model.eval()  # whatever mode the model itself is in: fit() leaves it training
         self._forward = mx.compile(self._step, inputs=[self.model.state])
 
     def __call__(

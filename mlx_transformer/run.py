@@ -250,6 +250,7 @@ def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
         "corpus": plan.corpus.sha256,
         "config": plan.config.to_dict(),
         "recipe": plan.recipe.to_dict(),
+        "tokenizer": plan.tokenizer.sha256,
     }
     own = json.loads(json.dumps(own))  # tuples become lists, as in the file
     if flags.resume is not None:

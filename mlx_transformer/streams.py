@@ -4,7 +4,7 @@ MLX computes the elementwise work of one CPU stream on one thread; only the BLAS
 many streams as there are cores, four at most, which share the BLAS's threads out among their matmuls.
 """
 
-import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx_transformer.runtime import prepare
 
 Rows = TypeVar("Rows", mx.array, list)
+_OWN = threading.local()  # MLX knows a stream in the thread alone that made it
 _MOST = 4  # streams; more cores than that go to the BLAS. Measured on 2 cores: docs/PERFORMANCE.md
 
 
@@ -26,9 +27,11 @@ def streams() -> list[mx.Stream]:
     return [mx.default_stream(device)]
 
 
-@functools.cache
 def _cpu_streams(count: int) -> list[mx.Stream]:
-    return [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1))]
+    if not hasattr(_OWN, "streams"):
+        _OWN.streams = [mx.default_stream(mx.cpu)]
+    _OWN.streams += [mx.new_stream(mx.cpu) for _ in range(count - len(_OWN.streams))]
+    return _OWN.streams[:count]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -105,6 +106,25 @@ def test_nothing_is_drawn_where_nothing_is_asked(model):
     assert list(decode(model, [], 5)) == []
     assert list(decode(model, [[0]], 0)) == []
     assert tell(model, TOKENIZER, []) == []
+
+
+def test_a_model_that_trains_is_decoded_without_its_dropout():
+    net = tiny(phase1.Model, vocab_size=257, seq_len=40, dropout=0.5)
+    net.train()
+    prompts = [[1, 2, 3], [4]]
+    first, second = (list(decode(net, prompts, 8)) for _ in range(2))
+    assert net.training, "the model itself is left as it is"
+    net.eval()
+    assert first == second == list(decode(net, prompts, 8))
+
+
+def test_every_thread_may_decode(model):
+    prompts = [[i + 1] for i in range(40)]  # as many as two streams
+    expected = list(decode(model, prompts, 4))
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(lambda: list(decode(model, prompts, 4))).result() == expected
+    assert list(decode(model, prompts, 4)) == expected
 
 
 def test_the_seed_decides_the_text(model):

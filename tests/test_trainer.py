@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_transformer import trainer
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.errors import BadInput
+from mlx_transformer.optim.average import EMA
 from mlx_transformer.optim.clip import GlobalNorm
 from mlx_transformer.optim.groups import Group, UpdateRule
 from mlx_transformer.optim.schedules import InverseSqrt, Linear
@@ -473,3 +474,13 @@ def test_a_run_whose_schedule_is_over_stops_at_the_next_evaluation():
     events, _ = train(recipe=over, max_steps=40, habits={"eval_every": 5})
     *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
     assert (last.step, stopped.why) == (10, "plateau"), "the rate is 0 from step 7 on"
+
+
+@pytest.mark.parametrize(("steps", "end"), [(3, 10), (4, 15)])
+def test_an_average_is_waited_for(steps, end):
+    over = replace(RECIPE, schedule=Linear(warmup_tokens=1, total_tokens=7 * STEP_TOKENS))
+    events, _ = train(
+        recipe=replace(over, average=EMA(horizon_tokens=steps * STEP_TOKENS)), max_steps=40, habits={"eval_every": 5}
+    )
+    *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
+    assert (last.step, stopped.why) == (end, "plateau"), "the rate is 0 from step 7 on"

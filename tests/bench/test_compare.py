@@ -55,6 +55,9 @@ def planned(text):
     return make
 
 
+STEPS_OF_100 = {"recipe": {"batch_tokens": 115}, "config": {"seq_len": 20}}
+
+
 class World:
     """Runs that are made up: by contender how fast it learns, how fast it computes, and what befalls it."""
 
@@ -81,7 +84,7 @@ class World:
             }
             for tokens in range(10_000, end + 1, 10_000)
         )
-        result = {"steps": end // 100, "tokens": end, "stopped": status, "train_seconds": 1.0}
+        result = {"steps": end // 100, "tokens": end, "stopped": status, "train_seconds": 1.0, **STEPS_OF_100}
         result |= {"best_valid_loss": min(one["valid_loss"] for one in evals), "quality": {}}
         return Finished(status=status, result=result, evals=evals)
 
@@ -492,7 +495,8 @@ def test_a_lower_target_is_never_crossed_sooner(losses, one, other):
 
 
 def test_the_step_that_uses_up_the_budget_counts():
-    finished = Finished(status="done", result={"steps": 10, "tokens": 1070}, evals=curve((500, 4.0), (1070, 3.0)))
+    result = {"steps": 12, "tokens": 1070, **STEPS_OF_100}  # the first steps were smaller
+    finished = Finished(status="done", result=result, evals=curve((500, 4.0), (1070, 3.0)))
     assert target.best_within(finished, 1000) == 3.0
     assert target.best_within(finished, 900) == 4.0
     assert target.best_within(finished, 300) == math.inf

@@ -64,19 +64,21 @@ def test_a_log_is_shown_and_drawn(run, tmp_path):
     curve = [{"position": 8 * (i + 1), "cost": 0.1 * i} for i in range(32)]
     losses = {"64": 3.0, "128": 3.5, "256": 4.0}
     done = {"status": "done", "losses": losses, "curve": curve}
+    better = {**done, "losses": {**losses, "64": 2.0}}
     rows = [
         {"branch": "rope", "seed": 0, **done},
-        {"branch": "rope", "seed": 1, "status": "diverged"},
+        {"branch": "rope", "seed": 1, **better},
+        {"branch": "rope", "seed": 2, "status": "diverged"},
         {"branch": "t5", "seed": 0, "status": "diverged"},
     ]
-    log = length.record(run, rows, complete=True)
+    log = length.record([run], rows, complete=True)
     assert json.loads(json.dumps(log))["seq_len"] == 64
     assert [list(column.cells) for column in length.show(log).columns] == [
         ["rope", "t5"],
         ["3.0000", "diverged"],
         ["3.5000", "diverged"],
         ["4.0000", "diverged"],
-        ["2", "1"],
+        ["3", "1"],
     ]
     length.draw(log, tmp_path / "length.png")
     assert (tmp_path / "length.png").read_bytes().startswith(b"\x89PNG")
@@ -84,13 +86,15 @@ def test_a_log_is_shown_and_drawn(run, tmp_path):
 
 def test_only_a_log_of_the_same_command_is_written_again(run, tmp_path):
     path = tmp_path / "log.json"
-    length.check_log(path, run)
-    path.write_text(json.dumps(length.record(run, [], complete=False)))
-    length.check_log(path, run)
+    length.check_log(path, [run])
+    path.write_text(json.dumps(length.record([run], [], complete=False)))
+    length.check_log(path, [run])
+    with pytest.raises(BadInput, match="is there already"):
+        length.check_log(path, [run.with_settings(seed=1)])
     path.write_text("{}")
     with pytest.raises(BadInput, match="is there already"):
-        length.check_log(path, run)
+        length.check_log(path, [run])
     with pytest.raises(BadInput, match=r"\.json"):
-        length.check_log(tmp_path / "log.txt", run)
+        length.check_log(tmp_path / "log.txt", [run])
     with pytest.raises(BadInput, match="too long"):
-        length.check_log(tmp_path / f"{'x' * 300}.json", run)
+        length.check_log(tmp_path / f"{'x' * 300}.json", [run])

@@ -26,7 +26,11 @@ def a_record(finished, settings, seeds=5, aim=None):
 
 def run(status):
     evals = ({"tokens": 1000, "seconds": 1.0, "valid_loss": 2.0},)
-    return Finished(status=status, result={"steps": 1, "tokens": 1000}, evals=evals)
+    return Finished(
+        status=status,
+        result={"steps": 1, "tokens": 1000, "recipe": {"batch_tokens": 1000}, "config": {"seq_len": 10}},
+        evals=evals,
+    )
 
 
 def document(*statuses, settings=None, **about):

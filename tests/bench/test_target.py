@@ -46,7 +46,11 @@ def test_a_rate_of_one_round_has_no_bounds():
 def test_only_seeds_with_a_loss_decide_the_target():
     def run(status, loss):
         evals = ({"tokens": 100, "seconds": 1.0, "valid_loss": loss},)
-        return Finished(status=status, result={"steps": 1, "tokens": 100}, evals=evals)
+        return Finished(
+            status=status,
+            result={"steps": 1, "tokens": 100, "recipe": {"batch_tokens": 100}, "config": {"seq_len": 10}},
+            evals=evals,
+        )
 
     runs = {0: run("done", 2.0), 1: run("diverged", 9.0), 2: Finished(status="failed"), 3: run("done", 3.0)}
     assert target.best_losses(runs, 100) == [2.0, 3.0]

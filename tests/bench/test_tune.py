@@ -91,7 +91,7 @@ def test_an_edge_is_said():
 
 def test_rates_are_read():
     assert tune.read_rates("4e-3,0.001, 0.002") == [0.001, 0.002, 0.004]
-    for text in ("0.001,0.002", "a,b,c", "0,1,2", "1,2,inf", "1,2,nan", ""):
+    for text in ("0.001,0.002", "a,b,c", "0,1,2", "1,2,inf", "1,2,nan", "nan,1,2", "1,nan,2", ""):
         with pytest.raises(BadInput, match="--rates"):
             tune.read_rates(text)
 

@@ -380,6 +380,13 @@ def test_resuming_with_settings_of_another_model(copied):
     assert_bad(train("--resume", copied, "--max-steps", 13), "another config")
 
 
+def test_resuming_with_another_tokenizer_of_the_same_size(copied):
+    path = copied / "settings.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "tokenizer": "0" * 64}))
+    assert_bad(train("--resume", copied, "--max-steps", 13), "another tokenizer")
+
+
 def test_resuming_past_a_damaged_checkpoint_says_so(copied, finished):
     (copied / "checkpoints" / "step_00000012" / "arrays.safetensors").write_bytes(b"\0")
     ended = train("--resume", copied)

@@ -57,11 +57,6 @@ class Batches(Iterator[np.ndarray]):
         """Pieces that the batches so far predict."""
         return (self._epoch * self.rows_per_epoch + self._row) * self.seq_len
 
-    @property
-    def epoch(self) -> float:
-        """Epochs drawn so far, with the share of the one that is under way."""
-        return self._epoch + self._row / self.rows_per_epoch
-
     def state(self) -> dict[str, int]:
         """The position behind the last batch; `rows` is not part of it."""
         return {"epoch": self._epoch, "row": self._row, "seed": self.seed, "seq_len": self.seq_len}
@@ -103,23 +98,18 @@ class _Drawn:
 
     batch: np.ndarray | None
     state: dict[str, int]
-    epoch: float
     error: BaseException | None = None
 
 
 class Prefetch(Iterator[np.ndarray]):
-    """Batches drawn ahead by a thread. `state` and `epoch` are those of the batches handed out, not of those drawn.
+    """Batches drawn ahead by a thread. `state` is that of the batches handed out, not of those drawn.
 
-    A context manager; `close` ends the thread and may be called twice. What the thread raises is raised by `next`.
+    `close` ends the thread and may be called twice. What the thread raises is raised by `next`.
     """
 
     def __init__(self, batches: Batches, depth: int = 2):
-        self._batches, self._depth = batches, depth
-        self._open()
-
-    def _open(self) -> None:
-        self._position, self._epoch = self._batches.state(), self._batches.epoch
-        self._queue: queue.Queue[_Drawn] = queue.Queue(self._depth)
+        self._batches, self._position = batches, batches.state()
+        self._queue: queue.Queue[_Drawn] = queue.Queue(depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="prefetch", daemon=True)
         self._thread.start()
@@ -132,7 +122,7 @@ class Prefetch(Iterator[np.ndarray]):
                 batch = next(self._batches)
             except BaseException as raised:  # handed over to whoever asks for the batch
                 error = raised
-            self._put(_Drawn(batch, self._batches.state(), self._batches.epoch, error))
+            self._put(_Drawn(batch, self._batches.state(), error))
 
     def _put(self, drawn: _Drawn) -> None:
         while not self._closed.is_set():
@@ -149,30 +139,14 @@ class Prefetch(Iterator[np.ndarray]):
         if drawn.batch is None:
             self.close()
             raise drawn.error or StopIteration
-        self._position, self._epoch = drawn.state, drawn.epoch
+        self._position = drawn.state
         return drawn.batch
-
-    @property
-    def epoch(self) -> float:
-        return self._epoch
 
     def state(self) -> dict[str, int]:
         return dict(self._position)
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Drop what was drawn ahead and go on from `state`."""
-        self.close()
-        self._batches.restore(state)
-        self._open()
 
     def close(self) -> None:
         """End the thread; the batches stand behind the last one handed out."""
         self._closed.set()
         self._thread.join()
         self._batches.restore(self._position)
-
-    def __enter__(self) -> "Prefetch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

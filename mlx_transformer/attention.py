@@ -57,7 +57,7 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], -1, self.head_dim).swapaxes(1, 2)
 
     def condition(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
-        """What happens to queries and keys before they meet."""
+        """What happens to queries and keys (B, heads, L, head_dim) before they meet."""
         return ctx.position.rotate(q, k, ctx)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         return k_pos[..., None, :] <= q_pos[..., :, None]
 
     def mask(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
-        """What mix applies to the scores: None, a bool (True may be seen), or a number to add."""
+        """What mix applies to the scores, ([B, heads,] L, keys): None, bools (True may be seen) or numbers to add."""
         visible = self.visible(ctx.positions, k_pos)
         if visible is not None and visible.ndim == 3:
             visible = visible[:, None]  # the same for every head
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         return ctx.position.bias(q, k, k_pos, ctx)
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        """softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1)."""
+        """softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1): (B, heads, L, head_dim)."""
         scores = (q * self.scale) @ k.swapaxes(-1, -2)
         return ops.softmax(scores, mask) @ v
 
@@ -105,7 +105,7 @@ class GroupedAttention(Attention):
     """n_kv_heads heads of keys and values, each read by n_heads / n_kv_heads heads of queries.
 
     GQA (Ainslie et al. 2023, arXiv 2305.13245, sec. 2.2); with one such head MQA (Shazeer 2019, arXiv 1911.02150).
-    k, v (B, n_kv_heads, L, head_dim).
+    k, v (B, n_kv_heads, L, head_dim). Raises BadInput where n_kv_heads does not divide n_heads.
     """
 
     def build(self, config: Any) -> None:

@@ -54,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def usable(folder: Path | None) -> Iterator[None]:
-    """Turn what the system has against a folder into bad input."""
+    """Turn what the system has against a folder into bad input: raises BadInput for an OSError."""
     try:
         yield
     except OSError as error:

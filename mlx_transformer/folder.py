@@ -116,7 +116,10 @@ def _empty(folder: Path) -> None:
 
 @contextmanager
 def explained(resume: str, folder: Path) -> Iterator[None]:
-    """Turn what stops a run from outside into one sentence; resume is the command that goes on with it."""
+    """Turn what stops a run from outside into one sentence; resume is the command that goes on with it.
+
+    Raises RunFailed for a disk that refuses or memory that is gone, Interrupted for Ctrl-C.
+    """
     try:
         yield
     except OSError as error:

@@ -88,7 +88,10 @@ def _tell(
 def stream(
     model: Model, tokenizer: Tokenizer, prompt: str, max_tokens: int | None, sampling: Sampling, seed: int
 ) -> Iterator[str]:
-    """One story as it is made: text as soon as it is certain, since a piece may be a part of a character."""
+    """One story as it is made: text as soon as it is certain, since a piece may be a part of a character.
+
+    Raises BadInput as `tell` does.
+    """
     ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
     room = model.config.seq_len - len(ids)
     pieces: list[int] = []

@@ -42,7 +42,10 @@ class Model(nn.Module):
     checkpoint: str = "none"  # or block; the trainer sets its Recipe's
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:
-        """Final: the parts are made in `build`; then `init_weight` draws each parameter."""
+        """Final: the parts are made in `build`; then `init_weight` draws each parameter.
+
+        Raises BadInput for numbers that a part cannot have, ValueError for a parameter without exactly one rule.
+        """
         super().__init__()
         self.config = config
         self.build(config)
@@ -71,15 +74,19 @@ class Model(nn.Module):
         return nn.Identity()
 
     def make_position(self) -> Position:
+        """What tells the order of tokens, one for all layers."""
         return self.Position(self.config)
 
     def make_mixer(self, i: int) -> nn.Module:
+        """What mixes tokens in block i."""
         return in_turn(self.Mixer, i)(self.config, i)
 
     def make_ffn(self, i: int) -> nn.Module:
+        """The feed-forward part of block i."""
         return in_turn(self.FFN, i)(self.config)
 
     def make_block(self, i: int) -> nn.Module:
+        """Block i of its parts."""
         return in_turn(self.Block, i)(*self.parts(i))
 
     def parts(self, i: int) -> tuple[config.Config, nn.Module, nn.Module, Callable[[], nn.Module]]:
@@ -134,11 +141,13 @@ class Model(nn.Module):
         return self.dropout(ctx.position.at_input(self.embedding(ctx.tokens), ctx))
 
     def run_blocks(self, x: mx.array, ctx: Ctx) -> mx.array:
+        """x (B, L, D) through all blocks: (B, L, D)."""
         for depth, block in enumerate(self.stack()):
             x = self.run_block(block, x, ctx.at(depth))
         return x
 
     def run_block(self, block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
+        """x (B, L, D) through one of them: (B, L, D)."""
         if self.training and self.checkpoint == "block":
             return recomputed(block, x, ctx)
         return block(x, ctx)
@@ -156,7 +165,7 @@ class Model(nn.Module):
         return ops.cross_entropy(h, self.head.matrix(self.embedding), targets, softcap=self.head.softcap)
 
     def objective(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
-        """The scalar that training descends, before the ledger's share."""
+        """The scalar that training descends, of h (B, L, D) and targets (B, L), before the ledger's share."""
         return ops.mean_cross_entropy(
             h,
             self.head.matrix(self.embedding),
@@ -166,7 +175,7 @@ class Model(nn.Module):
         )
 
     def loss(self, batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        """A batch -> the scalar to descend (objective + the ledger's losses), and scalars to log, "loss" among them."""
+        """A batch (B, L + 1) -> the scalar to descend (objective + the ledger's losses), and scalars to log."""
         ctx, targets = self.inputs(batch)
         loss = self.objective(self.hidden(ctx), targets, ctx)
         extra, metrics = ctx.settle()

@@ -120,7 +120,7 @@ class MixtureOfExperts(nn.Module):
         return seats
 
     def record(self, logits: mx.array, p: mx.array, choice: mx.array, ctx: Ctx) -> None:
-        """The two losses of the router and its load, where 1 is a fair share."""
+        """The two losses of the router and its load, where 1 is a fair share: logits, p (N, E), choice (N, k)."""
         load = self.n_experts * (choice[..., None] == mx.arange(self.n_experts)).mean((0, 1))
         ctx.record("router_balance", (load * p.mean(0)).sum(), self.balance_weight)  # Switch, eq. 4
         ctx.record("router_z", mx.logsumexp(logits, axis=-1).square().mean(), self.router_z_weight)  # 2202.08906, eq. 5

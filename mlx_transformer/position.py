@@ -75,7 +75,8 @@ class RotaryPosition(Position):
     """RoPE: pair i of a query or key is turned by the angle position * theta^(-2i / head_dim) (Su et al. 2021, eq. 15).
 
     arXiv 2104.09864. The pairs are (i, i + head_dim / 2), as in GPT-NeoX and Llama; the paper's are neighbours, which
-    is another order of the projections' rows. Angles in float32.
+    is another order of the projections' rows. Angles in float32. Raises BadInput for an odd head_dim or a rope_theta
+    not above 0.
     """
 
     def build(self, config: Any) -> None:
@@ -101,7 +102,8 @@ class ScaledRotaryPosition(RotaryPosition):
 
     Over the rope_original_len positions of the first training a pair turns so many times: fewer than
     rope_low_freq_factor, and its frequency is divided by rope_factor; more than rope_high_freq_factor, and it stays;
-    between the two it goes over in a straight line. With rope_factor 1 it is RoPE.
+    between the two it goes over in a straight line. With rope_factor 1 it is RoPE. Raises BadInput for factors
+    not above 0 or not in this order.
     """
 
     def build(self, config: Any) -> None:
@@ -156,6 +158,7 @@ class T5Position(Position):
 
     arXiv 1910.10683. The first half of the n_buckets are single distances, the others grow by the logarithm up to
     max_distance; weight (n_buckets, n_heads), one for all layers. Differs from T5: scores keep 1 / sqrt(head_dim).
+    Raises BadInput as `t5_buckets` does.
     """
 
     def build(self, config: Any) -> None:

@@ -57,7 +57,8 @@ class TransformerXLAttention(Attention):
     The score is (q_i + u) k_j + (q_i + v) r_(i-j), where r_d is a projection of the sinusoid of d; u is content_bias, v
     is position_bias. A token sees its own segment of segment_len positions and the whole one before; what it reads
     there sends no gradient back ("SG" in sec. 3.2). The paper carries segments over from step to step; the rows of a
-    shuffled batch have no predecessor, so here the segments are those of a row, and its first one has no memory.
+    shuffled batch have no predecessor, so here the segments are those of a row, and its first one has no memory. Raises
+    BadInput for a segment longer than half of FARTHEST.
     """
 
     def build(self, config: Any) -> None:

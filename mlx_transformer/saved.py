@@ -101,7 +101,10 @@ def load_weights(model: Model, folder: Path) -> None:
 
 
 def find_phase(phase: object) -> ModuleType:
-    """phases.phase<1-6>, and no other module: a model folder from a stranger can name nothing else."""
+    """phases.phase<1-6>, and no other module: a model folder from a stranger can name nothing else.
+
+    Raises BadInput for any other.
+    """
     present = [n for n in _PHASES if importlib.util.find_spec(f"phases.phase{n}")]
     if (
         isinstance(phase, bool)

@@ -17,7 +17,8 @@ class WindowAttention(Attention):
     """A token sees the last `window` positions, its own among them (Mistral 7B: Jiang et al. 2023, arXiv 2310.06825).
 
     Queries are taken in blocks of one window: a block sees its own keys and those of the block before, so that time and
-    memory of L tokens are O(2 window L), and a decoding step's do not grow: the cache rolls.
+    memory of L tokens are O(2 window L), and a decoding step's do not grow: the cache rolls. Raises BadInput for a
+    window wider than WIDEST.
     """
 
     n_global = 0  # first tokens of a row that all later ones see: a variant's number

@@ -48,6 +48,7 @@ def cached_folder(kind: str, name: str, build: Callable[[Path], None]) -> Path:
 
 
 def unwritable(folder: Path, error: OSError) -> BadInput:
+    """What to raise where the cache cannot be written."""
     reason = error.strerror or str(error)
     return BadInput(
         f"cannot write the cache {folder} ({reason}); free some space or set MLX_TRANSFORMER_CACHE to another folder"
@@ -88,6 +89,7 @@ def _put_in_place(staged: Path, final: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file's bytes. Raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 16):

@@ -58,11 +58,13 @@ class Tokenizer(ABC):
         """Name and content of the files that `load_tokenizer` reads; the names begin with `tokenizer.`."""
 
     def save(self, folder: Path) -> None:
+        """Write its files into a folder. Raises OSError."""
         for name, content in self.files().items():
             atomic_write(folder / name, content)
 
     @functools.cached_property
     def sha256(self) -> str:
+        """Of its files: two tokenizers with the same one are the same."""
         return hashlib.sha256(b"".join(self.files().values())).hexdigest()
 
 

@@ -28,7 +28,8 @@ _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetenso
 def export_model(run: Path, folder: Path) -> str:
     """Write a run's model as Hugging Face's `from_pretrained` reads it; a sentence on who can load it.
 
-    Raises BadInput for a phase or a tokenizer without such a form, and if folder is not new or empty.
+    Raises BadInput for a phase or a tokenizer without such a form, and if folder is not new or empty; RunFailed if the
+    disk refuses.
     """
     _check_new(folder)
     described = read_config(model_folder(run))
@@ -53,7 +54,8 @@ def export_model(run: Path, folder: Path) -> str:
 def import_model(folder: Path, run: Path) -> str:
     """Write a run of ours with the model and the tokenizer of a folder of theirs; sentences on how to go on.
 
-    Raises BadInput for an architecture that no phase holds, for weights that do not fit, if run is not new or empty.
+    Raises BadInput for an architecture that no phase holds, for weights that do not fit, if run is not new or empty;
+    RunFailed if the disk refuses.
     """
     _check_new(run)
     theirs = _read_json(folder / _CONFIG)

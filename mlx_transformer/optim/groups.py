@@ -148,7 +148,10 @@ class Optimizers:
 
 
 def assign(groups: Sequence[Group], parameters: Arrays) -> dict[str, list[str]]:
-    """Group name -> the paths it owns. By path, not by count: a sum is right too with one missing and one twice."""
+    """Group name -> the paths it owns. By path, not by count: a sum is right too with one missing and one twice.
+
+    Raises ValueError for a parameter in no group or in two, and for a group without any that is not optional.
+    """
     owners = {
         path: [group.name for group in groups if group.select(path, parameter)]
         for path, parameter in parameters.items()

@@ -180,7 +180,9 @@ def test_a_signal_saves_and_says_how_to_go_on(number, step, tiny, whole_compiled
 
 @pytest.mark.parametrize("begun", [False, True], ids=["still importing", "begun"])
 def test_a_signal_before_there_is_a_run_leaves_no_traceback(begun):
-    lines = ["import os, signal, sys", "sys.argv[0] = '-m'", "import mlx_transformer"]
+    lines = ["import os, signal, sys", "sys.argv[0] = '-m'"]
+    lines += ["signal.signal(signal.SIGINT, signal.default_int_handler)"]  # a shell may have had it ignored
+    lines += ["import mlx_transformer"]
     lines += ["from mlx_transformer.errors import exit_cleanly", "def stop(): os.kill(os.getpid(), signal.SIGINT)"]
     lines += ["exit_cleanly(stop)" if begun else "stop()"]
     ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)

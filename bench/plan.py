@@ -402,10 +402,10 @@ def lacks_reference(runs: Sequence[Run]) -> list[str | None]:
 
 
 def _tokens_of(run: Run) -> int:
-    """How many a run will train on: its budget, or up to the first evaluation at which its rate is down at 0."""
+    """How many a run will train on: its budget, or up to the first evaluation at which its recipe is over."""
     plan, between = run.plan, run.evaluate_every * run.step_tokens
     budget = plan.limits.max_tokens or 0
-    ends = (at for at in range(between, budget, between) if plan.recipe.rate(at, 0.0, plan.limits.max_seconds) == 0)
+    ends = (at for at in range(between, budget, between) if plan.recipe.is_over(at, 0.0, plan.limits.max_seconds))
     return next(ends, budget)
 
 

@@ -90,6 +90,14 @@ class Recipe:
         share = None if max_seconds is None else seconds / max_seconds
         return self.learning_rate * self.schedule(self.pace(tokens, share))
 
+    def is_over(self, tokens: int, seconds: float, max_seconds: float | None) -> bool:
+        """Whether nothing will change any more: the rate is at 0, and was for as long as the average looks back.
+
+        Arguments and errors as of `rate`.
+        """
+        since = tokens - (self.average.horizon_tokens if self.average else 0)
+        return since > 0 and not any(self.rate(at, seconds, max_seconds) for at in (since, tokens))
+
     def to_dict(self) -> dict[str, Any]:
         """Every number, with the class name of each part as "kind": what result.json records."""
         return _described(self)

@@ -300,15 +300,8 @@ class _Run:
             return "diverged"
         if self._target_is_met():
             return "target"
-        return "plateau" if self._nothing_will_change() or self.recipe.stop(now.valid_losses) else ""
-
-    def _nothing_will_change(self) -> bool:
-        """Whether the rate is at 0, and has been for as long as the average looks back."""
-        now, average = self.progress, self.recipe.average
-        since = now.tokens - (average.horizon_tokens if average else 0)
-        looked_at = (since, now.tokens) if since > 0 else ()
-        rates = [self.recipe.rate(tokens, now.train_seconds, self.limits.max_seconds) for tokens in looked_at]
-        return bool(rates) and not any(rates)
+        over = self.recipe.is_over(now.tokens, now.train_seconds, self.limits.max_seconds)
+        return "plateau" if over or self.recipe.stop(now.valid_losses) else ""
 
     def _limit_reached(self) -> str:
         now = {"steps": self.progress.step, "tokens": self.progress.tokens, "epochs": self.progress.epochs}

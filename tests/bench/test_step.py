@@ -58,6 +58,12 @@ def test_contestants_keep_their_state_and_take_turns(toy):
     assert all(process.poll() is not None for process in processes), "a contestant outlived its measurement"
 
 
+def test_the_memory_of_a_contestant_is_its_own(toy):
+    held = bytearray(2**28)  # what the measuring process holds is not the contestant's
+    with rounds.started([toy("a", 0)]) as children:
+        assert children["a"].ask(by=1)["max_rss_bytes"] < len(held)
+
+
 def test_a_contestant_that_dies_is_named_with_its_last_words(toy):
     with rounds.started([toy("a", 0)]) as children, pytest.raises(RunFailed, match=r"contestant a .*the toy broke"):
         children["a"].ask(by=-1)

@@ -1,7 +1,7 @@
 """Phase 4, 2019-2023: efficiency. What cuts time or memory at equal loss: GPT-2 with fused, grouped attention.
 
 The loss has gone through the head chunk by chunk since phase 1 (`ops/loss.py`): the logits are never whole in memory.
-The head stays untied until measurements say that tying it pays: `tied` is a branch, as in phase 3.
+The head stays untied, since tying it did not pay in phase 3 (RESULTS.md): `tied` is a branch here too.
 """
 
 from dataclasses import replace

@@ -118,19 +118,24 @@ def step_table(log: Mapping[str, Any]) -> str:
 def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
     """A row for each log of bench.step in a folder: how many times faster than PyTorch, and the share of the GEMMs."""
     steps = [log for log in logs if log["measures"] == "step"]
-    steps.sort(
-        key=lambda log: (log["size"], _kernel(log), log["config"]["dropout"], log["config"]["seq_len"], log["rows"])
-    )
+    steps.sort(key=_order)
+    phases = {log["phase"] for log in steps}
     rows = []
     for log in steps:
         ratios = {one["b"]: one for one in log["ratios"]}
         against = (write_ratio(ratios[name]) if name in ratios else "" for name in _RIVALS)
         gemm = f"{ratios['gemm']['ratio']:.0%}" if "gemm" in ratios else ""
-        shape = f"{log['size']}, {log['rows']} × {log['config']['seq_len']}"
+        phase = f"phase {log['phase']}, " if len(phases) > 1 else ""
+        shape = f"{phase}{log['size']}, {log['rows']} × {log['config']['seq_len']}"
         ours = f"{log['contestants']['mlx']['tokens_per_second']:,.0f}"
         rows.append((shape, f"{log['config']['dropout']:g}", _kernel(log), ours, *against, gemm))
     head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in _RIVALS))
     return table((*head, "GEMMs, of the step"), rows)
+
+
+def _order(log: Mapping[str, Any]) -> tuple[Any, ...]:
+    config = log["config"]
+    return (log["phase"], log["size"], _kernel(log), config["dropout"], config["seq_len"], log["rows"])
 
 
 def _kernel(log: Mapping[str, Any]) -> str:

@@ -201,7 +201,7 @@ def draw(log: dict[str, Any], path: Path) -> None:
     axes.annotate(" trained length", (log["seq_len"], 1), xycoords=("data", "axes fraction"), va="top", color="#6a6a6a")
     axes.set_xlabel("position in the row (pieces)")
     axes.set_ylabel("nats per piece more than at the trained length")
-    axes.legend(frameon=False, ncols=2, fontsize=8)
+    figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize=8)
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     atomic_write(path, buffer.getvalue())

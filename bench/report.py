@@ -213,6 +213,23 @@ def precision_table(log: Mapping[str, Any]) -> str:
     return table(("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32"), rows)
 
 
+def length_table(log: Mapping[str, Any]) -> str:
+    """Nats per piece on rows of each length, of a log of bench.length: medians over the seeds, and ranges."""
+    done = [row for row in log["rows"] if row["status"] == "done"]
+    lengths = list(done[0]["losses"])
+    rows = [
+        (
+            f"`{branch}`",
+            *(
+                tables.spread([row["losses"][n] for row in done if row["branch"] == branch], ".3f").text
+                for n in lengths
+            ),
+        )
+        for branch in dict.fromkeys(row["branch"] for row in log["rows"])
+    ]
+    return table((f"phase {log['phase']}", *(f"rows of {length}" for length in lengths)), rows)
+
+
 def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
     """Tokens per second of phase 1 by machine, of what bench.machine wrote, the fastest first."""
     sizes = ("nano", "small", "base")
@@ -270,6 +287,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "tune": tune_table,
     "sweep": sweep_table,
     "precision": precision_table,
+    "length": length_table,
     "machines": machines_table,
     "compare": compare_table,
     "fables": functools.partial(_one_table, floor.table),

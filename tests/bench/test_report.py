@@ -225,6 +225,17 @@ def test_precisions_are_set_against_float32():
     assert rows[2:] == ["| float16 | 3.0000 | 4.0000 | -2.25% |"]
 
 
+def test_lengths_stand_branch_by_branch():
+    done = [{"branch": "rope", "status": "done", "losses": {"64": loss, "128": 3.0}} for loss in (2.0, 2.5, 2.125)]
+    log = {"phase": 3, "rows": [*done, {"branch": "shaw", "status": "diverged"}]}
+    assert report.length_table(log).splitlines() == [
+        "| phase 3 | rows of 64 | rows of 128 |",
+        "| --- | --- | --- |",
+        "| `rope` | 2.125 (2.000–2.500) | 3.000 (3.000–3.000) |",
+        "| `shaw` | not measured | not measured |",
+    ]
+
+
 def run_report(monkeypatch, root, *args):
     monkeypatch.setattr(report, "ROOT", root)
     return command(lambda: exit_cleanly(report.main), *args)

@@ -80,7 +80,7 @@ class SwitchTransformer(MoE):
     FFN = Switch
 
 
-RECIPE = phase3.RECIPE  # its rate is the best here too: tune/phase4_nano.json
+RECIPE = phase3.RECIPE  # its rates are the best here too: tune/phase4_nano.json, phase4_small.json
 RECIPES: dict[str, Recipe] = {
     "checkpoint": replace(RECIPE, checkpoint="block"),  # Chen et al. 2016, arXiv 1604.06174
 }

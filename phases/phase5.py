@@ -96,7 +96,7 @@ def tied(kind: type[Model]) -> type[Model]:
 
 
 RECIPE = replace(
-    phase4.RECIPE,  # its rate is the best here too: tune/phase5_nano.json
+    phase4.RECIPE,  # its rates are the best here too: tune/phase5_nano.json, phase5_small.json
     schedule=WSD(  # Hu et al. 2024, arXiv 2404.06395; to half the bench's budget
         warmup_tokens=phase4.RECIPE.schedule.warmup_tokens,
         decay_tokens=BySize(nano=400_000, small=1_000_000, base=4_000_000),

@@ -230,6 +230,20 @@ def length_table(log: Mapping[str, Any]) -> str:
     return table((f"phase {log['phase']}", *(f"rows of {length}" for length in lengths)), rows)
 
 
+def longcontext_table(log: Mapping[str, Any]) -> str:
+    """Time and memory of one row at each length, of a log of bench.longcontext: medians over the rounds."""
+    rows = []
+    for row in log["rows"]:
+        found = [row["status"]] * 3
+        if row["status"] == "done":
+            seconds, peak, step = (
+                statistics.median(row[key]) for key in ("pass_seconds", "peak_bytes", "decode_seconds")
+            )
+            found = [f"{seconds:.3f}", f"{peak / 1e6:,.0f}", f"{step * 1e3:.2f}"]
+        rows.append((f"{row['length']:,}", row["name"], *found))
+    return table(("length", "phase 3", "forward and backward (s)", "peak memory (MB)", "a step of decoding (ms)"), rows)
+
+
 def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
     """Tokens per second of phase 1 by machine, of what bench.machine wrote, the fastest first."""
     sizes = ("nano", "small", "base")
@@ -288,6 +302,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "sweep": sweep_table,
     "precision": precision_table,
     "length": length_table,
+    "longcontext": longcontext_table,
     "machines": machines_table,
     "compare": compare_table,
     "fables": functools.partial(_one_table, floor.table),

@@ -13,11 +13,11 @@ from mlx_transformer import init
 from mlx_transformer.attention import GroupedAttention
 from mlx_transformer.block import PostNormBlock, PreNormBlock
 from mlx_transformer.errors import BadInput
-from mlx_transformer.feedforward import GEGLU, GLU, GELUFeedForward, ReGLU, SiLUFeedForward, SwiGLU
+from mlx_transformer.feedforward import GEGLU, GLU, FeedForward, GELUFeedForward, ReGLU, SiLUFeedForward, SwiGLU
 from mlx_transformer.head import TiedHead
 from mlx_transformer.model import Slot, in_turn
 from mlx_transformer.norm import RMSNorm, ScaleNorm
-from mlx_transformer.position import ALiBi, LearnedPosition, Position, RotaryPosition, T5Position
+from mlx_transformer.position import ALiBi, LearnedPosition, Position, RotaryPosition, SinusoidalPosition, T5Position
 from mlx_transformer.recipe import BySize
 from mlx_transformer.relative import ShawAttention, TransformerXLAttention
 from mlx_transformer.sparse import LongformerAttention
@@ -137,7 +137,10 @@ BRANCHES: dict[str, type[Model]] = {
     "rms_norm": leaf(Norm=RMSNorm),  # Zhang & Sennrich 2019, arXiv 1910.07467
     "scale_norm": leaf(Norm=ScaleNorm),  # Nguyen & Salazar 2019, arXiv 1910.05895
     "no_norm": leaf(Norm=nn.Identity),  # the control
-    "post_norm": PostNorm,  # against pre-LN: Xiong et al. 2020, arXiv 2002.04745
+    "post_norm": PostNorm,  # this and the next three turn back what the trunk changed; against it: arXiv 2002.04745
+    "sinusoid": leaf(Position=SinusoidalPosition),
+    "relu": leaf(FFN=FeedForward),
+    "xavier": leaf(init_weight=phase2.Model.init_weight),
 }
 
 if __name__ == "__main__":

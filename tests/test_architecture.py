@@ -60,6 +60,14 @@ def test_phase_1_is_the_trunk_with_post_norm_sinusoids_and_relu():
     assert apart(like(phase3.Model, first), first) > 1e-2
 
 
+def test_all_that_turns_the_trunk_back_is_phase_2_from_its_start():
+    slots = {"Position": SinusoidalPosition, "FFN": FeedForward, "init_weight": BRANCHES["xavier"].init_weight}
+    second = tiny(phase2.Model)
+    assert apart(tiny(type("Old", (BRANCHES["post_norm"],), slots)), second) == 0
+    for name in ("post_norm", "sinusoid", "relu", "xavier"):
+        assert apart(tiny(BRANCHES[name]), second) > 1e-2
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_trunk_has_as_many_parameters_as_phase_2_but_for_the_position_table(size):
     ours, before = (m.Model(m.Config(**SIZES[size])).count_parameters()["total"] for m in (phase3, phase2))

@@ -117,20 +117,22 @@ def step_table(log: Mapping[str, Any]) -> str:
 
 def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
     """A row for each log of bench.step in a folder: how many times faster than PyTorch, and the share of the GEMMs."""
-    steps = [log for log in logs if log["measures"] == "step"]
-    steps.sort(key=_order)
+    steps = sorted((log for log in logs if log["measures"] == "step"), key=_order)
     phases = {log["phase"] for log in steps}
+    ratios = [{one["b"]: one for one in log["ratios"]} for log in steps]
+    rivals = [name for name in _RIVALS if any(name in own for own in ratios)]
+    gemm = any("gemm" in own for own in ratios)
     rows = []
-    for log in steps:
-        ratios = {one["b"]: one for one in log["ratios"]}
-        against = (write_ratio(ratios[name]) if name in ratios else "" for name in _RIVALS)
-        gemm = f"{ratios['gemm']['ratio']:.0%}" if "gemm" in ratios else ""
+    for log, own in zip(steps, ratios, strict=True):
+        against = [write_ratio(own[name]) if name in own else "" for name in rivals]
+        if gemm:
+            against.append(f"{own['gemm']['ratio']:.0%}" if "gemm" in own else "")
         phase = f"phase {log['phase']}, " if len(phases) > 1 else ""
         shape = f"{phase}{log['size']}, {log['rows']} × {log['config']['seq_len']}"
         ours = f"{log['contestants']['mlx']['tokens_per_second']:,.0f}"
-        rows.append((shape, f"{log['config']['dropout']:g}", _kernel(log), ours, *against, gemm))
-    head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in _RIVALS))
-    return table((*head, "GEMMs, of the step"), rows)
+        rows.append((shape, f"{log['config']['dropout']:g}", _kernel(log), ours, *against))
+    head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in rivals))
+    return table((*head, "GEMMs, of the step") if gemm else head, rows)
 
 
 def _order(log: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -203,6 +203,17 @@ def test_machines_stand_in_one_table_the_fastest_first():
     assert report.machines_table([]) == "Nobody has sent one yet."
 
 
+def test_steps_stand_phase_by_phase_with_the_rivals_that_were_measured():
+    ratio = {"a": "mlx", "b": "torch", "ratio": 2.0, "low": 1.5, "high": 2.5}
+    facts = {"blas": "OpenBLAS 0.3 (SkylakeX kernel)"}
+    log = {"measures": "step", "size": "base", "rows": 8, "config": {"seq_len": 64, "dropout": 0.0}, "ratios": [ratio]}
+    log["contestants"] = {"mlx": {"tokens_per_second": 1234.5, "facts": facts}}
+    rows = report.shapes_table([{**log, "phase": 2}, {**log, "phase": 1}, {"measures": "memory"}]).splitlines()
+    assert rows[0] == "| batch | dropout | our BLAS | `mlx`, tokens/s | faster than `torch` by |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| phase 1, base, 8 × 64", "| phase 2, base, 8 × 64"]
+    assert "phase" not in report.shapes_table([{**log, "phase": 1}])
+
+
 def test_tuned_rates_stand_with_their_losses_the_best_in_bold():
     rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
     log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "rates": rates}

@@ -187,7 +187,10 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
             f"**{text}**" if one["learning_rate"] == log["best"] else text
             for text, one in zip(tried, log["rates"], strict=True)
         )
-        rows.append((f"phase {log['phase']}", log["size"], short(log["budget_tokens"]), ", ".join(marked)))
+        branch = f"/{log['branch']}" if log.get("branch") else ""
+        recipe = f":{log['recipe']}" if log.get("recipe", "default") != "default" else ""
+        name = f"phase {log['phase']}{branch}{recipe}"
+        rows.append((name, log["size"], short(log["budget_tokens"]), ", ".join(marked)))
     return table(("phase", "size", "tokens a run", "learning rate: median of the best validation losses (nats)"), rows)
 
 

@@ -113,8 +113,10 @@ def by(rule: Lion | Sophia, learning_rate: BySize) -> Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "lion": by(Lion(weight_decay=0.05), BySize(nano=6e-4, small=6e-4, base=3e-4)),  # arXiv 2302.06675, sec. 5
-    "sophia": by(Sophia(weight_decay=0.1), BySize(nano=1e-3, small=1e-3, base=5e-4)),  # arXiv 2305.14342
+    # arXiv 2302.06675, sec. 5; tune/phase5_lion_nano.json
+    "lion": by(Lion(weight_decay=0.05), BySize(nano=1.2e-3, small=6e-4, base=3e-4)),
+    # arXiv 2305.14342; tune/phase5_sophia_nano.json
+    "sophia": by(Sophia(weight_decay=0.1), BySize(nano=1e-3, small=1e-3, base=5e-4)),
 }
 BRANCHES: dict[str, type[Model]] = {
     "tied": tied(Model),

@@ -220,6 +220,8 @@ def test_tuned_rates_stand_with_their_losses_the_best_in_bold():
     assert report.tune_table(log).splitlines()[2:] == [
         "| phase 6 | nano | 600k | 0.01: 3.1000, **0.02: 3.0500**, 0.04: diverged |"
     ]
+    named = report.tune_table(log | {"branch": "tied", "recipe": "lion"})
+    assert named.splitlines()[2].startswith("| phase 6/tied:lion | nano |")
 
 
 def test_a_sweep_shows_the_fastest_setting_of_each_width():

@@ -83,7 +83,7 @@ def _draw_panel(axes: "Axes", log: Log, key: str) -> None:
         if found["median"] is not None:
             axes.plot(x, found["median"], markersize=5, linestyle="", zorder=3, clip_on=False, **look)
     labels = [name.removeprefix("phase ") for name in names]
-    slope = {"rotation": 30, "ha": "right", "fontsize": 8} if max(map(len, labels)) > 4 else {}
+    slope: dict[str, Any] = {"rotation": 30, "ha": "right", "fontsize": 8} if max(map(len, labels)) > 4 else {}
     axes.set_xticks(range(len(names)), labels, **slope)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", color=RULE, linewidth=0.6)

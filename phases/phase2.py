@@ -32,15 +32,15 @@ class Model(phase1.Model):
 
 
 _BUDGET = BySize(nano=2_000_000, small=5_000_000, base=20_000_000)  # tokens of the bench
-_ENDS = Paths(r"(embedding|head)\.weight")
+_TABLES, _HEAD = Paths(r"(embedding|position)\.weight"), Paths(r"head\.weight")  # of positions, where they are learned
 
 
 @dataclass(frozen=True)
 class Inner(Matrices):
-    """Every matrix between the embedding and the head."""
+    """Every matrix between the tables at the input and the head."""
 
     def __call__(self, path: str, parameter: mx.array) -> bool:
-        return super().__call__(path, parameter) and not _ENDS(path, parameter)
+        return super().__call__(path, parameter) and not (_TABLES(path, parameter) or _HEAD(path, parameter))
 
 
 def _tokens(of: BySize, share: float) -> BySize:
@@ -68,8 +68,8 @@ def _decaying(weight_decay: float, name: str) -> Technique:
 def _layer_rates(recipe: Recipe) -> Recipe:
     """A rate for each kind of layer (Howard & Ruder 2018, arXiv 1801.06146, sec. 3.2), the decay of ends as before."""
     (first, _), (matrices, vectors) = phase1.RECIPE.groups, recipe.groups
-    embedding = replace(first, name="embedding", select=Paths(r"embedding\.weight"), rate=3.0)
-    head = replace(first, name="head", select=Paths(r"head\.weight"), rate=12.0, optional=True)
+    embedding = replace(first, name="embedding", select=_TABLES, rate=3.0)
+    head = replace(first, name="head", select=_HEAD, rate=12.0, optional=True)
     return replace(recipe, groups=(replace(matrices, select=Inner()), embedding, head, replace(vectors, rate=3.0)))
 
 

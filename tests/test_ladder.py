@@ -142,6 +142,14 @@ def test_every_parameter_has_one_optimizer_group(n):
             assert sorted(paths) == sorted(own)
 
 
+def test_a_learned_table_of_positions_is_trained_like_the_embedding():
+    module = modules()[3]
+    own = dict(tree_flatten(tiny(module.Model).trainable_parameters()))
+    groups = assign(module.RECIPE.at("nano").groups, own)
+    assert groups["embedding"] == ["embedding.weight", "position.weight"]
+    assert all(".mixer." in path or ".ffn." in path for path in groups["matrices"])
+
+
 @pytest.mark.parametrize("n", PHASES)
 def test_a_phase_overrides_declared_hooks_only(n):
     declared = {name for name in vars(model.Model) if not name.startswith("__")} | set(model.Model.__annotations__)

@@ -44,12 +44,13 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "Cosine": _cosine,
     "WSD": _wsd,  # phase 5's
 }
-ENDS = ("embedding.weight", "head.weight")  # where the head is tied, the first alone
+TABLES = ("embedding.weight", "positions.weight")  # the second from phase 3 on
+HEAD = "head.weight"  # where it is tied, there is none
 OWNS: Owns = {
     **phase1.OWNS,
-    "Inner": lambda name, parameter: parameter.ndim >= 2 and name not in ENDS,
-    r"Paths embedding\.weight": lambda name, parameter: name == "embedding.weight",
-    r"Paths head\.weight": lambda name, parameter: name == "head.weight",
+    "Inner": lambda name, parameter: parameter.ndim >= 2 and name not in (*TABLES, HEAD),
+    r"Paths (embedding|position)\.weight": lambda name, parameter: name in TABLES,
+    r"Paths head\.weight": lambda name, parameter: name == HEAD,
 }
 BUILT = ("rates", "accumulate", "label_smoothing")
 NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in BUILT}

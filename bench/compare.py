@@ -104,6 +104,8 @@ def read(flags: Flags, say: Say) -> Comparison:
     """Every choice made and checked, nothing written but caches. Raises BadInput."""
     backends = _backends(flags.reference)
     aim = _target(flags.target)
+    if aim is not None and flags.two_budgets:
+        raise BadInput(f"--two-budgets and --target {flags.target} exclude each other: two budgets have two targets")
     use_device(flags.device or "auto")
     names = _contenders(flags, say)
     size = training.read_size(flags.size or ("nano" if flags.quick else "auto"))

@@ -105,7 +105,7 @@ def runs_of(flags: Flags, say: Say) -> list[Run]:
     given = {name: getattr(flags, name) for name in ("data", "valid", "device", "seq_len")}
     train = TrainFlags(size=size, max_tokens=budget, **given)
     runs: list[Run] = []
-    for name in flags.branches or BRANCHES:
+    for name in dict.fromkeys(flags.branches or BRANCHES):
         contender = Contender(phase=PHASE, branch=None if name == TRUNK else name)
         runs.append(Run.of(contender, train, (lambda text: None) if runs else say))
     return [run.with_settings(seed=seed) for seed in range(flags.seeds or SEEDS) for run in runs]

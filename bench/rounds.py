@@ -224,7 +224,9 @@ def has_torch() -> bool:
 def check_torch(phase: int | None = None) -> None:
     """Raises BadInput if PyTorch or the phase's reference is missing."""
     if not has_torch():
-        raise BadInput("PyTorch is not installed: pip install 'mlx-transformer[bench]'")
+        raise BadInput(
+            "PyTorch is not installed: make test installs it, or pip install -e '.[bench]' -c constraints.txt"
+        )
     if phase is None:
         return
     if not (ROOT / "bench" / "reference" / f"phase{phase}.py").is_file():

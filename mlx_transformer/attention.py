@@ -43,6 +43,10 @@ class Attention(nn.Module):
         """What this mixer remembers while it decodes."""
         return KVCache()
 
+    def scores_of(self, length: int) -> int:
+        """How many scores, all heads together, a row of so many tokens has: training holds them all."""
+        return self.n_heads * length * length
+
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
         q, k, v = self.project(x, ctx)
         q, k = self.condition(q, k, ctx)

@@ -1,6 +1,7 @@
 """Command lines: dataclasses that tyro reads, numbers checked, and one sentence where a flag is wrong."""
 
 import contextlib
+import inspect
 import io
 import math
 import os
@@ -241,21 +242,34 @@ class TrainFlags:
 
 def train_flags(phase: ModuleType) -> type[TrainFlags]:
     """TrainFlags with a flag for each further number in the Config of a phase or of one of its branches."""
-    owners: dict[str, list[str]] = {}
-    numbers = {}
-    for name, kind in (("", phase.Model), *phase.BRANCHES.items()):
+    numbers: dict[str, Any] = {}  # each field, by its name
+    owners: dict[str, dict[tuple[str, Any], list[str]]] = {}  # name -> its meaning and default -> who has that
+    for branch, kind in (("", phase.Model), *phase.BRANCHES.items()):
         for field in fields(kind.Config):
             if field.name not in TrainFlags.__dataclass_fields__:
-                owners.setdefault(field.name, []).append(name)
                 numbers[field.name] = field
+                same = (_meaning(kind.Config, field.name), field.default)
+                owners.setdefault(field.name, {}).setdefault(same, []).append(branch)
     further = []
     for name, field in numbers.items():
         whole = field.type in (int, "int")
         read = _optional(_extent, "N") if whole else _optional(_positive, "X")
-        whose = "every branch" if "" in owners[name] else ", ".join(owners[name])
-        help_text = tyro.conf.arg(help=f"a number of {whose}, see its Config", help_behavior_hint="")
+        helps = [_help(meaning, default, whose) for (meaning, default), whose in owners[name].items()]
+        help_text = tyro.conf.arg(help="; ".join(helps), help_behavior_hint="")
         further.append((name, Annotated[(int if whole else float) | None, read, help_text], None))
     return make_dataclass("TrainFlags", further, bases=(TrainFlags,), namespace={"__doc__": TrainFlags.__doc__})
+
+
+def _help(meaning: str, default: Any, whose: list[str]) -> str:
+    owners = "every branch" if "" in whose else ", ".join(whose)
+    return f"{meaning} ({owners}{f', default: {default}' if default else ''})"
+
+
+def _meaning(config: type, name: str) -> str:
+    """The comment behind a number of a Config, wherever in its line of classes that stands."""
+    owner = next(kind for kind in config.__mro__ if name in vars(kind).get("__annotations__", {}))
+    comment = re.search(rf"^    {name}: .*?  # (.*)$", inspect.getsource(owner), re.MULTILINE)
+    return comment[1] if comment else name
 
 
 def read_sampling(flags: Any) -> Sampling:

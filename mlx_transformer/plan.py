@@ -59,23 +59,32 @@ class Plan:
 
     def make_model(self) -> Model:
         """The model as it starts. Raises BadInput if the device cannot hold it or --init-from's weights do not fit."""
-        self._check_memory(0)  # before a billion layers are made
+        self._check_memory(0, 0)  # before a billion layers are made
         model = self.kind(self.config, self.seed)
-        self._check_memory(model.count_parameters()["total"])
+        mixers = [block.mixer for block in model.stack()]
+        self._check_memory(
+            model.count_parameters()["total"], max(mixer.scores_of(self.config.seq_len) for mixer in mixers)
+        )
         if self.init_from is not None:
             load_weights(model, self.init_from)
         return model
 
-    def _check_memory(self, parameters: int) -> None:
-        """Raises BadInput where training cannot fit: a lower bound, counted before anything is computed."""
+    def _check_memory(self, parameters: int, scores: int) -> None:
+        """Raises BadInput where training cannot fit: a lower bound, counted before anything is computed.
+
+        scores: of one row and the layer that has most.
+        """
         states = 3 * parameters  # the weights, their gradients, and what any optimizer remembers at least
         tokens = self.recipe.batch_tokens // self.recipe.accumulate  # at a time
         activations = tokens * self.config.d_model * self.config.n_layers  # the blocks' inputs alone
-        needed, present = 4 * (states + activations) / 2**30, device_info().memory_bytes / 2**30
+        attention = 2 * scores * max(1, tokens // self.config.seq_len)  # a layer's weights and their gradient
+        needed, present = 4 * (states + activations + attention) / 2**30, device_info().memory_bytes / 2**30
         if 0 < present < needed:
+            grown = [name for name in ("batch_size", *vars(self.config)) if name in self.settings]
+            flags = grown or ["d_model", "d_ff", "n_layers", "batch_size"]
             raise BadInput(
-                f"such a model and {tokens:,} tokens at a time need at least {needed:,.0f} GiB, and "
-                f"this device has {present:,.0f}: give a smaller --d-model, --d-ff, --n-layers or --batch-size"
+                f"such a model and {tokens:,} tokens at a time need at least {needed:,.0f} GiB, and this device has "
+                f"{present:,.0f}: give a smaller {' or '.join('--' + name.replace('_', '-') for name in flags)}"
             )
 
     def bits_per_byte(self, loss: float | None) -> float | None:
@@ -174,9 +183,15 @@ def _limits(settings: dict[str, Any]) -> Limits:
 def own_numbers(module: ModuleType, kind: type[Model], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are numbers of a Config. Raises BadInput for one that only other branches have."""
     own = {field.name for field in fields(kind.Config)} - {"vocab_size"}
-    others = {field.name for branch in module.BRANCHES.values() for field in fields(branch.Config)} - {"vocab_size"}
-    if foreign := (others - own) & settings.keys():
-        raise BadInput(f"--{min(foreign).replace('_', '-')} is a number of another branch: this model has none such")
+    others: dict[str, list[str]] = {}
+    for name, branch in module.BRANCHES.items():
+        for field in fields(branch.Config):
+            others.setdefault(field.name, []).append(name)
+    if foreign := (others.keys() - own - {"vocab_size"}) & settings.keys():
+        number = min(foreign)
+        raise BadInput(
+            f"--{number.replace('_', '-')} is a number of another model, --branch {' or '.join(others[number])}"
+        )
     return {name: settings[name] for name in own & settings.keys()}
 
 

@@ -18,10 +18,13 @@ class ShawAttention(Attention):
 
     arXiv 1803.02155: e_ij = q_i (k_j + a^K_ij) / sqrt(head_dim), z_i = sum_j p_ij (v_j + a^V_ij), distances cut off at
     max_distance, one table for all heads of a layer. Of the paper's 2 max_distance + 1 rows a causal model sees half.
+    Raises BadInput for a max_distance above FARTHEST.
     """
 
     def build(self, config: Any) -> None:
         super().build(config)
+        if config.max_distance > FARTHEST:
+            raise BadInput(f"max_distance = {config.max_distance}: expected at most {FARTHEST:,}")
         self.relative_keys = mx.zeros((config.max_distance + 1, self.head_dim))
         self.relative_values = mx.zeros((config.max_distance + 1, self.head_dim))
 
@@ -87,6 +90,9 @@ class TransformerXLAttention(Attention):
             k_pos = ctx.positions[..., before.start : own.stop]
             segments.append(self.mix(q[:, :, own], seen_k, seen_v, self.mask(q[:, :, own], seen_k, k_pos, here)))
         return self.merge(mx.concatenate(segments, axis=2))
+
+    def scores_of(self, length: int) -> int:
+        return self.n_heads * length * min(length, 2 * self.segment_len)
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
         near = k_pos[..., None, :] // self.segment_len >= q_pos[..., :, None] // self.segment_len - 1

@@ -84,7 +84,10 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
 
 
 def load_weights(model: Model, folder: Path) -> None:
-    """Put a folder's weights into a model. Raises BadInput if a name or a shape differs: none is silently dropped."""
+    """Put a folder's weights into a model.
+
+    Raises BadInput if a name or a shape differs, none is silently dropped, or a number is not finite.
+    """
     path = folder / "model.safetensors"
     try:
         arrays: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
@@ -96,8 +99,17 @@ def load_weights(model: Model, folder: Path) -> None:
         name = sorted(set(own.items()) ^ set(found.items()))[0][0]
         expected, got = own.get(name, "no such weight"), found.get(name, "none")
         raise BadInput(f"'{path}' does not fit this model: '{name}' should be {expected} and is {got}")
+    check_finite(arrays, path)
     model.load_weights(list(arrays.items()))
     mx.eval(model.parameters())
+
+
+def check_finite(arrays: dict[str, mx.array], path: Path) -> None:
+    """Raises BadInput for weights that are nan or infinite, as a run that diverged leaves them."""
+    finite = {name: mx.isfinite(value).all() for name, value in arrays.items()}
+    mx.eval(finite)
+    if broken := [name for name, whole in finite.items() if not whole.item()]:
+        raise BadInput(f"'{path}' holds numbers that are not finite in '{broken[0]}': expected weights of a sound run")
 
 
 def find_phase(phase: object) -> ModuleType:

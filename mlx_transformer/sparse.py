@@ -32,6 +32,10 @@ class WindowAttention(Attention):
     def make_cache(self, batch: int) -> WindowCache:
         return WindowCache(self.window, self.n_global)
 
+    def scores_of(self, length: int) -> int:
+        keys = length if length <= self.window else self.n_global + 2 * self.window
+        return self.n_heads * length * keys
+
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
         q_pos, k_pos = q_pos[..., :, None], k_pos[..., None, :]
         return (k_pos <= q_pos) & ((k_pos > q_pos - self.window) | (k_pos < self.n_global))
@@ -67,11 +71,13 @@ class LongformerAttention(WindowAttention):
     """A window, and a few tokens that all later ones see (Beltagy et al. 2020, arXiv 2004.05150, sec. 3.1).
 
     Global are the first `n_global` tokens of a row. Differs from the paper: no dilation, and no projections of their
-    own for global tokens, which in a causal model see nothing more.
+    own for global tokens, which in a causal model see nothing more. Raises BadInput for more of them than a row has.
     """
 
     def build(self, config: Any) -> None:
         super().build(config)
+        if config.n_global > config.seq_len:
+            raise BadInput(f"n_global = {config.n_global}: expected at most seq_len = {config.seq_len}, a row's tokens")
         self.n_global = config.n_global
 
 

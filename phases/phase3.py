@@ -86,16 +86,16 @@ class RoPEConfig(Config):
 
 
 class T5Config(Config):
-    n_buckets: int = 32
-    max_distance: int = 128  # where the last bucket begins at the latest
+    n_buckets: int = 32  # of distances, a learned number each
+    max_distance: int = 128  # where the last of them begins at the latest
 
 
 class ShawConfig(Config):
-    max_distance: int = 16  # all greater ones are one; k of sec. 3.2
+    max_distance: int = 16  # with a vector of its own, which all greater ones share; k of sec. 3.2
 
 
 class TransformerXLConfig(Config):
-    segment_len: int = 0  # 0: half of seq_len, so that a row is a segment and its memory
+    segment_len: int = 0  # tokens; 0: half of seq_len, so that a row is a segment and its memory
 
     def __post_init__(self) -> None:
         self.derive("segment_len", max(1, self.seq_len // 2))
@@ -103,11 +103,11 @@ class TransformerXLConfig(Config):
 
 
 class GQAConfig(Config):
-    n_kv_heads: int = 2
+    n_kv_heads: int = 2  # heads of keys and values
 
 
 class MQAConfig(Config):
-    n_kv_heads: int = 1
+    n_kv_heads: int = 1  # heads of keys and values
 
 
 class LongformerConfig(Config):

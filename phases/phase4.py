@@ -20,7 +20,7 @@ NAME = "efficiency"
 class Config(phase3.Config):
     """The numbers of phase 3, and how many heads of keys and values there are."""
 
-    n_kv_heads: int = 0  # 0: half of n_heads, or the next smaller number that divides it
+    n_kv_heads: int = 0  # heads of keys and values; 0: half of n_heads, or the next smaller divisor
 
     def __post_init__(self) -> None:
         half = max(1, self.n_heads // 2)
@@ -51,15 +51,15 @@ class FusedWindow(WindowAttention, FusedAttention):
 class MoEConfig(Config):
     """A layer's experts are d_ff wide each."""
 
-    n_experts: int = 8
-    experts_per_token: int = 2
+    n_experts: int = 8  # of a layer
+    experts_per_token: int = 2  # that a token is sent to
     capacity_factor: float = 1.25  # seats of an expert in training, in fair shares (Switch, sec. 2.2)
     balance_weight: float = 0.01  # of the balance loss (Switch, sec. 2.2)
     router_z_weight: float = 0.001  # of the router's z-loss (Zoph et al. 2022, arXiv 2202.08906, sec. 3)
 
 
 class SwitchConfig(MoEConfig):
-    experts_per_token: int = 1
+    experts_per_token: int = 1  # that a token is sent to
 
 
 class MoE(Model):

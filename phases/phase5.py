@@ -26,12 +26,12 @@ NAME = "modern"
 class Config(phase4.Config):
     """The numbers of phase 4, those of the rotary positions, and the width of a head."""
 
-    head_dim: int = 0  # 0: d_model / n_heads
+    head_dim: int = 0  # width of a head; 0: d_model / n_heads
     rope_theta: float = 10_000.0  # the base of the wavelengths; Llama 3 has 500,000
     rope_factor: float = 1.0  # how much longer than rope_original_len texts become; Llama 3.1 has 8
-    rope_low_freq_factor: float = 1.0
-    rope_high_freq_factor: float = 4.0
-    rope_original_len: int = 8192
+    rope_low_freq_factor: float = 1.0  # a pair with fewer turns in rope_original_len is stretched
+    rope_high_freq_factor: float = 4.0  # one with more is not
+    rope_original_len: int = 8192  # tokens of the texts that were read before
 
     def __post_init__(self) -> None:
         if self.head_dim == 0:

@@ -59,9 +59,10 @@ class Choice:
     @classmethod
     def read(cls, text: str) -> "Choice":
         """What 3 or 3/rope names. Raises BadInput that lists what there is."""
-        number, _, branch = text.partition("/")
+        number, slash, name = text.partition("/")
+        branch = name if slash else None
         module = find_phase(int(number) if re.fullmatch("[0-9]", number) else number)
-        return cls(int(number), branch or None, module, find_branch(module, branch or None))
+        return cls(int(number), branch, module, find_branch(module, branch))
 
     def __str__(self) -> str:
         return f"phase {self.phase}" + (f"/{self.branch}" if self.branch else "")
@@ -238,7 +239,7 @@ def main() -> None:
     if flags.diff:
         _show_difference(Choice.read(flags.diff[0]), Choice.read(flags.diff[1]), size, terminal)
     else:
-        _show(Choice.read("/".join(filter(None, (flags.phase, flags.branch)))), size, terminal)
+        _show(Choice.read("/".join(text for text in (flags.phase, flags.branch) if text is not None)), size, terminal)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_a_number_left_open_follows_from_another():
     ("branch", "numbers", "words"),
     [
         ("gqa", {"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 4"),
-        ("rope", {"n_heads": 32}, "head_dim = 1"),
+        ("rope", {"n_heads": 32}, "heads of 1 numbers"),
         ("t5", {"n_buckets": 8, "max_distance": 4}, "max_distance = 4"),
         ("t5", {"n_buckets": 1}, "n_buckets = 1"),
         ("t5", {"max_distance": 10**9}, "at most 65,536"),
@@ -122,6 +122,8 @@ def test_a_number_left_open_follows_from_another():
         ("rope", {"rope_theta": 0.0}, "rope_theta = 0.0: expected a number above 0"),
         ("longformer", {"window": 0}, "window = 0"),
         ("longformer", {"window": 2**31 - 1}, "window = 2147483647: expected at most 1,048,576"),
+        ("longformer", {"n_global": 999}, "n_global = 999: expected at most seq_len"),
+        ("shaw", {"max_distance": 100_000}, "max_distance = 100000: expected at most 65,536"),
     ],
 )
 def test_a_number_that_does_not_fit_is_named(branch, numbers, words):
@@ -144,7 +146,7 @@ def test_every_number_of_a_branch_has_a_flag():
 def test_a_number_of_another_branch_is_bad_input():
     given = {"n_kv_heads": 1, "seq_len": 32, "learning_rate": 1e-3}
     assert own_numbers(phase3, BRANCHES["gqa"], given) == {"n_kv_heads": 1, "seq_len": 32}
-    with pytest.raises(BadInput, match="--n-kv-heads is a number of another branch"):
+    with pytest.raises(BadInput, match="--n-kv-heads is a number of another model, --branch mqa or gqa"):
         own_numbers(phase3, BRANCHES["rope"], given)
 
 

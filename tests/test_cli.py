@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import fields
 
 import jsonschema
 import mlx.core as mx
@@ -17,6 +18,8 @@ import pytest
 from mlx_transformer import generate
 from mlx_transformer import run as run_module
 from mlx_transformer.errors import exit_cleanly
+from mlx_transformer.flags import TrainFlags, _meaning
+from mlx_transformer.saved import find_phase
 from tests.faults.runs import ROOT, TINY, assert_bad, list_runs, result, spawn, train, weights, write_text
 
 SCHEMA = json.loads((ROOT / "mlx_transformer" / "result.schema.json").read_text())
@@ -211,6 +214,15 @@ def test_help():
     assert ended.code == 0
     for flag in ("--size", "--branch", "--max-seconds", "--resume", "--no-compile", "--top-p"):
         assert flag in ended.out
+    assert re.search(r"--norm-eps X +added to the variance before the root", ended.out)
+
+
+def test_what_the_numbers_of_a_branch_mean():
+    for n in range(1, 7):
+        module = find_phase(n)
+        for kind in (module.Model, *module.BRANCHES.values()):
+            for field in fields(kind.Config):
+                assert field.name in TrainFlags.__dataclass_fields__ or _meaning(kind.Config, field.name) != field.name
 
 
 # The list of runs

@@ -13,7 +13,7 @@ from tests.faults.runs import ROOT, TINY, train, write_text
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 PICTURES = {"attention": 4, "curves": 4, "ladder": 4}
-WHY = "{} is not installed: pip install 'mlx-transformer[test]'"
+WHY = "{} is not installed: make test installs it"
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def _tinystories(stories: int | None, say: Say) -> Corpus:
 
 
 def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:
-    shas = [_check_text(path), _check_text(valid) if valid is not None else ""]
+    shas = [_check_text(path), _check_text(valid, "--valid takes") if valid is not None else ""]
 
     def build(folder: Path) -> None:
         if valid is not None:
@@ -317,11 +317,11 @@ def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
     _prepare(folder, "text", _parts(train()), _parts(lines), frozenset(), os.path.getsize(path))
 
 
-def _check_text(path: Path) -> str:
+def _check_text(path: Path, takes: str = "--data takes auto, fables, tinystories or") -> str:
     """The sha256 of a text's bytes. Raises BadInput for what is no readable UTF-8 text with something in it."""
     try:
         if not path.exists():
-            raise BadInput(f"{path} does not exist; --data takes auto, fables, tinystories or the path of a text")
+            raise BadInput(f"{path} does not exist; {takes} the path of a text")
         if not path.is_file():
             raise BadInput(
                 f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; give the path of a UTF-8 text file"

@@ -265,6 +265,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if (folder / name).is_file():
             try:
                 return read((folder / name).read_bytes())
+            except BadInput as error:
+                raise BadInput(f"{folder / name}: {error}") from None
             except (OSError, RuntimeError, ValueError, TypeError) as error:
                 raise BadInput(
                     f"{folder / name} cannot be read ({error}); it is damaged or not a tokenizer's file"

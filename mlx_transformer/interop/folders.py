@@ -19,7 +19,16 @@ from mlx_transformer.files import atomic_write, check_place, usable, write_json
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
 from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
 from mlx_transformer.interop.weights import Weights, to_ours, to_theirs
-from mlx_transformer.saved import find_branch, find_phase, load, model_folder, read_config, read_numbers, save_model
+from mlx_transformer.saved import (
+    check_finite,
+    find_branch,
+    find_phase,
+    load,
+    model_folder,
+    read_config,
+    read_numbers,
+    save_model,
+)
 from mlx_transformer.trees import by_path
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -65,6 +74,7 @@ def import_model(folder: Path, run: Path) -> str:
     model = kind(read_numbers(kind, {"phase": form.phase, "config": numbers}, folder))
     shapes = {path: value.shape for path, value in by_path(model.parameters()).items()}
     ours = to_ours(form.weights, form.clean(_read_weights(folder), branch), shapes)
+    check_finite(ours, folder)
     model.load_weights(list(ours.items()))
     tokenizer = read_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -76,7 +86,11 @@ def import_model(folder: Path, run: Path) -> str:
         save_model(temporary / "model", model, tokenizer, form.phase, branch)
     command = f"python -m phases.phase{form.phase}" + (f" --branch {branch}" if branch else "")
     goes_on = f"phase {form.phase} in '{run}'; train on with: {command} --init-from {shlex.quote(str(run))} --data TEXT"
-    return "\n".join([*_notes(form, theirs, form.write(branch, numbers), tokenizer), goes_on])
+    notes = [*_notes(form, theirs, form.write(branch, numbers), tokenizer)]
+    dropout, own = numbers.get("dropout", 0.0), find_phase(form.phase).RECIPE.dropout
+    if dropout != own:
+        notes.append(f"note: dropout is {dropout} there, and {own} in training here unless --dropout says otherwise")
+    return "\n".join([*notes, goes_on])
 
 
 def _form_of(phase: int, branch: str | None) -> Format:

@@ -35,7 +35,7 @@ from tests.faults.runs import command, write_text
 SCHEMA = json.loads((Path(compare.__file__).parent / "compare.schema.json").read_text())
 BUDGET = 100_000
 needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed: pip install 'mlx-transformer[bench]'"
+    importlib.util.find_spec("torch") is None, reason="torch is not installed: make test installs it"
 )
 
 
@@ -369,6 +369,7 @@ def test_a_forecast_ends_where_the_schedule_does(planned, monkeypatch, tmp_path)
     [
         (("--target", "low"), "--target 'low'"),
         (("--target", "-1"), "--target '-1'"),
+        (("--target", "3", "--two-budgets"), "--two-budgets and --target 3 exclude each other"),
         (("--reference", "jax"), "'jax'"),
         (("--phases", "7"), "present are"),
     ],
@@ -380,7 +381,7 @@ def test_bad_input_is_one_sentence(planned, line, said):
 
 def test_a_reference_that_is_not_installed_is_named_with_its_command(planned, monkeypatch):
     monkeypatch.setattr(rounds, "has_torch", lambda: False)
-    with pytest.raises(BadInput, match=r"pip install 'mlx-transformer\[bench\]'"):
+    with pytest.raises(BadInput, match="make test installs it"):
         planned("--reference", "torch")
     assert compare._backends(None) == ()
 

@@ -29,7 +29,7 @@ class Toy:
         return {"size": self.size}
 """
 needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed: pip install 'mlx-transformer[bench]'"
+    importlib.util.find_spec("torch") is None, reason="torch is not installed: make test installs it"
 )
 
 

@@ -14,6 +14,7 @@ from mlx_transformer import generate
 from mlx_transformer import run as run_module
 from mlx_transformer.errors import exit_cleanly
 from mlx_transformer.interop import __main__ as interop
+from phases import phase3
 from tests.faults.runs import TINY, assert_bad, command, result, train, weights, write_text
 
 
@@ -53,6 +54,15 @@ def refused(tiny, tmp_path):
     return check
 
 
+def test_weights_of_a_run_that_diverged(copied, text, tmp_path):
+    path = copied / "model" / "model.safetensors"
+    arrays = mx.load(str(path))
+    mx.save_safetensors(str(path), {**arrays, "head.weight": arrays["head.weight"] * mx.nan})
+    said = ("not finite in 'head.weight'",)
+    assert_bad(command(lambda: exit_cleanly(generate.main), copied, "--prompt", "a cat"), *said)
+    assert_bad(train("--data", text, "--max-steps", 3, "--init-from", copied, "--out", tmp_path / "out"), *said)
+
+
 TEXTS = {
     "empty": (b"", "is empty"),
     "white space": (b" \n\t\n", "holds no text"),
@@ -78,7 +88,7 @@ def test_texts_that_are_none(content, refused, tmp_path):
 
 def test_paths_that_are_no_text(refused, tmp_path, text):
     refused("--data", tmp_path / "none.txt", said=("none.txt", "does not exist"))
-    refused("--valid", tmp_path / "none.txt", said=("none.txt", "does not exist"))
+    refused("--valid", tmp_path / "none.txt", said=("none.txt", "does not exist; --valid takes the path of a text"))
     refused("--data", tmp_path, said=("is a folder",))
     refused("--data", "/dev/null", said=("not a regular file",))
     refused("--data", text / "below a file")
@@ -146,6 +156,21 @@ def test_numbers_that_mlx_cannot_hold(flag, refused):
 )
 def test_models_that_no_memory_holds(flags, refused):
     refused(*flags, said=("need at least", "GiB"))
+
+
+def test_rows_whose_scores_no_memory_holds(refused, text, tmp_path):
+    """In blocks, as a window takes them, the same row is no reason to refuse."""
+    long = write_text(tmp_path / "long.txt", size=500_000)
+    settings = {"seq_len": 100_000, "d_model": 64, "n_heads": 4, "n_layers": 1}
+    refused(
+        *("--data", long, "--valid", text, "--seq-len", 100_000, "--d-model", 64, "--n-heads", 4, "--batch-size", 1),
+        said=("need at least", "give a smaller", "or --seq-len"),
+    )
+    whole, blocks = (
+        kind(kind.Config(**settings)).blocks[0].mixer for kind in (phase3.Model, phase3.BRANCHES["longformer"])
+    )
+    assert whole.scores_of(100_000) == 4 * 100_000**2
+    assert blocks.scores_of(100_000) == 4 * 100_000 * (1 + 2 * 32)
 
 
 RANGES = {

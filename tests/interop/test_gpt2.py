@@ -22,7 +22,7 @@ from mlx_transformer.saved import find_branch, find_phase, save_model
 from phases import phase1, phase3
 from tests.faults.runs import assert_bad, command
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
 library = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install tokenizers")
 
@@ -207,14 +207,15 @@ def test_what_differs_in_training_is_said(tmp_path):
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "eos_token_id": [5, 7]}))
     said = interop("import", tmp_path / "theirs", tmp_path / "run").out.splitlines()
-    assert said[:3] == [
+    assert said[:4] == [
         "note: embd_pdrop = 0.3 there is 0.2 here",
         "note: attn_pdrop = 0.1 there is 0.0 here",
         "note: texts end with piece [5, 7] there, and with 0, the tokenizer's end of text, here",
+        "note: dropout is 0.2 there, and 0.0 in training here unless --dropout says otherwise",
     ]
     train = "python -m phases.phase3 --branch tied --init-from"
-    assert said[3].startswith(f"phase 3 in '{tmp_path / 'run'}'; train on with: {train}")
-    assert len(said) == 4
+    assert said[4].startswith(f"phase 3 in '{tmp_path / 'run'}'; train on with: {train}")
+    assert len(said) == 5
 
 
 # Export
@@ -462,7 +463,13 @@ def in_whole_numbers(arrays):
     return "h.0.ln_1.bias holds int8: expected floats, not quantized"
 
 
+def with_nan(arrays):
+    arrays["transformer.wpe.weight"] = arrays["transformer.wpe.weight"] * mx.nan
+    return "not finite in 'position.weight'"
+
+
 WRONG = [
+    with_nan,
     in_whole_numbers,
     without_one,
     with_more,

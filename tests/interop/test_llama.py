@@ -15,7 +15,7 @@ from phases import phase5
 from tests.faults.runs import assert_bad, command
 from tests.interop.test_gpt2 import assert_same, byte_level, interop, weights
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
 library = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install tokenizers")
 

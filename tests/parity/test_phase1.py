@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from phases import phase1
 from tests.ladder import TINY, V, tiny, tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 
 
 class TorchDecoder(torch.nn.Module):

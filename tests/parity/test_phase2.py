@@ -14,7 +14,7 @@ from mlx_transformer.trees import by_path
 from phases import phase1, phase2
 from tests.ladder import tiny, tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 from bench.reference import phase1 as reference1  # noqa: E402
 from bench.reference import phase2 as reference2  # noqa: E402
 

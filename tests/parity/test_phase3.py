@@ -12,8 +12,8 @@ from mlx_transformer.trees import by_path
 from phases import phase3
 from tests.ladder import TINY, tiny, tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
-pytest.importorskip("transformers", reason="transformers is not installed: pip install 'mlx-transformer[test]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
+pytest.importorskip("transformers", reason="transformers is not installed: make test installs it")
 from torch.nn.functional import scaled_dot_product_attention  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, T5Config  # noqa: E402
 from transformers.activations import NewGELUActivation  # noqa: E402

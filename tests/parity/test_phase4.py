@@ -9,8 +9,8 @@ from mlx_transformer.moe import MixtureOfExperts, SwiGLUExperts
 from phases import phase4
 from tests.ladder import TINY, tiny, tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
-pytest.importorskip("transformers", reason="transformers is not installed: pip install 'mlx-transformer[test]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
+pytest.importorskip("transformers", reason="transformers is not installed: make test installs it")
 from transformers import MixtralConfig  # noqa: E402
 from transformers.models.mixtral.modeling_mixtral import (  # noqa: E402
     MixtralSparseMoeBlock,

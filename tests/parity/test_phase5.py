@@ -7,8 +7,8 @@ import pytest
 from phases import phase5
 from tests.ladder import TINY, tiny, tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
-pytest.importorskip("transformers", reason="transformers is not installed: pip install 'mlx-transformer[test]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
+pytest.importorskip("transformers", reason="transformers is not installed: make test installs it")
 from transformers import LlamaConfig, MistralConfig, Qwen3Config  # noqa: E402
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, apply_rotary_pos_emb  # noqa: E402
 from transformers.models.mistral.modeling_mistral import MistralForCausalLM  # noqa: E402

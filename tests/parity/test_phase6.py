@@ -11,7 +11,7 @@ from mlx_transformer.trees import by_path
 from phases import phase6
 from tests.ladder import TINY, tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 from bench.reference.phase6 import Model, MuonAndAdamW, Training, orthogonalised, rules  # noqa: E402
 
 SHAPES = ((24, 16), (16, 24), (16, 24), (12, 12))

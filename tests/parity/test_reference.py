@@ -17,7 +17,7 @@ from mlx_transformer.streams import divided_blas
 from mlx_transformer.trees import by_path
 from tests.ladder import PHASES, TINY, V, modules, tiny, tokens
 
-torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'mlx-transformer[bench]'")
+torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 from bench.reference import find  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent

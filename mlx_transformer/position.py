@@ -82,7 +82,7 @@ class RotaryPosition(Position):
     def build(self, config: Any) -> None:
         if config.head_dim % 2:
             raise BadInput(
-                f"{config.n_heads} heads of {config.head_dim} numbers: rotary positions turn pairs, make it even"
+                f"head_dim = {config.head_dim}, of {config.n_heads} heads: rotary positions turn pairs, it must be even"
             )
         if not config.rope_theta > 0:
             raise BadInput(f"rope_theta = {config.rope_theta}: expected a number above 0")

@@ -114,7 +114,7 @@ def test_a_number_left_open_follows_from_another():
     ("branch", "numbers", "words"),
     [
         ("gqa", {"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 4"),
-        ("rope", {"n_heads": 32}, "heads of 1 numbers"),
+        ("rope", {"n_heads": 32}, "head_dim = 1, of 32 heads"),
         ("t5", {"n_buckets": 8, "max_distance": 4}, "max_distance = 4"),
         ("t5", {"n_buckets": 1}, "n_buckets = 1"),
         ("t5", {"max_distance": 10**9}, "at most 65,536"),

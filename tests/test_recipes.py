@@ -76,8 +76,9 @@ def test_the_memory_that_is_asked_for_is_that_of_one_part(monkeypatch):
     recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=2**22)
 
     def check(**changes):
-        own = SimpleNamespace(recipe=replace(recipe, **changes), config=phase1.Config(d_model=64, n_layers=2))
-        Plan._check_memory(own, 10**6)
+        config = phase1.Config(d_model=64, n_layers=2)
+        own = SimpleNamespace(recipe=replace(recipe, **changes), config=config, settings={})
+        Plan._check_memory(own, 10**6, 0)
 
     with pytest.raises(BadInput, match="4,194,304 tokens at a time"):
         check()

@@ -45,7 +45,11 @@ class Attention(nn.Module):
 
     def scores_of(self, length: int) -> int:
         """How many scores, all heads together, a row of so many tokens has: training holds them all."""
-        return self.n_heads * length * length
+        return self.n_heads * length * self.keys_of(length)
+
+    def keys_of(self, length: int) -> int:
+        """With how many keys each query of such a row has a score."""
+        return length
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
         q, k, v = self.project(x, ctx)

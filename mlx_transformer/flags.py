@@ -1,6 +1,7 @@
 """Command lines: dataclasses that tyro reads, numbers checked, and one sentence where a flag is wrong."""
 
 import contextlib
+import functools
 import inspect
 import io
 import math
@@ -268,8 +269,12 @@ def _help(meaning: str, default: Any, whose: list[str]) -> str:
 def _meaning(config: type, name: str) -> str:
     """The comment behind a number of a Config, wherever in its line of classes that stands."""
     owner = next(kind for kind in config.__mro__ if name in vars(kind).get("__annotations__", {}))
-    comment = re.search(rf"^    {name}: .*?  # (.*)$", inspect.getsource(owner), re.MULTILINE)
-    return comment[1] if comment else name
+    return _comments(owner).get(name, name)
+
+
+@functools.cache  # a class's source is looked for in its whole file
+def _comments(kind: type) -> dict[str, str]:
+    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(kind), re.MULTILINE))
 
 
 def read_sampling(flags: Any) -> Sampling:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mlx_transformer.attention import Attention
 from mlx_transformer.config import SIZES, Config
 from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -61,10 +62,8 @@ class Plan:
         """The model as it starts. Raises BadInput if the device cannot hold it or --init-from's weights do not fit."""
         self._check_memory(0, 0)  # before a billion layers are made
         model = self.kind(self.config, self.seed)
-        mixers = [block.mixer for block in model.stack()]
-        self._check_memory(
-            model.count_parameters()["total"], max(mixer.scores_of(self.config.seq_len) for mixer in mixers)
-        )
+        scores = [part.scores_of(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
+        self._check_memory(model.count_parameters()["total"], max(scores, default=0))
         if self.init_from is not None:
             load_weights(model, self.init_from)
         return model
@@ -183,15 +182,11 @@ def _limits(settings: dict[str, Any]) -> Limits:
 def own_numbers(module: ModuleType, kind: type[Model], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are numbers of a Config. Raises BadInput for one that only other branches have."""
     own = {field.name for field in fields(kind.Config)} - {"vocab_size"}
-    others: dict[str, list[str]] = {}
-    for name, branch in module.BRANCHES.items():
-        for field in fields(branch.Config):
-            others.setdefault(field.name, []).append(name)
-    if foreign := (others.keys() - own - {"vocab_size"}) & settings.keys():
+    others = {field.name for branch in module.BRANCHES.values() for field in fields(branch.Config)} - {"vocab_size"}
+    if foreign := (others - own) & settings.keys():
         number = min(foreign)
-        raise BadInput(
-            f"--{number.replace('_', '-')} is a number of another model, --branch {' or '.join(others[number])}"
-        )
+        whose = " or ".join(name for name, branch in module.BRANCHES.items() if hasattr(branch.Config, number))
+        raise BadInput(f"--{number.replace('_', '-')} is a number of another model, --branch {whose}")
     return {name: settings[name] for name in own & settings.keys()}
 
 

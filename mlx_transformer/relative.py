@@ -91,8 +91,8 @@ class TransformerXLAttention(Attention):
             segments.append(self.mix(q[:, :, own], seen_k, seen_v, self.mask(q[:, :, own], seen_k, k_pos, here)))
         return self.merge(mx.concatenate(segments, axis=2))
 
-    def scores_of(self, length: int) -> int:
-        return self.n_heads * length * min(length, 2 * self.segment_len)
+    def keys_of(self, length: int) -> int:
+        return min(length, 2 * self.segment_len)
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
         near = k_pos[..., None, :] // self.segment_len >= q_pos[..., :, None] // self.segment_len - 1

@@ -32,9 +32,8 @@ class WindowAttention(Attention):
     def make_cache(self, batch: int) -> WindowCache:
         return WindowCache(self.window, self.n_global)
 
-    def scores_of(self, length: int) -> int:
-        keys = length if length <= self.window else self.n_global + 2 * self.window
-        return self.n_heads * length * keys
+    def keys_of(self, length: int) -> int:
+        return length if length <= self.window else self.n_global + 2 * self.window
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
         q_pos, k_pos = q_pos[..., :, None], k_pos[..., None, :]

@@ -99,7 +99,7 @@ def test_a_head_of_any_even_width():
     [
         ({"n_heads": 5}, "d_model = 32 is not a multiple of n_heads = 5"),
         ({"n_heads": 0}, "n_heads = 0"),
-        ({"head_dim": 7}, "head_dim = 7, of"),
+        ({"head_dim": 7}, "head_dim = 7, of 4 heads: rotary positions turn pairs"),
         ({"head_dim": -2}, "head_dim = -2"),
         ({"n_kv_heads": 3}, "n_kv_heads = 3 does not divide n_heads = 4"),
         ({"rope_factor": 0.0}, "rope_factor = 0.0"),

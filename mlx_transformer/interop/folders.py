@@ -86,11 +86,7 @@ def import_model(folder: Path, run: Path) -> str:
         save_model(temporary / "model", model, tokenizer, form.phase, branch)
     command = f"python -m phases.phase{form.phase}" + (f" --branch {branch}" if branch else "")
     goes_on = f"phase {form.phase} in '{run}'; train on with: {command} --init-from {shlex.quote(str(run))} --data TEXT"
-    notes = [*_notes(form, theirs, form.write(branch, numbers), tokenizer)]
-    dropout, own = numbers.get("dropout", 0.0), find_phase(form.phase).RECIPE.dropout
-    if dropout != own:
-        notes.append(f"note: dropout is {dropout} there, and {own} in training here unless --dropout says otherwise")
-    return "\n".join([*notes, goes_on])
+    return "\n".join([*_notes(form, theirs, branch, numbers, tokenizer), goes_on])
 
 
 def _form_of(phase: int, branch: str | None) -> Format:
@@ -112,8 +108,9 @@ def _find_form(theirs: Numbers, folder: Path) -> Format:
     raise BadInput(f"'{folder}' holds a model of type {theirs.get('model_type')!r}: supported are {held}")
 
 
-def _notes(form: Format, theirs: Numbers, back: Numbers, tokenizer: Tokenizer) -> Iterator[str]:
+def _notes(form: Format, theirs: Numbers, branch: str | None, numbers: Numbers, tokenizer: Tokenizer) -> Iterator[str]:
     """What a person should know who trains or writes with the imported model; its logits are theirs."""
+    back = form.write(branch, numbers)
     for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
         if theirs.get(key) not in (None, back.get(key)):
             yield f"note: {key} = {theirs[key]} there is {back[key]} here"
@@ -121,6 +118,9 @@ def _notes(form: Format, theirs: Numbers, back: Numbers, tokenizer: Tokenizer) -
         pieces = theirs.get(f"{key}_token_id")
         if pieces is not None and own not in (pieces if isinstance(pieces, list) else [pieces]):
             yield f"note: texts {what} with piece {pieces} there, and with {own}, the tokenizer's {what} of text, here"
+    dropout, own = numbers.get("dropout", 0.0), find_phase(form.phase).RECIPE.dropout
+    if dropout != own:
+        yield f"note: dropout is {dropout} there, and {own} in training here unless --dropout says otherwise"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -29,8 +29,10 @@ from mlx_transformer.model import Model
 from mlx_transformer.recipe import Recipe
 from mlx_transformer.step import TrainingStep
 
-# Their eval_gpu raises (mlx 0.32, mlx/backend/metal/primitives.cpp).
-NO_METAL_KERNEL = frozenset({"LUF", "QRF", "SVD", "Inverse", "Cholesky", "Eig", "Eigh", "Load"})
+# Our own, of mlx_transformer/primitives.cpp.
+FOR_A_CPU = frozenset({"CpuAttention", "CpuLayerNorm", "CpuRMSNorm"})
+# Their eval_gpu raises (mlx 0.32, mlx/backend/metal/primitives.cpp; ours).
+NO_METAL_KERNEL = FOR_A_CPU | {"LUF", "QRF", "SVD", "Inverse", "Cholesky", "Eig", "Eigh", "Load"}
 
 
 @dataclass(frozen=True)

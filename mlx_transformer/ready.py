@@ -1,7 +1,8 @@
 """A model as decoding wants it: the same numbers from fewer operations.
 
 A step of one token takes as long as the host needs to hand its operations to the device, so that each of them counts:
-weights lie transposed beforehand, and queries, keys and values come from one product.
+weights lie transposed beforehand, queries, keys and values come from one product, and a query meets its keys in one
+operation where the device has it.
 """
 
 import copy
@@ -10,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from mlx_transformer import ops
 from mlx_transformer.attention import Attention
 from mlx_transformer.context import Ctx
 
@@ -55,6 +57,9 @@ class Joined(Attention):
 
     def split(self, x: mx.array) -> mx.array:
         return x.reshape(x.shape[0], -1, 1, self.head_dim) if x.shape[1] == 1 else super().split(x)
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        return ops.grouped_attention(q, k, v, self.scale, mask)
 
     def merge(self, o: mx.array) -> mx.array:
         return self.o_proj(o.reshape(o.shape[0], 1, -1)) if o.shape[2] == 1 else super().merge(o)

@@ -281,6 +281,8 @@ def report(prepared: Prepared) -> list[str]:
     """What was found, a line each."""
     import mlx.core as mx
 
+    from mlx_transformer.primitives import describe
+
     found = versions()
     lines = [
         f"device     {device_info().describe()}",
@@ -297,6 +299,7 @@ def report(prepared: Prepared) -> list[str]:
         f"allocator  {'keeps freed memory' if prepared.allocator else 'as the system sets it'}",
         f"compile    {'on' if compiles() else 'off'}{f', g++ flags {kernels.flags}' if kernels else ''}",
         f"kernels    {f'{kernels.count} finished in {kernels.folder}' if kernels else 'in the temporary folder'}",
+        f"decoding   with {describe()}",
         f"gpu        {'yes' if mx.is_available(mx.gpu) else 'none'}",
     ]
 

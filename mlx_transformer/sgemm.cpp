@@ -31,23 +31,18 @@ constexpr int kFewRows = 16;  // measured: with more of them packing pays
 constexpr int kDeepest = 4096;  // columns of A that columns_of has room for
 constexpr int kPart = 32768;  // weights that one thread reads before it asks for more work
 
-// C (m, n) = alpha A B^T + beta C in parts, which threads take as they come, so that whoever asked never waits for one
-// that has not begun. B (n, k), a holds A's columns (k, kLanes).
-struct Job {
-    int m, n, k;
-    float alpha;
-    const float *a, *b;
-    long ldb;
-    float beta;
-    float* c;
-    long ldc;
-    int rows = 0, next = 0;  // of B: of a part; the first that nobody has taken
+typedef void part(const void* work, int first, int last);
 
-    void some_rows(int first, int last) const;
+// Pieces of work in parts of so many, which threads take as they come, so that whoever asked never waits for one that has
+// not begun.
+struct Job {
+    part* some;
+    const void* work;
+    int pieces, at_once, next = 0;  // next: the first that nobody has taken
 
     void take() {
-        for (int first; (first = __atomic_fetch_add(&next, rows, __ATOMIC_RELAXED)) < n;)
-            some_rows(first, first + rows < n ? first + rows : n);
+        for (int first; (first = __atomic_fetch_add(&next, at_once, __ATOMIC_RELAXED)) < pieces;)
+            some(work, first, first + at_once < pieces ? first + at_once : pieces);
     }
 };
 
@@ -55,7 +50,7 @@ Job* open_job;  // helpers may come to it
 int calls;      // how often they were called
 int inside;     // helpers that look for a part or are at one
 int helpers;    // that were started
-bool taken;     // by a product
+bool taken;     // by a job
 
 void* help(void*) {
     for (int seen = 0;;) {
@@ -67,11 +62,9 @@ void* help(void*) {
     }
 }
 
-// Do all of a job, with helpers unless another product has them.
+// Do all of a job, with helpers unless another job has them.
 void divide(Job job, int threads) {
-    int rows = (kPart / job.k + kWidth - 1) / kWidth * kWidth;
-    job.rows = rows ? rows : kWidth;
-    if (threads < 2 || job.n <= job.rows || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
+    if (threads < 2 || job.pieces <= job.at_once || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
     for (pthread_t thread; helpers < threads - 1 && !pthread_create(&thread, nullptr, help, nullptr); helpers++)
         pthread_detach(thread);
     __atomic_store_n(&open_job, &job, __ATOMIC_SEQ_CST);
@@ -194,7 +187,21 @@ void lanes_by_rows(int k, const float* columns, const float* b, long ldb, Lanes*
     for (int j = 0; j < count; j++) sums[j] = own[j];
 }
 
-void Job::some_rows(int first, int last) const {
+// C (m, n) = alpha A B^T + beta C, a piece a row of B (n, k). a holds A's columns (k, kLanes).
+struct Product {
+    int m, k;
+    float alpha;
+    const float *a, *b;
+    long ldb;
+    float beta;
+    float* c;
+    long ldc;
+
+    static void some(const void* work, int first, int last) { static_cast<const Product*>(work)->rows_of_b(first, last); }
+    void rows_of_b(int first, int last) const;
+};
+
+void Product::rows_of_b(int first, int last) const {
     Lanes sums[kWidth];
     for (int j = first; j < last; j += kWidth) {
         const float* rows = b + j * ldb;
@@ -231,6 +238,11 @@ sgemm* mlx_transformer_sgemm;  // set from Python
 int mlx_transformer_threads;   // that a product is divided over
 long mlx_transformer_calls;    // how often MLX came by; a rough count, threads do not wait for each other
 
+// Do `pieces` of work, each of which reads so many floats.
+void mlx_transformer_divide(part* some, const void* work, int pieces, long reads) {
+    divide({some, work, pieces, reads < kPart ? int(kPart / (reads > 1 ? reads : 1)) : 1}, mlx_transformer_threads);
+}
+
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b,
                  int ldb, float beta, float* c, int ldc) {
     ++mlx_transformer_calls;
@@ -247,7 +259,9 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
             int rows = m - i < kLanes ? m - i : kLanes;
             const float* columns = columns_of(rows, k, a + (long)i * lda, lda);
             float* own = c + (long)i * ldc;
-            divide({rows, n, k, alpha, columns, b, ldb, beta, own, ldc}, mlx_transformer_threads);
+            Product product{rows, k, alpha, columns, b, ldb, beta, own, ldc};
+            int at_once = (kPart / k + kWidth - 1) / kWidth * kWidth;
+            divide({Product::some, &product, n, at_once ? at_once : kWidth}, mlx_transformer_threads);
         }
         return;
     }

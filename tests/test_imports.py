@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"errors", "files", "trees"},
-    {"native", "blas", "blas_check", "jit", "runtime"},
+    {"native", "blas", "blas_check", "jit", "primitives", "runtime"},
     {"config", "ops", "streams"},
     {"data"},
     {"cache", "context", "linear", "dropout", "norm", "position", "attention", "feedforward", "head", "init", "optim"},

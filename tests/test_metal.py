@@ -6,8 +6,9 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from bench.graph import NO_METAL_KERNEL, labels, on_metal, trace, training_step
+from bench.graph import FOR_A_CPU, NO_METAL_KERNEL, labels, on_metal, trace, training_step
 from mlx_transformer.generate import Decoder, _read
+from mlx_transformer.primitives import describe, primitives
 from phases import phase1
 from tests.ladder import V, kinds, modules, tiny
 
@@ -72,11 +73,18 @@ def test_a_training_step_has_a_metal_kernel_for_everything(name, form):
         assert not _missing(*_train(*RECIPES[name]))
 
 
-@pytest.mark.parametrize("form", [on_metal, nullcontext], ids=["metal", "cpu"])
 @pytest.mark.parametrize("name", KINDS)
-def test_decoding_has_a_metal_kernel_for_everything(name, form):
-    with form():
+def test_decoding_has_a_metal_kernel_for_everything(name):
+    with on_metal():
         assert not _missing(*_decode(KINDS[name]))
+
+
+@pytest.mark.skipif(primitives() is None, reason=describe())
+@pytest.mark.parametrize("name", KINDS)
+def test_decoding_on_a_cpu_has_operations_of_ours_besides(name):
+    missing = _missing(*_decode(KINDS[name]))
+    assert missing
+    assert missing <= FOR_A_CPU
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -6,10 +6,11 @@ There, MLX computes exp, tanh and erf one number at a time (9 to 33 ns); a polyn
 
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 
+from mlx_transformer.primitives import primitives
 from mlx_transformer.runtime import is_plain
 
 LOG2_E = 1.4426950408889634
@@ -23,6 +24,12 @@ def on_linux_cpu() -> bool:
     return sys.platform == "linux" and mx.default_device().type == mx.DeviceType.cpu and not is_plain()
 
 
+def own(*arrays: mx.array | None) -> Any:
+    """The module of our own operations (primitives.cpp) where there is one and it takes these arrays, else None."""
+    fits = on_linux_cpu() and all(one is None or one.dtype == mx.float32 for one in arrays)
+    return primitives() if fits else None
+
+
 def with_gradient(
     function: Callable[..., mx.array], gradient: Callable[..., mx.array | tuple[mx.array, ...]]
 ) -> Callable[..., mx.array]:
@@ -30,6 +37,11 @@ def with_gradient(
     custom = mx.custom_function(function)
     custom.vjp(gradient)
     return cast(Callable[..., mx.array], custom)
+
+
+def with_gradient_of(plain: Callable[..., mx.array], function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """`function` of arrays with the gradient of `plain`, which computes the same."""
+    return with_gradient(function, lambda primals, cotangent, _: tuple(mx.vjp(plain, list(primals), [cotangent])[1]))
 
 
 def fence(x: mx.array) -> mx.array:

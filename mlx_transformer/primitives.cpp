@@ -38,7 +38,8 @@ using Task = std::function<void()>;
 // A float32 array made by a task of ours on a thread of MLX's.
 class Own : public mx::Primitive {
   public:
-    using Begin = Task (*)(const Arrays& in, mx::array& out, float number);  // of shapes and places, not of numbers
+    // Runs when the graph is scheduled, where shapes and places are known; the task runs when the numbers are there.
+    using Begin = Task (*)(const Arrays& in, mx::array& out, float number);
 
     Own(const char* name, Begin begin, float number)
         : Primitive(mx::default_stream(mx::default_device())), name_(name), begin(begin), number(number) {}
@@ -130,7 +131,7 @@ float exponentials(float* p, int count) {
 }
 
 struct Attention {
-    Place q, k, v, mask;
+    Place q, k, v, mask;  // mask: v's, where there is none
     enum { none, bools, numbers } kind;
     float scale;
     float* out;
@@ -140,17 +141,18 @@ struct Attention {
         auto kind = in.size() == 3 ? none : mask.dtype() == mx::bool_ ? bools : numbers;
         Attention work{Place(in[0]), Place(in[1]), Place(in[2]), Place(mask), kind, scale, out.data<float>()};
         return [work] {
-            auto &q = work.q, &k = work.k, &v = work.v;
-            long reads = long(k.shape[2]) * (k.shape[3] + v.shape[3]);
-            mlx_transformer_divide(some, &work, q.shape[0] * q.shape[1], reads);
+            Attention own = work;
+            std::vector<float> room[3];
+            own.q = own.q.with_rows(room[0]), own.k = own.k.with_rows(room[1]), own.v = own.v.with_rows(room[2]);
+            long reads = long(own.k.shape[2]) * (own.k.shape[3] + own.v.shape[3]);
+            mlx_transformer_divide(some, &own, own.q.shape[0] * own.q.shape[1], reads);
         };
     }
 
     // A piece is a head of a row.
     static void some(const void* work, int first, int last) {
-        Attention own = *static_cast<const Attention*>(work);
-        std::vector<float> p(own.k.shape[2]), room[3];
-        own.q = own.q.with_rows(room[0]), own.k = own.k.with_rows(room[1]), own.v = own.v.with_rows(room[2]);
+        auto& own = *static_cast<const Attention*>(work);
+        std::vector<float> p(own.k.shape[2]);
         for (int heads = own.q.shape[1], i = first; i < last; i++) own.one(i / heads, i % heads, p.data());
     }
 
@@ -159,7 +161,7 @@ struct Attention {
         const float *query = q.at(row, head), *key = k.at(row, group), *value = v.at(row, group);
         cblas_sgemm(kRowMajor, kPlain, kTransposed, 1, keys, d, scale, query, d, key, k.step[2], 0, p, keys);
         for (int j = 0; kind == bools && j < keys; j++)
-            if (!mask.at<bool>(row, head)[j * mask.step[3]]) p[j] = -INFINITY;
+            p[j] += mask.at<bool>(row, head)[j * mask.step[3]] ? 0 : -INFINITY;
         for (int j = 0; kind == numbers && j < keys; j++) p[j] += mask.at(row, head)[j * mask.step[3]];
         float share = exponentials(p, keys);
         int width = v.shape[3];
@@ -189,20 +191,38 @@ Task begin_norm(const Arrays& in, mx::array& out, float eps) {
     };
 }
 
-// What Python calls; all arrays float32, of four axes at most. `ops` says what is computed.
+// What Python calls, with float32 arrays; `ops` says what is computed.
+
+void expect(bool fits, const char* shapes) {
+    if (!fits) throw std::invalid_argument(shapes);
+}
 
 // q (B, H, 1, d), k (B, G, C, d), v (B, G, C, e), mask bool or float32 and broadcast to (B, H, 1, C).
 mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, Optional mask, float scale) {
+    bool four = q.ndim() == 4 && k.ndim() == 4 && v.ndim() == 4 && (!mask || mask->ndim() <= 4);
+    expect(four && q.shape(2) == 1 && q.shape(3) == k.shape(3) && k.shape(2) == v.shape(2) && k.shape(1) == v.shape(1) &&
+               k.shape(1) > 0 && q.shape(1) % k.shape(1) == 0 && q.shape(0) == k.shape(0) && k.shape(0) == v.shape(0),
+           "attend: expected q (B, H, 1, d), k (B, G, C, d), v (B, G, C, e), where G divides H");
+    int scores[] = {k.shape(2), 1, q.shape(1), q.shape(0)};  // from the last axis
+    for (int i = 0; mask && i < int(mask->ndim()); i++)
+        expect(mask->shape(-1 - i) == 1 || mask->shape(-1 - i) == scores[i], "attend: the mask is not (B, H, 1, C)");
     return made("CpuAttention", Attention::begin, scale, {q.shape(0), q.shape(1), 1, v.shape(3)}, {q, k, v}, mask);
 }
 
-// x (..., D), weight and bias (D).
+// x (..., D) of four axes at most, weight and bias (D).
+mx::array norm(const char* name, Own::Begin begin, const mx::array& x, const mx::array& weight, Optional bias, float eps) {
+    auto fits = [&](const mx::array& own) { return own.ndim() == 1 && own.shape(0) == x.shape(-1); };
+    expect(x.ndim() > 0 && x.ndim() <= 4 && fits(weight) && (!bias || fits(*bias)),
+           "norm: expected x (..., D) of four axes at most, weight and bias (D)");
+    return made(name, begin, eps, x.shape(), {x, weight}, bias);
+}
+
 mx::array layer_norm(const mx::array& x, const mx::array& weight, Optional bias, float eps) {
-    return made("CpuLayerNorm", begin_norm<true>, eps, x.shape(), {x, weight}, bias);
+    return norm("CpuLayerNorm", begin_norm<true>, x, weight, bias, eps);
 }
 
 mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
-    return made("CpuRMSNorm", begin_norm<false>, eps, x.shape(), {x, weight});
+    return norm("CpuRMSNorm", begin_norm<false>, x, weight, {}, eps);
 }
 
 }  // namespace

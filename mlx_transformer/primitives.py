@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer import native
+from mlx_transformer.blas import SHIM
 from mlx_transformer.errors import BadInput
 from mlx_transformer.runtime import cache_dir, prepare
 
@@ -42,19 +43,19 @@ def _found() -> tuple[Any, str]:
     try:
         module = _load(_built())
         _try(module)
-    except (OSError, ImportError, PackageNotFoundError, BadInput, ValueError) as error:
+    except (OSError, ImportError, PackageNotFoundError, BadInput, ValueError, RuntimeError) as error:
         return None, str(error) or type(error).__name__
     return module, ""
 
 
 def _built() -> Path:
     """The library, compiled unless it is there. Raises OSError (CompilerError) and PackageNotFoundError."""
-    mlx, nanobind = _folder("mlx"), _folder("nanobind")
+    mlx, nanobind = Path(mx.__file__).parent, _folder("nanobind")
     python = sysconfig.get_paths()["include"]
     if not (Path(python) / "Python.h").exists():
         raise OSError(f"Python's headers are not in {python} (`apt install python3-dev` on Debian and Ubuntu)")
-    versions = (version("mlx"), version("nanobind"), sysconfig.get_config_var("SOABI"), mlx)
-    name = native.digest(SOURCE, _FLAGS, versions, native.cpu_key(), native.cpu_flags())
+    others = (native.stamp(str(mlx / "lib" / "libmlx.so")), version("nanobind"), sysconfig.get_config_var("SOABI"))
+    name = native.digest(SOURCE, SHIM, _FLAGS, others, native.cpu_key(), native.cpu_flags())
     path = cache_dir() / "primitives" / f"{name}.so"
     if not native.is_whole(path):
         folders = (mlx / "include", nanobind / "include", nanobind / "src", nanobind / "ext/robin_map/include", python)
@@ -87,7 +88,8 @@ def _try(module: Any) -> None:
     keys = mx.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).reshape(1, 1, 3, 2)
     query = mx.array([2.0, 0.0]).reshape(1, 1, 1, 2)
     try:
-        found = module.attend(query, keys, keys, mx.array([True, True, False]), 1.0).flatten()
+        with mx.stream(mx.cpu):
+            found = module.attend(query, keys, keys, mx.array([True, True, False]), 1.0).flatten()
     except TypeError:
         raise ValueError(f"nanobind {version('nanobind')} has other internals than the one of MLX") from None
     wanted = mx.softmax(mx.array([2.0, 0.0]))

@@ -1,4 +1,5 @@
 // What MLX's matmul calls on a Linux CPU instead of the BLAS in its wheel; blas.py says which library it hands on to.
+// It also divides work between threads: its own products and what primitives.cpp does.
 //
 // A BLAS packs both factors first, which pays over many rows and not over the one row (or few) of a decoding step: there
 // the second factor, the weights, is read once and used as it lies. Nothing of the C++ library is used: jit.py has to be
@@ -29,7 +30,7 @@ constexpr int kAhead = 8192;  // floats: what lies so far behind is fetched alre
 constexpr int kWidth = 8;  // rows of B at a time; measured: with more, registers for their addresses run out
 constexpr int kFewRows = 16;  // measured: with more of them packing pays
 constexpr int kDeepest = 4096;  // columns of A that columns_of has room for
-constexpr int kPart = 32768;  // weights that one thread reads before it asks for more work
+constexpr int kPart = 32768;  // floats that one thread reads before it asks for more work
 
 typedef void part(const void* work, int first, int last);
 
@@ -235,7 +236,7 @@ float* columns_of(int m, int k, const float* a, long lda) {
 
 extern "C" {
 sgemm* mlx_transformer_sgemm;  // set from Python
-int mlx_transformer_threads;   // that a product is divided over
+int mlx_transformer_threads;   // that a product, or other work, is divided over
 long mlx_transformer_calls;    // how often MLX came by; a rough count, threads do not wait for each other
 
 // Do `pieces` of work, each of which reads so many floats.

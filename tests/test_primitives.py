@@ -86,6 +86,35 @@ def test_a_query_that_sees_nothing_gives_zeros_and_numbers_that_are_none_show():
 
 
 @here
+@pytest.mark.parametrize(
+    ("q", "k", "v", "mask"),
+    [
+        ((1, 2, 1, 4), (1, 3, 5, 4), (1, 3, 5, 4), None),
+        ((1, 3, 1, 4), (1, 2, 5, 4), (1, 2, 5, 4), None),
+        ((1, 2, 1, 3), (1, 2, 5, 4), (1, 2, 5, 4), None),
+        ((1, 2, 1, 4), (1, 2, 5, 4), (1, 2, 4, 4), None),
+        ((2, 2, 1, 4), (3, 2, 5, 4), (3, 2, 5, 4), None),
+        ((1, 2, 1, 4), (1, 2, 5, 4), (1, 2, 5, 4), (1, 4)),
+        ((1, 2, 1, 4), (1, 2, 5, 4), (1, 2, 5, 4), (3, 1, 5)),
+        ((1, 2, 1, 4), (1, 2, 5, 4), (1, 2, 5, 4), (1, 1, 1, 1, 5)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(q, k, v, mask):
+    with pytest.raises(ValueError, match="attend: "):
+        ops.grouped_attention(mx.ones(q), mx.ones(k), mx.ones(v), 1.0, None if mask is None else mx.ones(mask))
+
+
+@here
+def test_weights_of_another_width_are_refused():
+    x, weight, short = mx.ones((2, 1, 4)), mx.ones(4), mx.ones(3)
+    for own in (lambda: ops.layer_norm(x, weight, short, 1e-5), lambda: ops.layer_norm(x, short, weight, 1e-5)):
+        with pytest.raises(ValueError, match="norm: "):
+            own()
+    with pytest.raises(ValueError, match="norm: "):
+        ops.rms_norm(x, mx.ones((1, 4)), 1e-5)
+
+
+@here
 @pytest.mark.parametrize("mask", ["none", "bools", "numbers"])
 def test_gradients_are_those_of_the_steps(mask, monkeypatch):
     arrays = [mx.array(drawn(i, 2, heads, length, 5)) for i, (heads, length) in enumerate([(4, 1), (2, 9), (2, 9)])]

@@ -1,5 +1,6 @@
 """Config: the numbers of a model, and nothing else."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,18 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
+_LARGEST = 2**31 - 1  # MLX counts the length of an axis in 32 bits
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class Config(Numbers):
     """The numbers of a model; a phase that needs another number adds a field in a subclass.
 
-    Raises BadInput (a ValueError) where a whole number is below 1, dropout is not in [0, 1) or d_model no multiple
-    of n_heads.
+    Raises BadInput (a ValueError) where a whole number is below 1 or beyond what a shape may be, another number is not
+    finite, dropout is not in [0, 1), norm_eps not above 0 or d_model no multiple of n_heads.
     """
 
     vocab_size: int = 8192  # pieces of the tokenizer, the document boundary among them
@@ -50,8 +58,14 @@ class Config(Numbers):
             value = getattr(self, field.name)
             if field.type in (int, "int") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
+            if field.type in (int, "int") and value > _LARGEST:
+                raise BadInput(f"{field.name} = {value}: expected a whole number up to {_LARGEST:,}")
+            if field.type in (float, "float") and not _is_finite(value):
+                raise BadInput(f"{field.name} = {value!r}: expected a number")
         if not 0 <= self.dropout < 1:
             raise BadInput(f"dropout = {self.dropout!r}: expected a number from 0 up to, not including, 1")
+        if self.norm_eps <= 0:
+            raise BadInput(f"norm_eps = {self.norm_eps!r}: expected a number above 0")
         _ = self.head_dim  # raises BadInput where the heads do not divide d_model
 
     def derive(self, name: str, value: int) -> None:

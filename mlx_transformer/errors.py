@@ -1,5 +1,6 @@
 """What a person may see instead of a traceback: one sentence and an exit code."""
 
+import errno
 import io
 import os
 import signal
@@ -35,6 +36,12 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written either
+        print("error: no space is left where the output goes: make room, then try again", file=sys.stderr)
+        sys.exit(_EXIT_CODES[RunFailed])
     except tuple(_EXIT_CODES) as error:
         sentence = " ".join(str(error).splitlines())  # what other libraries say may have several
         print(sentence if isinstance(error, Interrupted) else f"error: {sentence}", file=sys.stderr)

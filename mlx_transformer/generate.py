@@ -245,7 +245,7 @@ class Flags:
     device: Device = "auto"
     """where to compute (default: auto)"""
     stream: Switch = False
-    """show a story while it is written"""
+    """show a story while it is written; prompts are then told one by one, each with a draw of its own"""
 
 
 def main() -> None:
@@ -275,7 +275,7 @@ def _typed() -> Iterator[str]:
         except EOFError:
             return
         if line.strip():
-            yield line
+            yield line.rstrip("\r")
 
 
 def _show(story: Iterator[str], prompt: str) -> None:

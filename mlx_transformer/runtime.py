@@ -78,7 +78,7 @@ def cache_dir() -> Path:
     """
     named = os.environ.get("MLX_TRANSFORMER_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    wanted = Path(named).absolute() if named else home / "mlx_transformer"
+    wanted = Path(named).expanduser().absolute() if named else home / "mlx_transformer"
     fallback = Path(tempfile.gettempdir()) / f"mlx_transformer-{os.getuid()}"
     if _writable(wanted):
         return wanted

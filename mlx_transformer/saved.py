@@ -17,6 +17,7 @@ from mlx_transformer.files import usable, write_json
 from mlx_transformer.model import Model
 from mlx_transformer.trees import by_path
 
+WEIGHTS = "model.safetensors"
 _PHASES = tuple(range(1, 7))
 
 
@@ -31,6 +32,7 @@ def load(run: str | Path) -> tuple[Model, Tokenizer]:
     module = find_phase(phase)
     kind = find_branch(module, branch)
     config = read_numbers(kind, described, folder)
+    check_depth(config.n_layers, folder)
     model = kind(config)
     load_weights(model, folder)
     model.eval()
@@ -49,7 +51,7 @@ def save_model(folder: Path, model: Model, tokenizer: Tokenizer, phase: int, bra
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors"
     save_arrays(temporary, by_path(model.parameters()))
-    temporary.replace(folder / "model.safetensors")
+    temporary.replace(folder / WEIGHTS)
     tokenizer.save(folder)
     write_json(folder / "config.json", {"phase": phase, "branch": branch, "config": model.config.to_dict()})
 
@@ -68,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"'{path}' cannot be read ({error}): expected the JSON that a run writes") from error
     if not isinstance(described, dict) or not isinstance(described.get("config"), dict) or "phase" not in described:
         raise BadInput(f"'{path}' is no model of this project: expected the keys phase, branch and config")
@@ -83,16 +85,33 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
         raise BadInput(f"'{folder / 'config.json'}' does not fit phase {described['phase']}: {error}") from error
 
 
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """A folder's weights by name, not yet in memory. Raises BadInput if they are no numbers to compute with."""
+    path = folder / WEIGHTS
+    try:
+        arrays: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
+    for name, value in arrays.items():
+        if not mx.issubdtype(value.dtype, mx.floating):
+            raise BadInput(f"'{path}' holds {value.dtype} in '{name}': expected floating-point numbers")
+    return arrays
+
+
+def check_depth(n_layers: int, folder: Path) -> None:
+    """Raises BadInput for another number of layers than there are weights of, before so many are made."""
+    layers = {int(found[1]) for name in read_weights(folder) if (found := re.match(r"blocks\.(\d+)\.", name))}
+    if len(layers) != n_layers:
+        path = folder / WEIGHTS
+        raise BadInput(f"'{path}' does not fit this model: {len(layers)} layers in it, {n_layers} in config.json")
+
+
 def load_weights(model: Model, folder: Path) -> None:
     """Put a folder's weights into a model.
 
     Raises BadInput if a name or a shape differs, none is silently dropped, or a number is not finite.
     """
-    path = folder / "model.safetensors"
-    try:
-        arrays: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
+    path, arrays = folder / WEIGHTS, read_weights(folder)
     own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
     found = {name: tuple(value.shape) for name, value in arrays.items()}
     if own != found:

@@ -8,8 +8,9 @@ import re
 import shutil
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
+from pathlib import Path
 
 import jsonschema
 import mlx.core as mx
@@ -197,6 +198,16 @@ def test_a_run_that_nobody_reads_goes_on(tiny, tmp_path):
     assert process.stderr.read() == ""
     assert process.wait(timeout=60) == 0
     assert result(tmp_path / "run")["stopped"] == "max_steps"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_output_that_finds_no_room(finished, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["generate", str(finished), "--prompt", "a", "--max-tokens", "2"])
+    said = io.StringIO()
+    with open("/dev/full", "w") as full, redirect_stdout(full), redirect_stderr(said), pytest.raises(SystemExit) as end:
+        exit_cleanly(generate.main)
+    assert (end.value.code, said.getvalue().count("\n")) == (1, 1)
+    assert said.getvalue().startswith("error: no space is left")
 
 
 def test_a_terminal_that_cannot_show_a_character(finished, monkeypatch):

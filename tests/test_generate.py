@@ -342,7 +342,7 @@ def test_streamed_text_is_the_same(run):
 
 
 def test_lines_from_the_keyboard(run, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"the cat\n\n   \n{'dog ' * 99}\na dog"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"the cat\r\n\n   \n{'dog ' * 99}\na dog", newline=""))
     said = runs.tell(run, "--max-tokens", 3, "--temperature", 0)
     assert said.code == 0
     alone = [

@@ -114,6 +114,11 @@ WRONG_NUMBERS = {
     "dropout of all": {"dropout": 1},
     "dropout in words": {"dropout": "much"},
     "an unknown number": {"n_experts": 4},
+    "more layers than any memory holds": {"n_layers": 10**9},
+    "more than an axis may have": {"d_model": 10**12},
+    "an epsilon in words": {"norm_eps": "x"},
+    "no epsilon": {"norm_eps": float("nan")},
+    "a negative epsilon": {"norm_eps": -1.0},
 }
 
 
@@ -123,7 +128,10 @@ def test_wrong_numbers(numbers, copied):
     assert_bad(runs.tell(copied, "--prompt", "a"))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"phase": 1}', '{"phase": 1, "config": []}', "\x00"])
+NO_CONFIG = ["", "{", "[]", "7", "null", '{"phase": 1}', '{"phase": 1, "config": []}', "\x00", "[" * 200_000]
+
+
+@pytest.mark.parametrize("text", NO_CONFIG, ids=range(len(NO_CONFIG)))
 def test_a_config_that_is_none(text, copied):
     (copied / "config.json").write_text(text)
     assert_bad(runs.tell(copied, "--prompt", "a"), "config.json")
@@ -190,6 +198,15 @@ def of_another_shape(arrays):
 
 def turned(arrays):
     arrays["embedding.weight"] = arrays["embedding.weight"].T
+
+
+@pytest.mark.parametrize("dtype", [mx.int32, mx.bool_, mx.complex64])
+def test_weights_that_are_no_numbers_to_compute_with(dtype, copied):
+    path = str(copied / "model.safetensors")
+    arrays = {name: value.astype(dtype) for name, value in mx.load(path).items()}
+    mx.eval(arrays)
+    mx.save_safetensors(path, arrays)
+    assert_bad(runs.tell(copied, "--prompt", "a"), "expected floating-point numbers")
 
 
 @pytest.mark.parametrize("wrong", [without_one, with_one_more, of_another_shape, turned])

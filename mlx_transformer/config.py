@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-_LARGEST = 2**31 - 1  # MLX counts the length of an axis in 32 bits
+LARGEST = 2**31 - 1  # MLX counts the length of an axis in 32 bits
 
 
 def _is_finite(value: object) -> bool:
@@ -56,10 +56,11 @@ class Config(Numbers):
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
-            if field.type in (int, "int") and value > _LARGEST:
-                raise BadInput(f"{field.name} = {value}: expected a whole number up to {_LARGEST:,}")
+            if field.type in (int, "int"):
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
+                if value > LARGEST:
+                    raise BadInput(f"{field.name} = {value}: expected a whole number up to {LARGEST:,}")
             if field.type in (float, "float") and not _is_finite(value):
                 raise BadInput(f"{field.name} = {value!r}: expected a number")
         if not 0 <= self.dropout < 1:

@@ -35,11 +35,11 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
         command()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left cannot be written either
+        _write_no_more()
         print("error: no space is left where the output goes: make room, then try again", file=sys.stderr)
         sys.exit(_EXIT_CODES[RunFailed])
     except tuple(_EXIT_CODES) as error:
@@ -50,3 +50,8 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _write_no_more() -> None:
+    """What stdout still holds would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

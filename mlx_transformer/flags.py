@@ -17,11 +17,11 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from mlx_transformer.config import LARGEST
 from mlx_transformer.errors import BadInput
 from mlx_transformer.sampling import Sampling
 
 T = TypeVar("T")
-_LARGEST = 2**31 - 1  # of an array's extent in MLX
 
 
 def _whole(text: str) -> int:
@@ -32,8 +32,8 @@ def _whole(text: str) -> int:
 
 
 def _extent(text: str) -> int:
-    if (value := _whole(text)) > _LARGEST:
-        raise ValueError(f"{text!r}: expected a whole number from 1 to {_LARGEST}")
+    if (value := _whole(text)) > LARGEST:
+        raise ValueError(f"{text!r}: expected a whole number from 1 to {LARGEST}")
     return value
 
 

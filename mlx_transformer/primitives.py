@@ -8,7 +8,6 @@ what was built does not work, MLX's operations stay, and `python -m mlx_transfor
 import sysconfig
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from mlx_transformer.blas import SHIM
 from mlx_transformer.errors import BadInput
 from mlx_transformer.runtime import cache_dir, prepare
 
-SOURCE = Path(__file__).with_name("primitives.cpp").read_text() + "\n#include <nb_combined.cpp>\n"
 _FLAGS = ("-std=c++20", "-O3", "-fopenmp-simd", "-fvisibility=hidden", "-fno-strict-aliasing", "-DNB_DOMAIN=mlx")
 
 
@@ -43,25 +41,26 @@ def _found() -> tuple[Any, str]:
     try:
         module = _load(_built())
         _try(module)
-    except (OSError, ImportError, PackageNotFoundError, BadInput, ValueError, RuntimeError) as error:
+    except (OSError, ImportError, BadInput, ValueError, RuntimeError) as error:
         return None, str(error) or type(error).__name__
     return module, ""
 
 
 def _built() -> Path:
-    """The library, compiled unless it is there. Raises OSError (CompilerError) and PackageNotFoundError."""
+    """The library, compiled unless it is there. Raises OSError (CompilerError) and ImportError."""
+    source = Path(__file__).with_name("primitives.cpp").read_text() + "\n#include <nb_combined.cpp>\n"
     mlx, nanobind = Path(mx.__file__).parent, _folder("nanobind")
     python = sysconfig.get_paths()["include"]
     if not (Path(python) / "Python.h").exists():
         raise OSError(f"Python's headers are not in {python} (`apt install python3-dev` on Debian and Ubuntu)")
-    others = (native.stamp(str(mlx / "lib" / "libmlx.so")), version("nanobind"), sysconfig.get_config_var("SOABI"))
-    name = native.digest(SOURCE, SHIM, _FLAGS, others, native.cpu_key(), native.cpu_flags())
+    others = (native.stamp(str(mlx / "lib" / "libmlx.so")), _version("nanobind"), sysconfig.get_config_var("SOABI"))
+    name = native.digest(source, SHIM, _FLAGS, others, native.cpu_key(), native.cpu_flags())
     path = cache_dir() / "primitives" / f"{name}.so"
     if not native.is_whole(path):
         folders = (mlx / "include", nanobind / "include", nanobind / "src", nanobind / "ext/robin_map/include", python)
         includes = [f"-I{folder}" for folder in folders]
         links = ["-Wl,--no-as-needed", f"-L{mlx / 'lib'}", "-lmlx", f"-Wl,-rpath,{mlx / 'lib'}"]
-        native.compile_library(SOURCE, path, *_FLAGS, *native.cpu_flags().split(), *includes, *links)
+        native.compile_library(source, path, *_FLAGS, *native.cpu_flags().split(), *includes, *links)
     return path
 
 
@@ -69,8 +68,14 @@ def _folder(package: str) -> Path:
     """Where a package lies, without importing it."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise PackageNotFoundError(package)
+        raise ImportError(f"{package} is not installed")
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version  # 12 ms, which a program that does not decode need not wait for
+
+    return version(package)
 
 
 def _load(path: Path) -> Any:
@@ -91,7 +96,7 @@ def _try(module: Any) -> None:
         with mx.stream(mx.cpu):
             found = module.attend(query, keys, keys, mx.array([True, True, False]), 1.0).flatten()
     except TypeError:
-        raise ValueError(f"nanobind {version('nanobind')} has other internals than the one of MLX") from None
+        raise ValueError(f"nanobind {_version('nanobind')} has other internals than the one of MLX") from None
     wanted = mx.softmax(mx.array([2.0, 0.0]))
     if not mx.allclose(found, wanted, rtol=0, atol=1e-5):
         raise ValueError(f"they give {found.tolist()} where {wanted.tolist()} is right")

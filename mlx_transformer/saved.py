@@ -32,9 +32,10 @@ def load(run: str | Path) -> tuple[Model, Tokenizer]:
     module = find_phase(phase)
     kind = find_branch(module, branch)
     config = read_numbers(kind, described, folder)
-    check_depth(config.n_layers, folder)
+    arrays = read_weights(folder)
+    check_depth(config.n_layers, arrays, folder)
     model = kind(config)
-    load_weights(model, folder)
+    put_weights(model, arrays, folder)
     model.eval()
     tokenizer = load_tokenizer(folder)
     spare = config.vocab_size - tokenizer.vocab_size  # rows that an imported model may have and no piece uses
@@ -86,32 +87,33 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
 
 
 def read_weights(folder: Path) -> dict[str, mx.array]:
-    """A folder's weights by name, not yet in memory. Raises BadInput if they are no numbers to compute with."""
+    """A folder's weights by name, not yet in memory. Raises BadInput if they cannot be read."""
     path = folder / WEIGHTS
     try:
-        arrays: dict[str, mx.array] = mx.load(str(path))  # type: ignore[assignment]
+        return mx.load(str(path))  # type: ignore[return-value]
     except (OSError, RuntimeError, ValueError) as error:
         raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
-    for name, value in arrays.items():
-        if not mx.issubdtype(value.dtype, mx.floating):
-            raise BadInput(f"'{path}' holds {value.dtype} in '{name}': expected floating-point numbers")
-    return arrays
 
 
-def check_depth(n_layers: int, folder: Path) -> None:
+def check_depth(n_layers: int, arrays: dict[str, mx.array], folder: Path) -> None:
     """Raises BadInput for another number of layers than there are weights of, before so many are made."""
-    layers = {int(found[1]) for name in read_weights(folder) if (found := re.match(r"blocks\.(\d+)\.", name))}
+    layers = {int(found[1]) for name in arrays if (found := re.match(r"blocks\.(\d+)\.", name))}
     if len(layers) != n_layers:
         path = folder / WEIGHTS
         raise BadInput(f"'{path}' does not fit this model: {len(layers)} layers in it, {n_layers} in config.json")
 
 
 def load_weights(model: Model, folder: Path) -> None:
-    """Put a folder's weights into a model.
+    """Put a folder's weights into a model. Raises BadInput if they cannot be read or do not fit."""
+    put_weights(model, read_weights(folder), folder)
+
+
+def put_weights(model: Model, arrays: dict[str, mx.array], folder: Path) -> None:
+    """Put weights, read from a folder, into a model.
 
     Raises BadInput if a name or a shape differs, none is silently dropped, or a number is not finite.
     """
-    path, arrays = folder / WEIGHTS, read_weights(folder)
+    path = folder / WEIGHTS
     own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
     found = {name: tuple(value.shape) for name, value in arrays.items()}
     if own != found:
@@ -124,7 +126,10 @@ def load_weights(model: Model, folder: Path) -> None:
 
 
 def check_finite(arrays: dict[str, mx.array], path: Path) -> None:
-    """Raises BadInput for weights that are nan or infinite, as a run that diverged leaves them."""
+    """Raises BadInput for weights that are nan or infinite, as a run that diverged leaves them, or no real numbers."""
+    for name, value in arrays.items():
+        if not mx.issubdtype(value.dtype, mx.floating):
+            raise BadInput(f"'{path}' holds {value.dtype} in '{name}': expected floating-point numbers")
     finite = {name: mx.isfinite(value).all() for name, value in arrays.items()}
     mx.eval(finite)
     if broken := [name for name, whole in finite.items() if not whole.item()]:

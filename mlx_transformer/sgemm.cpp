@@ -63,8 +63,11 @@ void* help(void*) {
     }
 }
 
-// Do all of a job, with helpers unless another job has them.
-void divide(Job job, int threads) {
+// Do `pieces` of work, each of which reads so many floats, with helpers unless another job has them. A part has a multiple
+// of `group` pieces.
+void divide(part* some, const void* work, int pieces, long reads, int group, int threads) {
+    int groups = (kPart / (reads > 1 ? reads : 1) + group - 1) / group;
+    Job job{some, work, pieces, group * (groups ? groups : 1)};
     if (threads < 2 || job.pieces <= job.at_once || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
     for (pthread_t thread; helpers < threads - 1 && !pthread_create(&thread, nullptr, help, nullptr); helpers++)
         pthread_detach(thread);
@@ -239,9 +242,8 @@ sgemm* mlx_transformer_sgemm;  // set from Python
 int mlx_transformer_threads;   // that a product, or other work, is divided over
 long mlx_transformer_calls;    // how often MLX came by; a rough count, threads do not wait for each other
 
-// Do `pieces` of work, each of which reads so many floats.
 void mlx_transformer_divide(part* some, const void* work, int pieces, long reads) {
-    divide({some, work, pieces, reads < kPart ? int(kPart / (reads > 1 ? reads : 1)) : 1}, mlx_transformer_threads);
+    divide(some, work, pieces, reads, 1, mlx_transformer_threads);
 }
 
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b,
@@ -261,8 +263,7 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
             const float* columns = columns_of(rows, k, a + (long)i * lda, lda);
             float* own = c + (long)i * ldc;
             Product product{rows, k, alpha, columns, b, ldb, beta, own, ldc};
-            int at_once = (kPart / k + kWidth - 1) / kWidth * kWidth;
-            divide({Product::some, &product, n, at_once ? at_once : kWidth}, mlx_transformer_threads);
+            divide(Product::some, &product, n, k, kWidth, mlx_transformer_threads);
         }
         return;
     }

@@ -15,6 +15,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anything imports mlx.core
+from mlx_transformer.runtime import prepare  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 hypothesis.settings.register_profile("here", deadline=None)  # no test fails because a machine is busy
@@ -26,6 +27,15 @@ def _seeded():
     import mlx.core as mx
 
     mx.random.seed(0)
+
+
+@pytest.fixture
+def two_threads():
+    """Products and our own operations divided over two threads, whatever this machine would take."""
+    blas = prepare().blas
+    blas.set_threads(2)
+    yield
+    blas.set_threads(prepare().threads)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Operations of our own for decoding on a Linux CPU (primitives.cpp), against float64 and where there are none."""
 
+from importlib.metadata import PackageNotFoundError
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ from scipy.special import softmax
 
 from mlx_transformer import native, ops, primitives
 from mlx_transformer.ops import fastmath
-from mlx_transformer.runtime import prepare
 
 here = pytest.mark.skipif(fastmath.own() is None, reason=primitives.describe())
 SIDES = st.integers(1, 40)
@@ -47,6 +48,15 @@ def mask_of(kind, seed, rows, heads, keys):
         bias = random.standard_normal((heads, 1, keys)).astype(np.float32)
         return mx.array(bias), bias
     return None, 0
+
+
+def assert_plain_gradients(loss, arrays, monkeypatch, tolerance):
+    """The gradients of loss(*arrays) are those without our operations."""
+    gradient = mx.grad(loss, argnums=list(range(len(arrays))))
+    ours = gradient(*arrays)
+    monkeypatch.setattr(fastmath, "on_linux_cpu", lambda: False)
+    for own, plain in zip(ours, gradient(*arrays), strict=True):
+        np.testing.assert_allclose(np.array(own), np.array(plain), rtol=1e-4, atol=tolerance)
 
 
 @here
@@ -125,11 +135,7 @@ def test_gradients_are_those_of_the_steps(mask, monkeypatch):
     def loss(q, k, v, bias=given_mask):
         return (ops.grouped_attention(q, k, v, 0.5, bias) ** 3).sum()
 
-    gradients = [mx.grad(loss, argnums=list(range(len(arrays))))(*arrays)]
-    monkeypatch.setattr(fastmath, "on_linux_cpu", lambda: False)
-    gradients.append(mx.grad(loss, argnums=list(range(len(arrays))))(*arrays))
-    for ours, plain in zip(*gradients, strict=True):
-        np.testing.assert_allclose(np.array(ours), np.array(plain), rtol=1e-4, atol=1e-5)
+    assert_plain_gradients(loss, arrays, monkeypatch, 1e-5)
 
 
 @here
@@ -152,31 +158,22 @@ def test_gradients_of_norms_of_one_token(monkeypatch):
     def loss(x, weight, bias):
         return (ops.layer_norm(x, weight, bias, 1e-5) ** 3 + ops.rms_norm(x, weight, 1e-5) ** 3).sum()
 
-    gradients = [mx.grad(loss, argnums=[0, 1, 2])(*arrays)]
-    monkeypatch.setattr(fastmath, "on_linux_cpu", lambda: False)
-    gradients.append(mx.grad(loss, argnums=[0, 1, 2])(*arrays))
-    for ours, plain in zip(*gradients, strict=True):
-        np.testing.assert_allclose(np.array(ours), np.array(plain), rtol=1e-4, atol=1e-4)
+    assert_plain_gradients(loss, arrays, monkeypatch, 1e-4)
 
 
 @here
-def test_two_threads_share_the_heads_and_two_streams_do_not_disturb_each_other():
-    blas = prepare().blas
-    blas.set_threads(2)
-    try:
-        q, k, v = drawn(0, 8, 8, 1, 32), drawn(1, 8, 8, 200, 32), drawn(2, 8, 8, 200, 32)
-        arrays = [mx.array(x) for x in (q, k, v)]
-        mx.eval(arrays)
-        found = []
-        for stream in [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)] * 25:
-            with mx.stream(stream):
-                found.append(ops.grouped_attention(*arrays, 0.2))
-        mx.eval(found)
-        wanted = exact(q, k, v, 0.2, 0)
-        for one in found:
-            np.testing.assert_allclose(np.array(one), wanted, rtol=0, atol=1e-5)
-    finally:
-        blas.set_threads(prepare().threads)
+def test_two_threads_share_the_heads_and_two_streams_do_not_disturb_each_other(two_threads):
+    q, k, v = drawn(0, 8, 8, 1, 32), drawn(1, 8, 8, 200, 32), drawn(2, 8, 8, 200, 32)
+    arrays = [mx.array(x) for x in (q, k, v)]
+    mx.eval(arrays)
+    found = []
+    for stream in [mx.default_stream(mx.cpu), mx.new_stream(mx.cpu)] * 25:
+        with mx.stream(stream):
+            found.append(ops.grouped_attention(*arrays, 0.2))
+    mx.eval(found)
+    wanted = exact(q, k, v, 0.2, 0)
+    for one in found:
+        np.testing.assert_allclose(np.array(one), wanted, rtol=0, atol=1e-5)
 
 
 @here
@@ -207,7 +204,8 @@ def _raise(error):
     ("name", "value", "why"),
     [
         ("_built", lambda: _raise(native.CompilerError("g++ failed: no such header")), "no such header"),
-        ("_folder", lambda package: _raise(primitives.PackageNotFoundError(package)), "No package metadata"),
+        ("_folder", lambda package: _raise(PackageNotFoundError(package)), "No package metadata"),
+        ("find_spec", lambda package: None, "nanobind is not installed"),
         ("_load", lambda path: _raise(ImportError("an undefined symbol")), "an undefined symbol"),
         ("_load", lambda path: _Wrong, "where [0.88"),
         ("_load", lambda path: _Foreign, "has other internals"),

@@ -46,14 +46,6 @@ def test_a_number_that_is_none_stays_in_its_row_and_column(rows):
     assert np.isfinite(np.delete(found, 4, axis=1)).all()
 
 
-@pytest.fixture
-def two_threads():
-    blas = prepare().blas
-    blas.set_threads(2)
-    yield
-    blas.set_threads(prepare().threads)
-
-
 @pytest.mark.parametrize("rows", [4, 7, 16])
 def test_a_product_that_two_threads_share(rows, two_threads):
     a, b, _ = factors(rows, 300, 2051)

@@ -258,6 +258,7 @@ def main() -> None:
         stories = tell(model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=seed)
         print("\n\n".join(story.text for story in stories))
         return
+    refused = 0
     for prompt in flags.prompt or _typed():
         try:
             _show(stream(model, tokenizer, prompt, flags.max_tokens, sampling, seed), prompt)
@@ -265,10 +266,15 @@ def main() -> None:
             if flags.prompt:
                 raise
             print(f"error: {error}", file=sys.stderr)
+            refused += 1
+    if refused and not sys.stdin.isatty():  # who types has seen it and gone on
+        raise BadInput(f"{refused} of the lines told no story: see above")
 
 
 def _typed() -> Iterator[str]:
     """Lines from the keyboard until its end; empty ones are passed over."""
+    if sys.stdin is None:
+        raise BadInput("there is nothing to read prompts from: give --prompt")
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")

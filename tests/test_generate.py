@@ -344,13 +344,20 @@ def test_streamed_text_is_the_same(run):
 def test_lines_from_the_keyboard(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"the cat\r\n\n   \n{'dog ' * 99}\na dog", newline=""))
     said = runs.tell(run, "--max-tokens", 3, "--temperature", 0)
-    assert said.code == 0
+    assert said.code == 2
     alone = [
         runs.tell(run, "--max-tokens", 3, "--temperature", 0, "--prompt", text).out for text in ("the cat", "a dog")
     ]
     assert said.out == "\n".join(alone) + "\n"
-    assert said.err.startswith("error: prompt 'dog dog")
-    assert said.err.count("\n") == 1
+    refused, sum_of_it = said.err.splitlines()
+    assert refused.startswith("error: prompt 'dog dog")
+    assert sum_of_it == "error: 1 of the lines told no story: see above"
+
+
+def test_no_stdin(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    said = runs.tell(run)
+    assert (said.code, said.err) == (2, "error: there is nothing to read prompts from: give --prompt\n")
 
 
 def test_a_line_that_is_no_text(run, monkeypatch):

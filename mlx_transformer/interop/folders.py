@@ -71,9 +71,13 @@ def import_model(folder: Path, run: Path) -> str:
     form = _find_form(theirs, folder)
     branch, numbers = form.read(theirs)
     kind = find_branch(find_phase(form.phase), branch)
-    model = kind(read_numbers(kind, {"phase": form.phase, "config": numbers}, folder))
+    config = read_numbers(kind, {"phase": form.phase, "config": numbers}, folder)
+    weights = form.clean(_read_weights(folder), branch)
+    if config.n_layers > len(weights):  # before a billion layers are made
+        raise BadInput(f"'{folder}' holds {len(weights)} weights: too few for {config.n_layers} layers, as {_CONFIG} has")
+    model = kind(config)
     shapes = {path: value.shape for path, value in by_path(model.parameters()).items()}
-    ours = to_ours(form.weights, form.clean(_read_weights(folder), branch), shapes)
+    ours = to_ours(form.weights, weights, shapes)
     check_finite(ours, folder)
     model.load_weights(list(ours.items()))
     tokenizer = read_tokenizer(folder)

@@ -428,6 +428,11 @@ def test_a_config_that_is_none(text, theirs):
     refused(theirs, "config.json")
 
 
+def test_more_layers_than_weights_are_refused_before_they_are_made(theirs):
+    change(theirs, n_layer=10**9)
+    refused(theirs, "too few for 1000000000 layers, as config.json has")
+
+
 def without_one(arrays):
     del arrays["transformer.h.1.mlp.c_fc.bias"]
     return "h.1.mlp.c_fc.bias should be (48,) and is missing"

@@ -18,7 +18,7 @@ class Attention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017, sec. 3.2, eq. 1).
 
     x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), their softmax in float32. Causal: a token sees those at its own
-    and earlier positions. Variants override one step and call super(), so that they combine:
+    and earlier positions. Variants override one step and call super(), so that those of different steps combine:
     `class Mixer(WindowAttention, QKNorm, FusedAttention): pass`.
     """
 

@@ -37,6 +37,10 @@ def _extent(text: str) -> int:
     return value
 
 
+def _extent_or_none(text: str) -> int:
+    return 0 if text == "0" else _extent(text)
+
+
 def _real(text: str, expected: str = "a number of at least 0") -> float:
     try:
         value = float(text)
@@ -254,7 +258,8 @@ def train_flags(phase: ModuleType) -> type[TrainFlags]:
     further = []
     for name, field in numbers.items():
         whole = field.type in (int, "int")
-        read = _optional(_extent, "N") if whole else _optional(_positive, "X")
+        extent = _extent if field.default else _extent_or_none  # 0 there: as another number says
+        read = _optional(extent, "N") if whole else _optional(_positive, "X")
         helps = [_help(meaning, default, whose) for (meaning, default), whose in owners[name].items()]
         help_text = tyro.conf.arg(help="; ".join(helps), help_behavior_hint="")
         further.append((name, Annotated[(int if whole else float) | None, read, help_text], None))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_transformer.cache import Cache
-from mlx_transformer.data.tokenizer import Tokenizer, opening_of
+from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.errors import BadInput, exit_cleanly
 from mlx_transformer.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
 from mlx_transformer.model import Model
@@ -56,7 +56,7 @@ def tell(
 
 def tell_freely(model: Model, tokenizer: Tokenizer, count: int, *, sampling: Sampling, seed: int = 0) -> list[Story]:
     """So many stories from nothing but a document's opening, up to their ends or the context."""
-    return _tell(model, tokenizer, [""] * count, [[opening_of(tokenizer)]] * count, None, sampling, seed)
+    return _tell(model, tokenizer, [""] * count, [[tokenizer.opening]] * count, None, sampling, seed)
 
 
 def _tell(
@@ -113,13 +113,13 @@ def _text_behind(tokenizer: Tokenizer, prompt: list[int], pieces: list[int]) -> 
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
-    """The pieces of a document that begins with prompt, its opening first.
+    """The pieces of a prompt, behind what the tokenizer has in front of one.
 
     Raises BadInput for a prompt that is empty or leaves no room in the context (pieces).
     """
     if not prompt.strip():
         raise BadInput(f"prompt {prompt!r} is empty: give the first words of a story")
-    pieces = [opening_of(tokenizer), *tokenizer.encode(prompt)]
+    pieces = [*tokenizer.before_prompt, *tokenizer.encode(prompt)] or [tokenizer.opening]
     if len(pieces) >= context:
         start = prompt if len(prompt) <= 40 else prompt[:37] + "..."
         raise BadInput(f"prompt '{start}' has {len(pieces)} pieces: expected fewer than the context of {context}")

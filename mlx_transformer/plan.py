@@ -279,7 +279,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"'{folder}' is no run: expected a folder with {SETTINGS}, as --out makes it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"'{path}' cannot be read ({error}): the run cannot go on") from error
     if not isinstance(stored, dict) or "phase" not in stored or not isinstance(stored.get("flags"), dict):
         raise BadInput(f"'{path}' does not describe a run: expected the keys phase and flags")

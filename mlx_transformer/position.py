@@ -184,5 +184,6 @@ def t5_buckets(n_buckets: int, max_distance: int) -> list[int]:
             f"more than half as many and at most {FARTHEST:,}"
         )
     growing, span = n_buckets - single, math.log(max_distance / single)
-    wide = [int(math.log(distance / single) / span * growing) for distance in range(single, max_distance + 1)]
+    shares = [math.log(distance / single) / span for distance in range(single, max_distance + 1)]
+    wide = [int(share * growing + 1e-9) for share in shares]  # a whole number must not fall below itself by rounding
     return [*range(single), *(single + min(bucket, growing - 1) for bucket in wide)]

@@ -18,7 +18,8 @@ class ShawAttention(Attention):
 
     arXiv 1803.02155: e_ij = q_i (k_j + a^K_ij) / sqrt(head_dim), z_i = sum_j p_ij (v_j + a^V_ij), distances cut off at
     max_distance, one table for all heads of a layer. Of the paper's 2 max_distance + 1 rows a causal model sees half.
-    Raises BadInput for a max_distance above FARTHEST.
+    It attends by itself, so that it goes with no variant that does (windows, groups). Raises BadInput for a
+    max_distance above FARTHEST.
     """
 
     def build(self, config: Any) -> None:
@@ -70,8 +71,8 @@ class TransformerXLAttention(Attention):
             raise BadInput(f"segment_len = {config.segment_len}: expected at most {FARTHEST // 2:,}")
         self.segment_len = config.segment_len
         self.r_proj = Linear(config.d_model, config.d_model)
-        self.content_bias = mx.zeros((config.n_heads, 1, self.head_dim))
-        self.position_bias = mx.zeros((config.n_heads, 1, self.head_dim))
+        self.content_bias = mx.zeros(config.n_heads * self.head_dim)
+        self.position_bias = mx.zeros(config.n_heads * self.head_dim)
         distances = mx.arange(2 * config.segment_len)  # no key that is seen stands further back
         self._sinusoids = SinusoidalPosition(config).encoding(distances, config.d_model)
 
@@ -81,6 +82,8 @@ class TransformerXLAttention(Attention):
             return super().__call__(x, ctx)
         q, k, v = self.project(x, ctx)
         _, old_k, old_v = self.project(mx.stop_gradient(x), ctx)
+        _, old_k = self.condition(q, old_k, ctx)
+        q, k = self.condition(q, k, ctx)
         segments = []
         for start in range(0, x.shape[1], self.segment_len):
             before, own = slice(max(0, start - self.segment_len), start), slice(start, start + self.segment_len)
@@ -100,9 +103,13 @@ class TransformerXLAttention(Attention):
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
         r = self.split(self.r_proj(self._sinusoids.astype(q.dtype))[None])
-        scores = ((q + self.position_bias) * self.scale) @ r.swapaxes(-1, -2)
+        scores = ((q + self.heads_of(self.position_bias)) * self.scale) @ r.swapaxes(-1, -2)
         back = mx.minimum(steps_back(ctx.positions, k_pos), r.shape[2] - 1)
         return plus(by_distance(scores, back), super().bias(q, k, k_pos, ctx))
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        return super().mix(q + self.content_bias, k, v, mask)
+        return super().mix(q + self.heads_of(self.content_bias), k, v, mask)
+
+    def heads_of(self, bias: mx.array) -> mx.array:
+        """(heads * head_dim,) -> (heads, 1, head_dim)."""
+        return bias.reshape(self.n_heads, 1, self.head_dim)

@@ -6,11 +6,12 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.attention import Attention
-from mlx_transformer.cache import NEVER, WindowCache
+from mlx_transformer.cache import NEVER, KVCache, LayerCache, WindowCache
 from mlx_transformer.context import Ctx
 from mlx_transformer.errors import BadInput
 
 WIDEST = 2**20  # tokens of a window
+_WIDE = 4096  # slots, beyond which holding them all for a short row costs more than growing
 
 
 class WindowAttention(Attention):
@@ -27,10 +28,12 @@ class WindowAttention(Attention):
         super().build(config)
         if config.window > WIDEST:
             raise BadInput(f"window = {config.window}: expected at most {WIDEST:,}, as the cache has so many slots")
-        self.window = config.window
+        self.window, self.seq_len = config.window, config.seq_len
 
-    def make_cache(self, batch: int) -> WindowCache:
-        return WindowCache(self.window, self.n_global)
+    def make_cache(self, batch: int) -> LayerCache:
+        """One that rolls; behind a wide window, of which a row fills a part, one that grows with the row."""
+        wide = self.window > max(self.seq_len, _WIDE)
+        return KVCache() if wide else WindowCache(self.window, self.n_global)
 
     def keys_of(self, length: int) -> int:
         return length if length <= self.window else self.n_global + 2 * self.window
@@ -44,10 +47,10 @@ class WindowAttention(Attention):
         if ctx.mask is not None:
             raise ValueError("attention in blocks knows no ctx.mask")
         batch, _, length, _ = q.shape
-        if ctx.cache is None and length <= self.window:
+        if isinstance(ctx.cache, KVCache) or (ctx.cache is None and length <= self.window):
             return super().attend(q, k, v, ctx)
         size = min(length, self.window)
-        cache = self.make_cache(batch) if ctx.cache is None else ctx.cache
+        cache = WindowCache(self.window, self.n_global) if ctx.cache is None else ctx.cache
         k, v, k_pos = cache.update(k, v, ctx.positions)
         q_pos = mx.broadcast_to(ctx.positions, (batch, length))
         here = replace(ctx, positions=_as_rows(_blocks(q_pos[:, None, :, None], size, 0))[:, 0, :, 0])

@@ -32,7 +32,8 @@ class Model(phase1.Model):
 
 
 _BUDGET = BySize(nano=2_000_000, small=5_000_000, base=20_000_000)  # tokens of the bench
-_TABLES, _HEAD = Paths(r"(embedding|position)\.weight"), Paths(r"head\.weight")  # of positions, where they are learned
+_HEAD = Paths(r"head\.weight")
+_TABLES = Paths(r"(embedding|position)\.weight|.*\.relative_(keys|values)")  # of pieces, positions and distances
 
 
 @dataclass(frozen=True)

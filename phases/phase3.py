@@ -119,7 +119,7 @@ class LongformerConfig(Config):
 RECIPE = replace(phase2.RECIPE, learning_rate=BySize(nano=3e-3, small=1.5e-3, base=7.5e-4))
 RECIPES = {"no_warmup": replace(RECIPE, schedule=replace(RECIPE.schedule, warmup_tokens=0))}  # 2002.04745, sec. 3.2
 BRANCHES: dict[str, type[Model]] = {
-    "tied": leaf(Head=TiedHead),  # Hugging Face's GPT-2 to the letter, but for dropout of attention weights
+    "tied": leaf(Head=TiedHead),  # Hugging Face's GPT-2: the same logits and file; its start and dropout differ
     "silu": leaf(FFN=SiLUFeedForward),  # Elfwing et al. 2017, arXiv 1702.03118
     "glu": gated(GLU),  # Dauphin et al. 2016, arXiv 1612.08083; in a Transformer: Shazeer 2020, arXiv 2002.05202
     "reglu": gated(ReGLU),  # Shazeer 2020

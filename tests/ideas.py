@@ -9,6 +9,7 @@ from mlx_transformer.cache import State
 from mlx_transformer.init import keep
 from mlx_transformer.linear import Linear
 from mlx_transformer.position import RotaryPosition
+from mlx_transformer.relative import TransformerXLAttention
 from mlx_transformer.sparse import WindowAttention
 from phases import phase1
 
@@ -47,7 +48,7 @@ class Idea(phase1.Model):
     """Phase 1 with an initial rule for the parameters that ideas bring."""
 
     def init_weight(self, path, value, key):
-        return keep(value, key) if path.endswith("decay") else super().init_weight(path, value, key)
+        return keep(value, key) if path.endswith(("decay", "_bias")) else super().init_weight(path, value, key)
 
 
 class Shared(Idea):
@@ -83,6 +84,14 @@ class Everything(WindowAttention, QKNorm, GroupedAttention):
     pass
 
 
+class SegmentsConfig(phase1.Config):
+    segment_len: int = 5
+
+
+class Segments(QKNorm, TransformerXLAttention):
+    pass
+
+
 def variant(**slots):
     """An Idea with these slots."""
     return type("Idea_" + "_".join(slots), (Idea,), slots)
@@ -95,4 +104,5 @@ IDEAS = {
     "shared": Shared,
     "further_token": FurtherToken,
     "combined": variant(Config=CombinedConfig, Mixer=Everything, Position=RotaryPosition, Block=PreNormBlock),
+    "segments": variant(Config=SegmentsConfig, Mixer=Segments),
 }

@@ -141,6 +141,13 @@ def test_the_cache_of_a_window_is_flat_over_ten_thousand_tokens():
     assert max(sizes(phase4.Model)) > 9_000 * 2 * 2 * 8 * 4
 
 
+def test_a_window_wider_than_a_row_costs_no_more_than_the_row():
+    net = tiny(BRANCHES["window"], n_layers=1, window=100_000)
+    x, cache = tokens(2, 16), net.make_cache(2)
+    np.testing.assert_allclose(mx.concatenate([net(x[:, :9], cache), net(x[:, 9:], cache)], 1), net(x), atol=1e-5)
+    assert sum(a.nbytes for _, a in tree_flatten(cache.layers[0].arrays)) < 20_000
+
+
 # --- mixture of experts ---------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ GREEDY = Sampling(temperature=0.0)
 class Bytes:
     """A tokenizer whose pieces are the bytes of UTF-8 and, as 0, the boundary."""
 
-    boundary, vocab_size = 0, 257
+    boundary, vocab_size, opening, before_prompt = 0, 257, 0, (0,)
 
     def encode(self, text):
         return [byte + 1 for byte in text.encode()]

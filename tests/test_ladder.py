@@ -60,9 +60,12 @@ def test_exchanged_rows_of_the_cache_are_exchanged_rows_of_the_batch(kind):
     )
 
 
+SHORT = {"window": 4, "n_global": 7, "segment_len": 3}  # so that windows roll, and a prompt is shorter than n_global
+
+
 @everywhere
 def test_rows_of_unequal_length_decode_as_if_alone(kind):
-    net, x = tiny(kind), tokens()
+    net, x = tiny(kind, **{name: n for name, n in SHORT.items() if hasattr(kind.Config, name)}), tokens()
     caches = []
     for row, length in ((0, 5), (1, 9)):
         cache = net.make_cache(1)
@@ -148,6 +151,17 @@ def test_a_learned_table_of_positions_is_trained_like_the_embedding():
     groups = assign(module.RECIPE.at("nano").groups, own)
     assert groups["embedding"] == ["embedding.weight", "position.weight"]
     assert all(".mixer." in path or ".ffn." in path for path in groups["matrices"])
+
+
+def test_what_stands_for_distances_is_no_matrix():
+    """Shaw's tables train like the embedding, Transformer-XL's u and v like biases."""
+    module = modules()[3]
+    for branch, group, ending in (("shaw", "embedding", "relative_"), ("transformer_xl", "vectors", "_bias")):
+        own = dict(tree_flatten(tiny(module.BRANCHES[branch]).trainable_parameters()))
+        groups = assign(module.RECIPE.at("nano").groups, own)
+        of_distances = [path for path in groups[group] if f".mixer.{ending}" in path or path.endswith(ending)]
+        assert len(of_distances) == 2 * TINY["n_layers"]
+        assert all(path.endswith("_proj.weight") for path in groups["matrices"])
 
 
 @pytest.mark.parametrize("n", PHASES)

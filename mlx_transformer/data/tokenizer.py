@@ -13,7 +13,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ class Tokenizer(ABC):
     boundary: int
     lossless: bool  # decode(encode(text)) == text, for every text
     unknown: int | None  # the piece for what the vocabulary lacks; None where there is no such thing
+
+    @property
+    def opening(self) -> int:
+        """The piece that a document begins with."""
+        return self.boundary
+
+    @property
+    def before_prompt(self) -> list[int]:
+        """What stands in front of a prompt."""
+        return [self.opening]
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -181,12 +191,14 @@ class Word(Tokenizer):
 class Imported(Tokenizer):
     """A `tokenizer.json` of Hugging Face's library `tokenizers`; its end-of-text piece is the boundary.
 
-    A document opens with the piece that its template puts in front of a text, as Llama's `<s>`; else with the boundary.
-    It counts as lossless if a battery of awkward texts survives (byte-level BPE does); whether the validation text does
-    is checked once more when that is tokenised. A special token's own text within a document is plain text.
+    That is the special piece numbered `end`, if there is one, else one of the usual names. A document opens with the
+    piece that its template puts in front of a text, as Llama's `<s>`; else with the boundary. It counts as lossless if
+    a battery of awkward texts survives (byte-level BPE does); whether the validation text does is checked once more
+    when that is tokenised. A special token's own text within a document is plain text.
     """
 
     kind = "hf"
+    _END = "tokenizer.end.txt"
     _ENDS = (SEPARATOR, "</s>", "<eos>", "<|end_of_text|>")
     _BATTERY = (
         "Once upon a time, 3.5 cats said: “no!” – (it's 100%) don't.",
@@ -195,7 +207,7 @@ class Imported(Tokenizer):
         "".join(map(chr, range(32, 127))),
     )
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes, end: int | None = None):
         try:
             from tokenizers import Tokenizer as Library
         except ImportError:
@@ -214,17 +226,32 @@ class Imported(Tokenizer):
         if not vocabulary:
             raise BadInput("this tokenizer.json has no pieces: expected a vocabulary")
         self.vocab_size = max(vocabulary.values()) + 1
-        ends = [vocabulary[piece] for piece in self._ENDS if piece in vocabulary]
-        if not ends:
+        special = {index for index, added in self._model.get_added_tokens_decoder().items() if added.special}
+        usual = next((vocabulary[piece] for piece in self._ENDS if piece in vocabulary), None)
+        boundary = end if end in special else usual
+        if boundary is None:
             raise BadInput(f"this tokenizer.json has no piece that ends a text (looked for {', '.join(self._ENDS)})")
-        self.boundary = ends[0]
+        self.boundary = boundary
+        self._is_usual = boundary == usual
         self.unknown = vocabulary.get(getattr(self._model.model, "unk_token", None) or "<unk>")
         self.lossless = all(self.decode(self.encode(text)) == text for text in self._BATTERY)
 
     @functools.cached_property
+    def before_prompt(self) -> list[int]:
+        """What the template puts in front of a text: nothing in GPT-2's."""
+        text = self._model.encode(self._BATTERY[0])
+        marked = zip(text.ids, text.special_tokens_mask, strict=True)
+        return [piece for piece, _ in itertools.takewhile(lambda pair: pair[1], marked)]
+
+    @property
     def opening(self) -> int:
-        """What the template puts in front of a text."""
-        return next(iter(self._model.encode("").ids), self.boundary)
+        return next(iter(self.before_prompt), self.boundary)
+
+    @classmethod
+    def read(cls, path: Path) -> "Imported":
+        """A tokenizer.json, and the end of text that a run has kept beside it."""
+        end = path.with_name(cls._END)
+        return cls(path.read_bytes(), int(end.read_text()) if end.is_file() else None)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -242,7 +269,7 @@ class Imported(Tokenizer):
         return self._model.id_to_token(index) or ""
 
     def files(self) -> dict[str, bytes]:
-        return {"tokenizer.json": self._content}
+        return {"tokenizer.json": self._content} | ({} if self._is_usual else {self._END: b"%d" % self.boundary})
 
 
 def _not_unicode(texts: Sequence[str]) -> BadInput:
@@ -251,12 +278,11 @@ def _not_unicode(texts: Sequence[str]) -> BadInput:
     return BadInput(f"the text holds {half!r}, half of a surrogate pair, which is no character; give valid UTF-8")
 
 
-def opening_of(tokenizer: Tokenizer) -> int:
-    """The piece that a document begins with: the boundary, unless the tokenizer has one of its own for it."""
-    return getattr(tokenizer, "opening", tokenizer.boundary)
-
-
-_FILES = {"tokenizer.model": BPE, "tokenizer.words.json": lambda raw: Word(json.loads(raw)), "tokenizer.json": Imported}
+_FILES: dict[str, Callable[[Path], Tokenizer]] = {
+    "tokenizer.model": lambda path: BPE(path.read_bytes()),
+    "tokenizer.words.json": lambda path: Word(json.loads(path.read_bytes())),
+    "tokenizer.json": Imported.read,
+}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -264,7 +290,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     for name, read in _FILES.items():
         if (folder / name).is_file():
             try:
-                return read((folder / name).read_bytes())
+                return read(folder / name)
             except BadInput as error:
                 raise BadInput(f"{folder / name}: {error}") from None
             except (OSError, RuntimeError, ValueError, TypeError) as error:
@@ -317,7 +343,7 @@ def _imported(kind: str, vocab_size: int | None) -> Imported:
     path = Path(kind).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        tokenizer = Imported(path.read_bytes())
+        tokenizer = Imported.read(path)
     except OSError as error:
         reason = error.strerror or error
         raise BadInput(

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_transformer.data.corpus import Corpus, Part, read_parts
 from mlx_transformer.data.store import cached_folder, progress
-from mlx_transformer.data.tokenizer import Tokenizer, opening_of
+from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.files import write_json
 
 MAX_VALID_PIECES = 1_000_000
@@ -78,7 +78,7 @@ def _write_train(
 
 def _opening(tokenizer: Tokenizer) -> list[int]:
     """What stands between the boundary and a document."""
-    opening = opening_of(tokenizer)
+    opening = tokenizer.opening
     return [] if opening == tokenizer.boundary else [opening]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.checkpoint import save_arrays
-from mlx_transformer.data.tokenizer import Tokenizer, opening_of
+from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.errors import BadInput, RunFailed
 from mlx_transformer.files import atomic_write, check_place, usable, write_json
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
@@ -47,7 +47,7 @@ def export_model(run: Path, folder: Path) -> str:
     config = form.write(described.get("branch"), model.config.to_dict())
     if why := form.transformers(config):
         raise BadInput(f"transformers cannot hold such a model: {why}")
-    config |= {"bos_token_id": opening_of(tokenizer), "eos_token_id": tokenizer.boundary}
+    config |= {"bos_token_id": tokenizer.opening, "eos_token_id": tokenizer.boundary}
     weights = to_theirs(form.weights, by_path(model.parameters()))
     files = tokenizer_files(tokenizer, model.config.seq_len)
     with _new_folder(folder) as temporary:
@@ -74,13 +74,13 @@ def import_model(folder: Path, run: Path) -> str:
     config = read_numbers(kind, {"phase": form.phase, "config": numbers}, folder)
     weights = form.clean(_read_weights(folder), branch)
     if config.n_layers > len(weights):  # before a billion layers are made
-        raise BadInput(f"'{folder}' holds {len(weights)} weights: too few for {config.n_layers} layers, as {_CONFIG} has")
+        raise BadInput(f"'{folder}' has {len(weights)} weights: too few for {config.n_layers} layers, as {_CONFIG} has")
     model = kind(config)
     shapes = {path: value.shape for path, value in by_path(model.parameters()).items()}
     ours = to_ours(form.weights, weights, shapes)
     check_finite(ours, folder)
     model.load_weights(list(ours.items()))
-    tokenizer = read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder, theirs.get("eos_token_id"))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise BadInput(
             f"'{folder}' has a tokenizer of {tokenizer.vocab_size} pieces and a model of {model.config.vocab_size}: "
@@ -101,7 +101,7 @@ def _form_of(phase: int, branch: str | None) -> Format:
         f"phase {form.phase}{f'/{name}' if name else ''}" for form in FORMATS for name in form.branches.values()
     )
     name = f"phase {phase}{f'/{branch}' if branch else ''}"
-    raise BadInput(f"{name} has no form in Hugging Face's transformers: {held} can be exported")
+    raise BadInput(f"{name} is not exported to Hugging Face: {held} are")
 
 
 def _find_form(theirs: Numbers, folder: Path) -> Format:
@@ -118,7 +118,7 @@ def _notes(form: Format, theirs: Numbers, branch: str | None, numbers: Numbers, 
     for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
         if theirs.get(key) not in (None, back.get(key)):
             yield f"note: {key} = {theirs[key]} there is {back[key]} here"
-    for what, key, own in (("begin", "bos", opening_of(tokenizer)), ("end", "eos", tokenizer.boundary)):
+    for what, key, own in (("begin", "bos", tokenizer.opening), ("end", "eos", tokenizer.boundary)):
         pieces = theirs.get(f"{key}_token_id")
         if pieces is not None and own not in (pieces if isinstance(pieces, list) else [pieces]):
             yield f"note: texts {what} with piece {pieces} there, and with {own}, the tokenizer's {what} of text, here"
@@ -130,7 +130,7 @@ def _notes(form: Format, theirs: Numbers, branch: str | None, numbers: Numbers, 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"'{path}' cannot be read ({error}): expected a folder that save_pretrained wrote") from error
     if not isinstance(value, dict):
         raise BadInput(f"'{path}' holds no JSON object: expected a folder that save_pretrained wrote")
@@ -144,19 +144,21 @@ def _read_weights(folder: Path) -> Weights:
         try:
             arrays.update(mx.load(str(path)))  # type: ignore[arg-type]
         except (OSError, RuntimeError, ValueError) as error:
-            raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
+            raise BadInput(f"'{path}' cannot be read ({error}): expected sound weights in 16 or 32 bits") from error
     return arrays
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The one file, or those that the index names. Raises BadInput where there is neither."""
+    """The one file, else those that an index names, as from_pretrained looks for them. Raises BadInput for neither."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
     if (folder / _INDEX).is_file():
         places = _read_json(folder / _INDEX).get("weight_map")
         names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else [""]
         if not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
             raise BadInput(f"'{folder / _INDEX}' names files that are no safetensors of this folder")
         return [folder / name for name in names]
-    if not (folder / _WEIGHTS).is_file() and (pickled := sorted(folder.glob("*.bin"))):
+    if pickled := sorted(folder.glob("*.bin")):
         raise BadInput(
             f"'{pickled[0]}' is a pickle, which may run anything when it is read: expected {_WEIGHTS}, "
             "which save_pretrained of transformers writes"
@@ -173,12 +175,20 @@ def _check_new(folder: Path) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes this one's place when all is written: it is whole or not there."""
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
+    """A temporary folder that takes this one's place when all is written: it is whole or not there.
+
+    Where there is an empty folder, perhaps somebody's working directory, that stays and what is in it is moved there.
+    """
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{os.getpid()}.tmp")  # no longer than a name may be
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(folder)
+        if folder.is_dir():
+            for part in temporary.iterdir():
+                part.rename(folder / part.name)
+        else:
+            temporary.rename(folder)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         raise RunFailed(f"could not write '{folder}' ({error}): free some space, or give another folder") from error
     finally:

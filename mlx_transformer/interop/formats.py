@@ -66,7 +66,8 @@ class Format:
             raise BadInput("quantization_config is there: expected a model whose weights are not quantized")
         theirs = self.unpack(theirs)
         for key, values in self.only.items():
-            if (value := theirs.get(key, values[0])) not in values:
+            value = theirs.get(key)
+            if value is not None and value not in values:
                 expected = " or ".join(map(repr, values))
                 raise BadInput(f"{key} = {value!r} is nothing that phase {self.phase} computes: expected {expected}")
         tied = theirs.get("tie_word_embeddings", self.ties)
@@ -127,20 +128,20 @@ GPT2 = Format(  # Radford et al. 2019; names and defaults: transformers/models/g
     branches={True: "tied", False: None},
     ties=True,
     numbers=(
-        Number("vocab_size", "vocab_size"),
-        Number("d_model", "n_embd"),
-        Number("n_layers", "n_layer"),
-        Number("n_heads", "n_head"),
-        Number("d_ff", "n_inner", missing=lambda theirs: 4 * theirs["n_embd"]),
-        Number("max_len", "n_positions"),
+        Number("vocab_size", "vocab_size", missing=lambda theirs: 50257),
+        Number("d_model", "n_embd", missing=lambda theirs: 768),
+        Number("n_layers", "n_layer", missing=lambda theirs: 12),
+        Number("n_heads", "n_head", missing=lambda theirs: 12),
+        Number("d_ff", "n_inner", missing=lambda theirs: 4 * (theirs.get("n_embd") or 768)),
+        Number("max_len", "n_positions", missing=lambda theirs: 1024),
         Number("max_len", "n_ctx", read=False),  # mlx-lm wants it
-        Number("seq_len", "n_positions", written=False),
+        Number("seq_len", "n_positions", missing=lambda theirs: 1024, written=False),
         Number("norm_eps", "layer_norm_epsilon", missing=lambda theirs: 1e-5),
         Number("dropout", "resid_pdrop", missing=lambda theirs: 0.1),
         Number("dropout", "embd_pdrop", read=False),
     ),
     only={
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "reorder_and_upcast_attn": (False, True),  # a matter of rounding

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.data.tokenizer import Imported, Tokenizer, opening_of
+from mlx_transformer.data.tokenizer import Imported, Tokenizer
 from mlx_transformer.errors import BadInput
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # as which SentencePiece writes a space
@@ -13,14 +13,14 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # as which SentencePiece writes a space
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json, by which AutoTokenizer gives the same pieces and the same text.
 
-    With special tokens, which is its default, a bpe tokenizer's AutoTokenizer puts the boundary in front, as our
-    `generate` does; an imported one does what it did before. Raises BadInput for the kind word, which has no such form.
+    With special tokens, which is its default, AutoTokenizer puts in front of a text what our `generate` does. Raises
+    BadInput for the kind word, which has no such form.
     """
     if tokenizer.kind == "word":
         raise BadInput("a word tokenizer has no form in Hugging Face that gives the same text back: use bpe or hf")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer.piece(opening_of(tokenizer)),
+        "bos_token": tokenizer.piece(tokenizer.opening),
         "eos_token": tokenizer.piece(tokenizer.boundary),
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
@@ -30,11 +30,15 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     return {"tokenizer.json": content, "tokenizer_config.json": _dump(settings)}
 
 
-def read_tokenizer(folder: Path) -> Imported:
-    """The tokenizer.json of a folder of theirs. Raises BadInput if it has none or it is damaged."""
+def read_tokenizer(folder: Path, end: object) -> Imported:
+    """The tokenizer.json of a folder of theirs, whose eos_token_id is end: an integer, a list of some, or no number.
+
+    Raises BadInput if it has none or it is damaged.
+    """
+    end = end[0] if isinstance(end, list) and end else end
     path = folder / "tokenizer.json"
     try:
-        return Imported(path.read_bytes())
+        return Imported(path.read_bytes(), end if type(end) is int else None)
     except OSError as error:
         raise BadInput(
             f"'{path}' cannot be read ({error.strerror}): expected the tokenizer as one file, which "

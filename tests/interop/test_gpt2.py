@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_transformer import load, run
 from mlx_transformer.data.corpus import load_corpus
-from mlx_transformer.data.tokenizer import Word, train_tokenizer
+from mlx_transformer.data.tokenizer import Imported, Word, train_tokenizer
 from mlx_transformer.errors import RunFailed, exit_cleanly
 from mlx_transformer.generate import GREEDY, decode, tell
 from mlx_transformer.interop import __main__ as command_line
@@ -37,14 +37,14 @@ THEIRS = {
 }
 
 
-def byte_level(folder):
+def byte_level(folder, end="<|endoftext|>"):
     """A tokenizer.json of 257 pieces, as GPT-2's are made."""
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = library.decoders.ByteLevel()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     trainer = library.trainers.BpeTrainer(
-        vocab_size=257, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=257, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator([], trainer)
     made.save(str(folder / "tokenizer.json"))
@@ -94,6 +94,17 @@ def assert_same(ours, theirs, length, vocabulary):
     assert greedy(ours, start, length - 3) == their_greedy(theirs, start, length - 3)
 
 
+def assert_same_text(ours, tokenizer, theirs, folder, length):
+    """Equal greedy texts, each through its own tokenizer and its own generate."""
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    for prompt in ("the cat 123", "a", "né 🙂"):
+        story = tell(ours, tokenizer, [prompt], sampling=GREEDY)[0]
+        given = auto(prompt, return_tensors="pt")
+        written = theirs.generate(**given, do_sample=False, max_length=length, eos_token_id=tokenizer.boundary)[0]
+        end = [tokenizer.boundary] * story.ended
+        assert written.tolist() == [*given.input_ids[0].tolist(), *story.pieces, *end]
+
+
 def write_ours(folder, tokenizer, branch=None, **numbers):
     """A run of ours with a shaken model, and the model; it writes no lone bytes, so that its text is text."""
     kind = find_branch(phase3, branch)
@@ -125,6 +136,35 @@ def test_what_is_imported_computes_the_same(numbers, tmp_path):
     assert tokenizer.kind == "hf"
     assert type(ours) is find_branch(phase3, "tied" if numbers.get("tie_word_embeddings", True) else None)
     assert_same(ours, theirs, numbers["n_positions"], numbers.get("vocab_size", 257))
+
+
+@pytest.mark.parametrize("end", ["<|endoftext|>", "[EOS]"])
+def test_what_is_imported_writes_the_same(end, tmp_path):
+    theirs = write_theirs(tmp_path / "theirs", **THEIRS["another epsilon"])
+    byte_level(tmp_path / "theirs", end)
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    ours, tokenizer = load(tmp_path / "run")
+    assert tokenizer.piece(tokenizer.boundary) == end
+    assert_same_text(ours, tokenizer, theirs, tmp_path / "theirs", 16)
+    export_model(tmp_path / "run", tmp_path / "back")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    assert_same_text(ours, tokenizer, back, tmp_path / "back", 16)
+
+
+def test_the_end_of_text_is_theirs(tmp_path):
+    """eos_token_id rather than a usual name, where it is a special piece; it goes out again."""
+    write_theirs(tmp_path / "theirs", **THEIRS["rows to spare"])
+    path = tmp_path / "theirs" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 257, "content": "<|im_end|>"})
+    path.write_text(json.dumps(content))
+    ends = ((257, 257), ([257, 0], 257), (0, 0), (5, 0), (50256, 0), (None, 0), ("257", 0))
+    for i, (eos, boundary) in enumerate(ends):
+        change(tmp_path / "theirs", eos_token_id=eos)
+        import_model(tmp_path / "theirs", tmp_path / f"run {i}")
+        assert load(tmp_path / f"run {i}")[1].boundary == boundary
+        export_model(tmp_path / f"run {i}", tmp_path / f"back {i}")
+        assert json.loads((tmp_path / f"back {i}" / "config.json").read_text())["eos_token_id"] == boundary
 
 
 @pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
@@ -210,7 +250,7 @@ def test_what_differs_in_training_is_said(tmp_path):
     assert said[:4] == [
         "note: embd_pdrop = 0.3 there is 0.2 here",
         "note: attn_pdrop = 0.1 there is 0.0 here",
-        "note: texts end with piece [5, 7] there, and with 0, the tokenizer's end of text, here",
+        "note: texts end with piece [5, 7] there, and with 0, the tokenizer's end of text, here",  # 5 is a plain piece
         "note: dropout is 0.2 there, and 0.0 in training here unless --dropout says otherwise",
     ]
     train = "python -m phases.phase3 --branch tied --init-from"
@@ -234,12 +274,19 @@ def test_what_is_exported_computes_the_same(branch, numbers, bpe, tmp_path):
     assert theirs.config.tie_word_embeddings == (branch == "tied")
     assert_same(ours, theirs.eval(), 37, bpe.vocab_size)
 
-    prompt = "the cat 123"  # the same text, too, each through its own tokenizer and its own generate
+    assert_same_text(ours, bpe, theirs, tmp_path / "theirs", 30)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    story = tell(ours, bpe, [prompt], sampling=GREEDY)[0]
-    written = theirs.generate(**tokenizer(prompt, return_tensors="pt"), do_sample=False, max_length=30)[0]
-    assert written[len(bpe.encode(prompt)) + 1 :][: len(story.pieces)].tolist() == story.pieces
-    assert tokenizer.decode(written, skip_special_tokens=True) == story.text
+    story = tell(ours, bpe, ["the cat 123"], sampling=GREEDY)[0]
+    assert tokenizer.decode([*bpe.encode("the cat 123"), *story.pieces]) == story.text
+
+
+def test_an_exported_run_with_a_tokenizer_of_theirs_writes_the_same(tmp_path):
+    byte_level(tmp_path)
+    tokenizer = Imported.read(tmp_path / "tokenizer.json")
+    ours = write_ours(tmp_path / "run", tokenizer)
+    export_model(tmp_path / "run", tmp_path / "theirs")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    assert_same_text(ours, tokenizer, theirs, tmp_path / "theirs", 30)
 
 
 @pytest.mark.parametrize("branch", [None, "tied"])
@@ -422,7 +469,20 @@ def test_a_config_that_the_phase_cannot_compute(values, theirs):
     refused(theirs)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "\x00"])
+def test_numbers_that_are_absent_are_their_defaults(theirs):
+    path = theirs / "config.json"
+    small = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in small}))
+    refused(theirs, "h.0.attn.c_attn.bias should be (2304,) and is (36,)", "; and 128 more")
+
+
+@pytest.mark.parametrize("key", ["add_cross_attention", "reorder_and_upcast_attn", "scale_attn_weights"])
+def test_null_is_as_good_as_absent(key, theirs, tmp_path):
+    change(theirs, **{key: None})
+    assert interop("import", theirs, tmp_path / "run").code == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "\x00", "[" * 100_000])
 def test_a_config_that_is_none(text, theirs):
     (theirs / "config.json").write_text(text)
     refused(theirs, "config.json")
@@ -520,8 +580,15 @@ INDICES = [
 
 @pytest.mark.parametrize("index", INDICES, ids=str)
 def test_an_index_that_names_no_shards(index, theirs):
+    (theirs / "model.safetensors").unlink()
     (theirs / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(theirs)
+
+
+def test_an_index_left_from_another_time(theirs, tmp_path):
+    """from_pretrained reads the whole file where there is one, and so do we."""
+    (theirs / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    assert interop("import", theirs, tmp_path / "run").code == 0
 
 
 def test_a_tokenizer_that_does_not_belong_to_it(theirs):
@@ -543,11 +610,27 @@ def test_a_run_that_has_no_form_elsewhere(bpe, text, tmp_path):
     model = phase1.Model(phase1.Config(vocab_size=bpe.vocab_size, d_model=8, n_layers=1, n_heads=2, d_ff=8, seq_len=8))
     save_model(tmp_path / "run" / "model", model, bpe, 1, None)
     held = "phase 3/tied, phase 3, phase 5/tied, phase 5, phase 5/mistral_tied, "
-    assert_bad(interop("export", tmp_path / "run", tmp_path / "out"), "phase 1 has no form in", held)
+    assert_bad(interop("export", tmp_path / "run", tmp_path / "out"), "phase 1 is not exported to", held)
     write_ours(tmp_path / "words", Word(["the", "cat"]))
     assert_bad(interop("export", tmp_path / "words", tmp_path / "out"), "a word tokenizer has no form")
     assert_bad(interop("export", tmp_path / "nowhere", tmp_path / "out"), "holds no model")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_target_stays_the_folder_that_it_was(theirs, tmp_path, monkeypatch):
+    """Somebody's working directory, or what a link leads to."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    before = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here")
+    assert interop("import", theirs, ".").code == 0
+    assert (tmp_path / "here").stat().st_ino == before
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert interop("import", theirs, tmp_path / "link").code == 0
+    assert interop("import", theirs, tmp_path / ("n" * 250)).code == 0
+    for name in ("here", "there", "n" * 250):
+        assert weights(load(tmp_path / name)[0])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_a_target_that_is_not_empty(theirs, bpe, tmp_path):

@@ -116,7 +116,8 @@ def causal():
 
 
 @pytest.mark.parametrize(
-    ("n_buckets", "max_distance"), [(32, 128), (32, 64), (8, 20), (8, 64), (16, 200), (7, 33), (2, 9)]
+    ("n_buckets", "max_distance"),
+    [(32, 128), (32, 64), (8, 20), (8, 64), (16, 200), (7, 33), (2, 9), (9, 128), (54, 64)],
 )
 def test_t5_s_buckets_are_t5_s(n_buckets, max_distance):
     distance = torch.arange(0, 3 * max_distance)

@@ -28,12 +28,14 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
     """Run a command line's body; turn the three errors above into one line on stderr and their exit code."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while the command was imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _fill_closed()
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")
     try:
         command()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         _write_no_more()
     except OSError as error:
@@ -50,6 +52,15 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _fill_closed() -> None:
+    """A shell's `<&-` closes a standard stream: no file may take its number, as MLX reads from none that is 0."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _write_no_more() -> None:

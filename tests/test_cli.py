@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
@@ -208,6 +209,14 @@ def test_output_that_finds_no_room(finished, monkeypatch):
         exit_cleanly(generate.main)
     assert (end.value.code, said.getvalue().count("\n")) == (1, 1)
     assert said.getvalue().startswith("error: no space is left")
+
+
+def test_closed_streams_are_no_error(finished):
+    """`<&-` and `>&-`: the next file to be opened would else be the standard input."""
+    command = f"'{sys.executable}' -m mlx_transformer.generate '{finished}' --prompt a --max-tokens 2"
+    for closing in ("<&-", ">&-", "<&- >&-"):
+        ended = subprocess.run(["sh", "-c", f"{command} {closing}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert (ended.returncode, ended.stderr) == (0, ""), closing
 
 
 def test_a_terminal_that_cannot_show_a_character(finished, monkeypatch):

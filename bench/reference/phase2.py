@@ -49,7 +49,7 @@ HEAD = "head.weight"  # where it is tied, there is none
 OWNS: Owns = {
     **phase1.OWNS,
     "Inner": lambda name, parameter: parameter.ndim >= 2 and name not in (*TABLES, HEAD),
-    r"Paths (embedding|position)\.weight": lambda name, parameter: name in TABLES,
+    r"Paths (embedding|position)\.weight|.*\.relative_(keys|values)": lambda name, parameter: name in TABLES,
     r"Paths head\.weight": lambda name, parameter: name == HEAD,
 }
 BUILT = ("rates", "accumulate", "label_smoothing")

@@ -18,7 +18,7 @@ L = TINY["seq_len"]
 def test_a_map_is_a_causal_share_for_each_softmax_attention(name):
     model, ids = tiny(KINDS[name]), tokens(batch=1)
     maps = look.attention_maps(model, ids[0].tolist())
-    expected = {"recurrence": 0, "hybrid": TINY["n_layers"] // 2, "combined": 0}
+    expected = {"recurrence": 0, "hybrid": TINY["n_layers"] // 2, "combined": 0, "segments": 0}
     assert len(maps) == expected.get(name, TINY["n_layers"])
     for weights in maps:
         assert weights.shape == (TINY["n_heads"], L, L)

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from bench.baselines import kneser_ney
+from bench.tools.baselines import kneser_ney
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.tokenizer import load_tokenizer
 from mlx_transformer.data.tokens import tokenize_corpus

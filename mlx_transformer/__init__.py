@@ -4,10 +4,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mlx_transformer import runtime as _runtime
+from mlx_transformer.backend import runtime as _runtime
 
 if TYPE_CHECKING:
-    from mlx_transformer.saved import load as load
+    from mlx_transformer.run.saved import load as load
 
 __all__ = ["load"]
 
@@ -21,6 +21,6 @@ def __getattr__(name: str) -> Any:
     """`load`, imported when it is asked for: it needs mlx.core, which not every user of this package does."""
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mlx_transformer.saved import load
+    from mlx_transformer.run.saved import load
 
     return load

@@ -23,7 +23,8 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bench import look, plots
+from bench.compare import plots
+from bench.report import look
 from mlx_transformer import load
 
 # %matplotlib inline

@@ -22,8 +22,9 @@ import os
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from bench import findings, look, plots
-from mlx_transformer.picture import series, short, title
+from bench.compare import findings, plots
+from bench.report import look
+from mlx_transformer.run.plots import series, short, title
 
 # %matplotlib inline
 plt.rcParams.update(plots.STYLE)

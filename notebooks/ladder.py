@@ -20,7 +20,8 @@ import os
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from bench import findings, look, plots, tables
+from bench.compare import findings, plots, tables
+from bench.report import look
 
 # %matplotlib inline
 plt.rcParams.update(plots.STYLE)

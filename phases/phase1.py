@@ -7,19 +7,19 @@ is its decoder alone, without the encoder and without cross-attention. The decay
 
 from dataclasses import replace
 
-from mlx_transformer import config, model
-from mlx_transformer.attention import Attention
-from mlx_transformer.block import PostNormBlock
-from mlx_transformer.feedforward import FeedForward
-from mlx_transformer.head import Head
-from mlx_transformer.model import Slot
-from mlx_transformer.norm import LayerNorm
-from mlx_transformer.optim.clip import GlobalNorm
-from mlx_transformer.optim.groups import AdamW, Group, Matrices, Vectors
-from mlx_transformer.optim.schedules import InverseSqrt
-from mlx_transformer.optim.stopping import Plateau
-from mlx_transformer.position import SinusoidalPosition
-from mlx_transformer.recipe import BySize, Recipe
+from mlx_transformer.nn import config, model
+from mlx_transformer.nn.attention import Attention
+from mlx_transformer.nn.block import PostNormBlock
+from mlx_transformer.nn.feedforward import FeedForward
+from mlx_transformer.nn.head import Head
+from mlx_transformer.nn.model import Slot
+from mlx_transformer.nn.norm import LayerNorm
+from mlx_transformer.nn.position import SinusoidalPosition
+from mlx_transformer.train.optim.clip import GlobalNorm
+from mlx_transformer.train.optim.groups import AdamW, Group, Matrices, Vectors
+from mlx_transformer.train.optim.schedules import InverseSqrt
+from mlx_transformer.train.optim.stopping import Plateau
+from mlx_transformer.train.recipe import BySize, Recipe
 
 NAME = "attention_is_all_you_need"
 
@@ -59,6 +59,6 @@ RECIPES: dict[str, Recipe] = {}
 BRANCHES: dict[str, type[Model]] = {}
 
 if __name__ == "__main__":
-    from mlx_transformer.run import main
+    from mlx_transformer.run.training import main
 
     main(1)

@@ -11,11 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.optim.average import EMA
-from mlx_transformer.optim.clip import AGC, ByValue, ZClip
-from mlx_transformer.optim.groups import Group, Matrices, Paths
-from mlx_transformer.optim.schedules import BatchWarmup, Constant, Cosine, CosineRestarts, Linear
-from mlx_transformer.recipe import BySize, Recipe
+from mlx_transformer.train.optim.average import EMA
+from mlx_transformer.train.optim.clip import AGC, ByValue, ZClip
+from mlx_transformer.train.optim.groups import Group, Matrices, Paths
+from mlx_transformer.train.optim.schedules import BatchWarmup, Constant, Cosine, CosineRestarts, Linear
+from mlx_transformer.train.recipe import BySize, Recipe
 from phases import phase1
 
 NAME = "training_improvements"
@@ -133,6 +133,6 @@ RECIPES |= {f"without_{name}": _by(other for other in CHOSEN if other != name) f
 BRANCHES: dict[str, type[Model]] = {}
 
 if __name__ == "__main__":
-    from mlx_transformer.run import main
+    from mlx_transformer.run.training import main
 
     main(2)

@@ -9,18 +9,18 @@ from dataclasses import replace
 import mlx.core as mx
 from mlx import nn
 
-from mlx_transformer import init
-from mlx_transformer.attention import GroupedAttention
-from mlx_transformer.block import PostNormBlock, PreNormBlock
-from mlx_transformer.errors import BadInput
-from mlx_transformer.feedforward import GEGLU, GLU, FeedForward, GELUFeedForward, ReGLU, SiLUFeedForward, SwiGLU
-from mlx_transformer.head import TiedHead
-from mlx_transformer.model import Slot, in_turn
-from mlx_transformer.norm import RMSNorm, ScaleNorm
-from mlx_transformer.position import ALiBi, LearnedPosition, Position, RotaryPosition, SinusoidalPosition, T5Position
-from mlx_transformer.recipe import BySize
-from mlx_transformer.relative import ShawAttention, TransformerXLAttention
-from mlx_transformer.sparse import LongformerAttention
+from mlx_transformer.nn import init
+from mlx_transformer.nn.attention import GroupedAttention
+from mlx_transformer.nn.block import PostNormBlock, PreNormBlock
+from mlx_transformer.nn.feedforward import GEGLU, GLU, FeedForward, GELUFeedForward, ReGLU, SiLUFeedForward, SwiGLU
+from mlx_transformer.nn.head import TiedHead
+from mlx_transformer.nn.model import Slot, in_turn
+from mlx_transformer.nn.norm import RMSNorm, ScaleNorm
+from mlx_transformer.nn.position import ALiBi, LearnedPosition, Position, RotaryPosition, SinusoidalPosition, T5Position
+from mlx_transformer.nn.relative import ShawAttention, TransformerXLAttention
+from mlx_transformer.nn.sparse import LongformerAttention
+from mlx_transformer.train.recipe import BySize
+from mlx_transformer.utils.errors import BadInput
 from phases import phase2
 
 NAME = "architecture"
@@ -144,6 +144,6 @@ BRANCHES: dict[str, type[Model]] = {
 }
 
 if __name__ == "__main__":
-    from mlx_transformer.run import main
+    from mlx_transformer.run.training import main
 
     main(3)

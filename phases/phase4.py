@@ -6,12 +6,12 @@ The head stays untied, since tying it did not pay in phase 3 (RESULTS.md): `tied
 
 from dataclasses import replace
 
-from mlx_transformer.attention import FusedAttention
-from mlx_transformer.head import TiedHead
-from mlx_transformer.model import Slot
-from mlx_transformer.moe import MixtureOfExperts, Switch
-from mlx_transformer.recipe import Recipe
-from mlx_transformer.sparse import WindowAttention
+from mlx_transformer.nn.attention import FusedAttention
+from mlx_transformer.nn.head import TiedHead
+from mlx_transformer.nn.model import Slot
+from mlx_transformer.nn.moe import MixtureOfExperts, Switch
+from mlx_transformer.nn.sparse import WindowAttention
+from mlx_transformer.train.recipe import Recipe
 from phases import phase3
 
 NAME = "efficiency"
@@ -92,6 +92,6 @@ BRANCHES: dict[str, type[Model]] = {
 }
 
 if __name__ == "__main__":
-    from mlx_transformer.run import main
+    from mlx_transformer.run.training import main
 
     main(4)

@@ -6,18 +6,18 @@ the ladder is longer than one. Each is Hugging Face's to the letter, with a head
 
 from dataclasses import replace
 
-from mlx_transformer import linear
-from mlx_transformer.attention import FusedAttention, QKNorm
-from mlx_transformer.feedforward import SwiGLU
-from mlx_transformer.head import TiedHead
-from mlx_transformer.model import Slot
-from mlx_transformer.norm import RMSNorm
-from mlx_transformer.optim.lion import Lion
-from mlx_transformer.optim.schedules import WSD
-from mlx_transformer.optim.sophia import Sophia
-from mlx_transformer.position import ScaledRotaryPosition
-from mlx_transformer.recipe import BySize, Recipe
-from mlx_transformer.sparse import WindowAttention
+from mlx_transformer.nn import linear
+from mlx_transformer.nn.attention import FusedAttention, QKNorm
+from mlx_transformer.nn.feedforward import SwiGLU
+from mlx_transformer.nn.head import TiedHead
+from mlx_transformer.nn.model import Slot
+from mlx_transformer.nn.norm import RMSNorm
+from mlx_transformer.nn.position import ScaledRotaryPosition
+from mlx_transformer.nn.sparse import WindowAttention
+from mlx_transformer.train.optim.lion import Lion
+from mlx_transformer.train.optim.schedules import WSD
+from mlx_transformer.train.optim.sophia import Sophia
+from mlx_transformer.train.recipe import BySize, Recipe
 from phases import phase4
 
 NAME = "modern"
@@ -127,6 +127,6 @@ BRANCHES: dict[str, type[Model]] = {
 }
 
 if __name__ == "__main__":
-    from mlx_transformer.run import main
+    from mlx_transformer.run.training import main
 
     main(5)

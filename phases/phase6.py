@@ -10,17 +10,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer import init
-from mlx_transformer.block import MixedInputBlock
-from mlx_transformer.errors import BadInput
-from mlx_transformer.feedforward import ReLUSquaredFeedForward
-from mlx_transformer.head import CappedHead
-from mlx_transformer.model import Slot
-from mlx_transformer.optim.groups import AdamW, Group, Paths, Vectors
-from mlx_transformer.optim.muon import Muon
-from mlx_transformer.optim.schedules import WSD, BatchWarmup
-from mlx_transformer.recipe import BySize, Recipe
-from mlx_transformer.value import ValueEmbedding
+from mlx_transformer.nn import init
+from mlx_transformer.nn.block import MixedInputBlock
+from mlx_transformer.nn.feedforward import ReLUSquaredFeedForward
+from mlx_transformer.nn.head import CappedHead
+from mlx_transformer.nn.model import Slot
+from mlx_transformer.nn.value import ValueEmbedding
+from mlx_transformer.train.optim.groups import AdamW, Group, Paths, Vectors
+from mlx_transformer.train.optim.muon import Muon
+from mlx_transformer.train.optim.schedules import WSD, BatchWarmup
+from mlx_transformer.train.recipe import BySize, Recipe
+from mlx_transformer.utils.errors import BadInput
 from phases import phase5
 
 NAME = "speed_run"
@@ -118,6 +118,6 @@ BRANCHES["alternate_values"] = leaf(Mixer=(phase5.Attention, Valued))  # tables 
 BRANCHES |= {f"{'without' if name in KEPT else 'with'}_{name}": leaf(**turned) for name, (_, turned) in IDEAS.items()}
 
 if __name__ == "__main__":
-    from mlx_transformer.run import main
+    from mlx_transformer.run.training import main
 
     main(6)

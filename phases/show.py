@@ -20,15 +20,15 @@ import tyro
 from rich.table import Table
 from tyro.constructors import PrimitiveConstructorSpec
 
-from mlx_transformer import config, model
-from mlx_transformer.config import SIZES
-from mlx_transformer.errors import BadInput, exit_cleanly
-from mlx_transformer.flags import Size, Text, parse
-from mlx_transformer.model import Model
-from mlx_transformer.optim.groups import assign
-from mlx_transformer.recipe import Recipe
-from mlx_transformer.saved import find_branch, find_phase
-from mlx_transformer.trees import by_path
+from mlx_transformer.nn import config, model
+from mlx_transformer.nn.config import SIZES
+from mlx_transformer.nn.model import Model
+from mlx_transformer.run.flags import Size, Text, parse
+from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.train.optim.groups import assign
+from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.utils.errors import BadInput, exit_cleanly
+from mlx_transformer.utils.trees import by_path
 
 SLOTS = tuple(name for name in model.Model.__annotations__ if name not in vars(model.Model))
 HOOKS = tuple(name for name, value in vars(model.Model).items() if callable(value) and not name.startswith("_"))

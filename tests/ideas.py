@@ -3,14 +3,14 @@
 import mlx.core as mx
 from mlx import nn
 
-from mlx_transformer.attention import Attention, GroupedAttention, QKNorm
-from mlx_transformer.block import Block, PreNormBlock
-from mlx_transformer.cache import State
-from mlx_transformer.init import keep
-from mlx_transformer.linear import Linear
-from mlx_transformer.position import RotaryPosition
-from mlx_transformer.relative import TransformerXLAttention
-from mlx_transformer.sparse import WindowAttention
+from mlx_transformer.nn.attention import Attention, GroupedAttention, QKNorm
+from mlx_transformer.nn.block import Block, PreNormBlock
+from mlx_transformer.nn.cache import State
+from mlx_transformer.nn.init import keep
+from mlx_transformer.nn.linear import Linear
+from mlx_transformer.nn.position import RotaryPosition
+from mlx_transformer.nn.relative import TransformerXLAttention
+from mlx_transformer.nn.sparse import WindowAttention
 from phases import phase1
 
 

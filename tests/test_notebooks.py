@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tests.bench.compare_logs import a_log
+from tests.bench.compare.compare_logs import a_log
 from tests.faults.runs import ROOT, TINY, train, write_text
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mlx_transformer.data import tinystories
 from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
-from mlx_transformer.errors import BadInput
-from mlx_transformer.files import write_json
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import write_json
 
 SEGMENT = 1 << 20  # characters: a longer document, or line, is handled in several parts
 VALID_SHARE = 20  # one in so many documents (or lines) is held out of a text that comes without a --valid

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlx_transformer import runtime
-from mlx_transformer.errors import BadInput
-from mlx_transformer.files import write_json
+from mlx_transformer.backend import runtime
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import write_json
 
 SEPARATOR = "<|endoftext|>"  # the line that closes a document, in every text here
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 
 class Batches(Iterator[np.ndarray]):

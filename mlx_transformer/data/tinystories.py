@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer import runtime
+from mlx_transformer.backend import runtime
 from mlx_transformer.data.store import SEPARATOR, progress, sha256_of, unwritable
-from mlx_transformer.errors import BadInput
-from mlx_transformer.files import write_json
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import write_json
 
 REPO = "roneneldan/TinyStories"
 TRAIN, VALID = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"

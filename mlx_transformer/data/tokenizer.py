@@ -19,8 +19,8 @@ from typing import Any
 
 from mlx_transformer.data.corpus import Corpus, read_parts
 from mlx_transformer.data.store import SEPARATOR, cached_folder
-from mlx_transformer.errors import BadInput
-from mlx_transformer.files import atomic_write, write_json
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import atomic_write, write_json
 
 DEFAULT_VOCAB_SIZE = 8192
 SAMPLE_BYTES = 20_000_000  # of the training text that a vocabulary is learned from

@@ -16,7 +16,7 @@ import numpy as np
 from mlx_transformer.data.corpus import Corpus, Part, read_parts
 from mlx_transformer.data.store import cached_folder, progress
 from mlx_transformer.data.tokenizer import Tokenizer
-from mlx_transformer.files import write_json
+from mlx_transformer.utils.files import write_json
 
 MAX_VALID_PIECES = 1_000_000
 _BATCH_CHARACTERS = 4 << 20  # handed to the tokenizer at a time: enough for every core, some 100 MB as Python lists

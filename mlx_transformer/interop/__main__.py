@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mlx_transformer.errors import exit_cleanly
-from mlx_transformer.flags import Argument, parse
 from mlx_transformer.interop import export_model, import_model
+from mlx_transformer.run.flags import Argument, parse
+from mlx_transformer.utils.errors import exit_cleanly
 
 
 @dataclass

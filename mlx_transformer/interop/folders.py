@@ -12,14 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.checkpoint import save_arrays
 from mlx_transformer.data.tokenizer import Tokenizer
-from mlx_transformer.errors import BadInput, RunFailed
-from mlx_transformer.files import atomic_write, check_place, usable, write_json
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
 from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
 from mlx_transformer.interop.weights import Weights, to_ours, to_theirs
-from mlx_transformer.saved import (
+from mlx_transformer.run.saved import (
     check_finite,
     find_branch,
     find_phase,
@@ -29,7 +26,10 @@ from mlx_transformer.saved import (
     read_numbers,
     save_model,
 )
-from mlx_transformer.trees import by_path
+from mlx_transformer.train.checkpoint import save_arrays
+from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.files import atomic_write, check_place, usable, write_json
+from mlx_transformer.utils.trees import by_path
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.errors import BadInput
 from mlx_transformer.interop.weights import Part, Row, Rows, Weights
+from mlx_transformer.utils.errors import BadInput
 
 Numbers = dict[str, Any]
 

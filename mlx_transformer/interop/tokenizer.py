@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_transformer.data.tokenizer import Imported, Tokenizer
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # as which SentencePiece writes a space
 

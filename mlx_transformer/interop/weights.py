@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 Weights = dict[str, mx.array]
 Shape = tuple[int, ...]

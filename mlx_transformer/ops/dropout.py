@@ -2,8 +2,8 @@
 
 import mlx.core as mx
 
-from mlx_transformer.errors import BadInput
 from mlx_transformer.ops.fastmath import on_linux_cpu, with_gradient
+from mlx_transformer.utils.errors import BadInput
 
 _STEPS = 1 << 16  # 16 random bits decide over an element
 

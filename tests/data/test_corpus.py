@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_transformer.data import corpus, store, tinystories
 from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents, read_parts
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 END = "<|endoftext|>"
 

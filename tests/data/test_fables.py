@@ -18,7 +18,7 @@ from mlx_transformer.data.fables.lexicon import ALL_ITEMS, POOLS
 from mlx_transformer.data.fables.plots import tell
 from mlx_transformer.data.fables.teller import Author, Slot, SplitMix64
 from mlx_transformer.data.fables.words import article, plural
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 SEEDS = st.integers(0, 2**64 - 1)
 GOLDEN = "2912d2563295c081161db341574a15990bac73b4ea9f9b4baa59494ce20484e0"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_transformer.data.stream import Batches, Prefetch, validation_rows
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 

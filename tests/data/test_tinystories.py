@@ -15,7 +15,7 @@ import pytest
 from mlx_transformer.data import tinystories
 from mlx_transformer.data.corpus import load_corpus, read_documents
 from mlx_transformer.data.tinystories import TRAIN, VALID, Unreachable, fetch
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 
 def text_of(stories: int, label: str) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mlx_transformer.data import tokenizer as module
 from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizer import BPE, Imported, Tokenizer, Word, load_tokenizer, train_tokenizer
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "shakespeare.txt"
 STORY = 'One day, {0} the cat said, "Hello, {1}!" They didn\'t sleep.\nThen {1} ran {2} times to the big red house.'

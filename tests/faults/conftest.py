@@ -2,11 +2,11 @@
 
 import pytest
 
-from mlx_transformer import run
+from mlx_transformer.run import training
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "draw_loss", lambda path, *_: path.touch())
+        patch.setattr(training, "draw_loss", lambda path, *_: path.touch())
         yield

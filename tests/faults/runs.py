@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from mlx_transformer import generate, run
-from mlx_transformer.errors import exit_cleanly
+from mlx_transformer.generate import decoding
+from mlx_transformer.run import training
+from mlx_transformer.utils.errors import exit_cleanly
 
 ROOT = Path(__file__).parent.parent.parent
 _NUMBERS = {"d-model": 16, "n-layers": 1, "n-heads": 2, "d-ff": 32, "seq-len": 24, "vocab-size": 384, "batch-size": 3}
@@ -58,17 +59,17 @@ def command(body, *args) -> Outcome:
 
 def train(*args) -> Outcome:
     """`python -m phases.phase1 ARGS` in this process."""
-    return command(lambda: run.main(1), *args)
+    return command(lambda: training.main(1), *args)
 
 
 def tell(*args) -> Outcome:
     """`python -m mlx_transformer.generate ARGS` in this process."""
-    return command(lambda: exit_cleanly(generate.main), *args)
+    return command(lambda: exit_cleanly(decoding.main), *args)
 
 
 def list_runs(*args) -> Outcome:
     """`python -m mlx_transformer.run ARGS` in this process."""
-    return command(lambda: exit_cleanly(run._list_command), *args)
+    return command(lambda: exit_cleanly(training.list_command), *args)
 
 
 def spawn(*args, **options) -> subprocess.Popen:
@@ -148,6 +149,6 @@ if __name__ == "__main__":
     seen = _die_at(pattern, int(nth), next(args[i + 1] for i, flag in enumerate(args) if flag in ("--out", "--resume")))
     sys.argv[1:] = args
     try:
-        run.main(1)
+        training.main(1)
     finally:
         print(seen[0], file=sys.stderr)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mlx_transformer.checkpoint import load_newest
+from mlx_transformer.train.checkpoint import load_newest
 from tests.faults.runs import TINY, assert_same_run, train, write_text
 
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from mlx_transformer import console
-from mlx_transformer.checkpoint import load_newest
-from mlx_transformer.trainer import Saved, Step
+from mlx_transformer.run import console
+from mlx_transformer.train.checkpoint import load_newest
+from mlx_transformer.train.trainer import Saved, Step
 from tests.faults.runs import (
     TINY,
     assert_same_run,
@@ -183,7 +183,7 @@ def test_a_signal_before_there_is_a_run_leaves_no_traceback(begun):
     lines = ["import os, signal, sys", "sys.argv[0] = '-m'"]
     lines += ["signal.signal(signal.SIGINT, signal.default_int_handler)"]  # a shell may have had it ignored
     lines += ["import mlx_transformer"]
-    lines += ["from mlx_transformer.errors import exit_cleanly", "def stop(): os.kill(os.getpid(), signal.SIGINT)"]
+    lines += ["from mlx_transformer.utils.errors import exit_cleanly", "def stop(): os.kill(os.getpid(), signal.SIGINT)"]
     lines += ["exit_cleanly(stop)" if begun else "stop()"]
     ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == ((130, "interrupted\n") if begun else (-signal.SIGINT, ""))
@@ -210,7 +210,7 @@ def test_a_second_signal_does_not_wait(tiny, whole_compiled, tmp_path, monkeypat
 
 def test_a_signal_while_the_results_are_written(tiny, whole_compiled, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr("mlx_transformer.run.write_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("mlx_transformer.run.training.write_report", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     ended = train(*tiny, "--out", folder)
     assert ended.code == 130
     assert f"--resume {folder}\n" in ended.err

@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_transformer.optim.groups import Paths
-from mlx_transformer.optim.schedules import Constant, Cosine, InverseSqrt, Linear
-from mlx_transformer.step import TrainingStep
-from mlx_transformer.streams import divided_blas
-from mlx_transformer.trees import by_path
+from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.train.optim.groups import Paths
+from mlx_transformer.train.optim.schedules import Constant, Cosine, InverseSqrt, Linear
+from mlx_transformer.train.step import TrainingStep
+from mlx_transformer.utils.trees import by_path
 from phases import phase1, phase2
 from tests.ladder import tiny, tokens
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from mlx_transformer import ops
-from mlx_transformer.feedforward import GEGLU, SwiGLU
-from mlx_transformer.norm import RMSNorm
-from mlx_transformer.position import alibi_slopes, t5_buckets
-from mlx_transformer.trees import by_path
+from mlx_transformer.nn.feedforward import GEGLU, SwiGLU
+from mlx_transformer.nn.norm import RMSNorm
+from mlx_transformer.nn.position import alibi_slopes, t5_buckets
+from mlx_transformer.utils.trees import by_path
 from phases import phase3
 from tests.ladder import TINY, tiny, tokens
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlx_transformer.moe import MixtureOfExperts, SwiGLUExperts
+from mlx_transformer.nn.moe import MixtureOfExperts, SwiGLUExperts
 from phases import phase4
 from tests.ladder import TINY, tiny, tokens
 

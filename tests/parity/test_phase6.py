@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from mlx_transformer import ops
-from mlx_transformer.optim.groups import AdamW, Group, Optimizers, Paths
-from mlx_transformer.optim.muon import Muon, orthogonal_each
-from mlx_transformer.trees import by_path
+from mlx_transformer.train.optim.groups import AdamW, Group, Optimizers, Paths
+from mlx_transformer.train.optim.muon import Muon, orthogonal_each
+from mlx_transformer.utils.trees import by_path
 from phases import phase6
 from tests.ladder import TINY, tokens
 

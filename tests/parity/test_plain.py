@@ -14,7 +14,7 @@ import json, sys
 from dataclasses import replace
 import mlx_transformer
 import mlx.core as mx, numpy as np
-from mlx_transformer.step import TrainingStep
+from mlx_transformer.train.step import TrainingStep
 from mlx.utils import tree_map
 from phases import phase1
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from mlx_transformer.config import SIZES
-from mlx_transformer.generate import decode
-from mlx_transformer.optim.groups import assign
-from mlx_transformer.saved import find_branch
-from mlx_transformer.step import TrainingStep
-from mlx_transformer.streams import divided_blas
-from mlx_transformer.trees import by_path
+from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.generate.decoding import decode
+from mlx_transformer.nn.config import SIZES
+from mlx_transformer.run.saved import find_branch
+from mlx_transformer.train.optim.groups import assign
+from mlx_transformer.train.step import TrainingStep
+from mlx_transformer.utils.trees import by_path
 from tests.ladder import PHASES, TINY, V, modules, tiny, tokens
 
 torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlx_transformer.data.fables.plots import tell
 from mlx_transformer.data.fables.teller import Author, SplitMix64, Story
-from mlx_transformer.errors import BadInput
+from mlx_transformer.utils.errors import BadInput
 
 VERSION = 1  # of the grammar: another number for every change of the bytes that a seed gives
 SEPARATOR = "<|endoftext|>"

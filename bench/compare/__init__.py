@@ -1,0 +1,1 @@
+"""Compare variants: runs, measuring, statistics, tables, plots."""

@@ -1,0 +1,437 @@
+"""Contenders and their runs: each run a process of its own, resumed where it stopped, found again when it is finished.
+
+    run = Run.of(Contender(phase=1), TrainFlags(size="nano", data="fables", max_tokens=100_000, seed=3))
+    finished = execute(run)
+
+A run of ours is the command that a person would type, `python -m phases.phase1 ... --out FOLDER`; one of a reference
+is bench/reference/train.py over the same rows, weights and evaluations. FOLDER is named by the fingerprint of all that
+decides the result: code, settings, text, tokenizer, machine, versions.
+"""
+
+import ast
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.workers import rounds
+from bench.workers.rounds import ALLOCATOR, ROOT, UNTOUCHED
+from mlx_transformer.backend.runtime import compiles, device_info, matmul_rate, versions
+from mlx_transformer.data.stream import Batches, validation_rows
+from mlx_transformer.run.flags import TrainFlags
+from mlx_transformer.run.plan import Plan, make_plan
+from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.training import described
+from mlx_transformer.train.checkpoint import list_checkpoints
+from mlx_transformer.train.trainer import default_eval_every
+from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.files import write_json
+
+RUNS = Path("results/bench/runs")  # of all comparisons: a finished run is never repeated
+BACKENDS = ("mlx", "torch", "torch-compile")
+DEFAULT = "default"  # the phase's own RECIPE
+_MATMUL_SHARE = 0.3  # of the matmul rate that a training step is thought to reach, before anything is known
+_INTERRUPTED = 130  # exit code of a run that saved and stopped
+# Settings that the fingerprint holds in another form (the text's checksum), or that decide nothing.
+_UNMARKED = ("data", "valid", "stories", "tokenizer", "device", "prompt", "quiet", "save_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """What is compared. copy: of one that stands there more than once, so that it is run again."""
+
+    phase: int
+    branch: str | None = None
+    recipe: str = DEFAULT
+    backend: str = "mlx"
+    copy: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> "Contender":
+        """From "2", "3/rope" (a branch), "2:original" (a recipe) or both. Raises BadInput for what is not there."""
+        match = re.fullmatch(r"(\d{1,9})(?:/([^:]+))?(?::(.+))?", text)
+        if match is None:
+            raise BadInput(f"--phases {text!r}: expected a phase such as 2, 3/BRANCH, 2:RECIPE or 3/BRANCH:RECIPE")
+        phase, branch, recipe = match.groups()
+        module = find_phase(int(phase))
+        find_branch(module, branch)
+        if recipe not in (None, DEFAULT, *module.RECIPES):
+            known = ", ".join(sorted(module.RECIPES)) or "none besides its own"
+            raise BadInput(f"recipe '{recipe}' is unknown in phase {phase}: it has {known}")
+        return cls(phase=int(phase), branch=branch, recipe=recipe or DEFAULT)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is an idea on top of the phase before, `alone_X`, and not on its own phase's trunk."""
+        return any(name.startswith("alone_") for name in (self.branch or "", self.recipe))
+
+    @property
+    def name(self) -> str:
+        """ "phase 3/rope:original #2 · torch": what differs from a phase's trunk in MLX."""
+        branch = f"/{self.branch}" if self.branch else ""
+        recipe = f":{self.recipe}" if self.recipe != DEFAULT else ""
+        copy = f" #{self.copy}" if self.copy > 1 else ""
+        backend = f" · {self.backend}" if self.backend != "mlx" else ""
+        return f"phase {self.phase}{branch}{recipe}{copy}{backend}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A contender and one plan of the trainer's: every choice made."""
+
+    contender: Contender
+    plan: Plan
+
+    @classmethod
+    def of(cls, contender: Contender, flags: TrainFlags, say: Callable[[str], None] = lambda text: None) -> "Run":
+        """The run that the flags of a training command ask for; branch and recipe are the contender's.
+
+        Raises BadInput where they cannot be followed. Prepares the text and the tokenizer.
+        """
+        recipe = None if contender.recipe == DEFAULT else contender.recipe
+        plan = make_plan(contender.phase, replace(flags, branch=contender.branch, recipe=recipe), say)
+        return cls(contender=contender, plan=plan)
+
+    def with_settings(self, **settings: int) -> "Run":
+        """The same with another seed, or settings that change no other part of the plan, such as eval_every."""
+        seed = settings.get("seed", self.plan.seed)
+        return replace(self, plan=replace(self.plan, seed=seed, settings={**self.plan.settings, **settings}))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of all that decides the result, its times included."""
+        plan, own = self.plan, self.contender
+        marked = {
+            "code": _code(own.phase, own.backend),
+            "contender": asdict(own),
+            "settings": {name: value for name, value in plan.settings.items() if name not in _UNMARKED},
+            "config": plan.config.to_dict(),
+            "recipe": plan.recipe.to_dict(),
+            "limits": asdict(plan.limits),
+            "seed": plan.seed,
+            "corpus": plan.corpus.sha256,
+            "tokenizer": plan.tokenizer.sha256,
+            "machine": [device_info().describe(), rounds.threads()],
+            "versions": versions() if own.backend == "mlx" else importlib.metadata.version("torch"),
+            "compiles": own.backend == "mlx" and compiles(),
+        }
+        return hashlib.sha256(json.dumps(marked, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def step_tokens(self) -> int:
+        return self.plan.recipe.rows(self.plan.config.seq_len) * self.plan.config.seq_len
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two evaluations."""
+        plan = self.plan
+        return plan.settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, plan.config.seq_len)
+
+
+_DECIDING = [f"mlx_transformer.{name}" for name in ("trainer", "generate", "plan", "quality", "data.fables")]
+
+
+def _checksum(phase: int, backend: str) -> str:
+    """Of the sources that a run's losses and times depend on; Python's comments and layout do not count."""
+    files = _imported([f"phases.phase{phase}", *_DECIDING])
+    files |= set() if backend == "mlx" else set((ROOT / "bench" / "reference").rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(ROOT)}\n{_statements(path)}\n".encode())
+    for path in sorted((ROOT / "mlx_transformer").glob("*.cpp")) if backend == "mlx" else ():
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _statements(path: Path) -> str:
+    """What a source file does: without layout, comments and docstrings."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+_code = functools.cache(_checksum)  # as it was when the first run of its kind was planned
+
+
+def _imported(modules: Sequence[str]) -> set[Path]:
+    """The files of these modules of ours and of those that they import at their top, and so on."""
+    files: set[Path] = set()
+    todo = list(modules)
+    while todo:
+        path = ROOT.joinpath(*todo.pop().split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if path in files or not path.is_file():
+            continue  # seen; or a name inside a module, not a module
+        files.add(path)
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What is known of a run. status: done, diverged, failed (error says why) or missing."""
+
+    status: str
+    result: dict[str, Any] | None = None
+    evals: tuple[dict[str, Any], ...] = ()  # tokens, seconds (of the training clock), valid_loss
+    error: str | None = None
+    folder: Path | None = None
+
+
+def look(run: Run, cache: Path = RUNS) -> Finished:
+    """A run as it stands in the cache: done, diverged or missing."""
+    folder = cache / run.fingerprint
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Finished(status="missing")
+    if result["stopped"] == "interrupted":
+        return Finished(status="missing")
+    lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    evals = tuple(
+        {name: line[name] for name in ("tokens", "seconds", "valid_loss")}
+        for line in lines
+        if line["kind"] == "eval" and line["valid_loss"] is not None
+    )
+    status = "diverged" if result["stopped"] == "diverged" else "done"
+    return Finished(status=status, result=result, evals=evals, folder=folder)
+
+
+def is_begun(run: Run, cache: Path = RUNS) -> bool:
+    """Whether there is something to go on from."""
+    folder = cache / run.fingerprint
+    return bool(list_checkpoints(folder / "checkpoints")) or (folder / "checkpoint.npz").exists()
+
+
+def execute(run: Run, cache: Path = RUNS) -> Finished:
+    """Make a run, or go on with it, or find it finished.
+
+    Raises KeyboardInterrupt once an interrupted run has saved, and RunFailed if the code is no longer the one that was
+    planned with. A run that fails is an answer, not an error; it is tried again the next time.
+    """
+    folder = (cache / run.fingerprint).absolute()
+    _outwait(folder)
+    found = look(run, cache)
+    if found.status != "missing":
+        _tidy(folder)
+        return found
+    _check_code(run)
+    if run.contender.backend == "mlx":
+        command, environment = _ours(run, folder), rounds.environment(rounds.threads())
+    else:
+        _lay_out(run, folder)
+        command = ["bench.reference.train", str(folder)]
+        environment = rounds.environment(rounds.threads(), **UNTOUCHED, **ALLOCATOR)
+    code, said = _wait([sys.executable, "-m", *command], environment)
+    try:
+        _check_code(run)
+    except RunFailed:
+        shutil.rmtree(folder, ignore_errors=True)  # nobody knows which code made it
+        raise
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    found = look(run, cache)
+    if found.status == "missing":
+        return Finished(status="failed", error=said)
+    _tidy(folder)
+    return found
+
+
+def _outwait(folder: Path) -> None:
+    """Wait until nobody trains in the folder: a run that outlived a killed parent goes on to its end."""
+    if folder.is_dir():
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _check_code(run: Run) -> None:
+    """Raises RunFailed if the code is no longer what the fingerprint says."""
+    own = run.contender
+    try:
+        same = _checksum(own.phase, own.backend) == _code(own.phase, own.backend)
+    except (OSError, SyntaxError):  # it is being edited
+        same = False
+    if not same:
+        name = f"{own.name}, seed {run.plan.seed},"
+        raise RunFailed(f"the code changed while {name} was planned or trained: give the command again")
+
+
+def _ours(run: Run, folder: Path) -> list[str]:
+    """The command of a phase, without python -m."""
+    begun = list_checkpoints(folder / "checkpoints")
+    line = [f"--resume={folder}"] if begun else [*_flags(run.plan.settings), f"--out={folder}"]
+    return [f"phases.phase{run.contender.phase}", *line, "--quiet"]
+
+
+def _flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as a command line has them."""
+    line: list[str] = []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        values = value if isinstance(value, list) else [value]
+        line += [flag] if value is True else [f"{flag}={one}" for one in values]
+    return line
+
+
+def _lay_out(run: Run, folder: Path) -> None:
+    """What bench/reference/train.py reads, task.json last."""
+    if (folder / "task.json").exists():
+        return
+    plan, backend = run.plan, run.contender.backend
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, seq_len = run.step_tokens // plan.config.seq_len, plan.config.seq_len
+    budget = plan.limits.max_tokens
+    assert budget is not None, "a reference is trained for so many tokens"
+    _write_rows(folder / "rows.npy", plan, rows, -(-budget // run.step_tokens))
+    for name, values in zip(("valid", "mask"), validation_rows(plan.tokens.valid, seq_len), strict=True):
+        np.save(folder / f"{name}.npy", values)
+    model = plan.make_model()
+    rounds.save_weights(folder / "weights.npz", model)
+    about = described(plan, model)
+    about["versions"] = {"torch": importlib.metadata.version("torch"), "python": about["versions"]["python"]}
+    task = {
+        "phase": run.contender.phase,
+        "branch": run.contender.branch,
+        "config": plan.config.to_dict(),
+        "recipe": plan.recipe.to_dict(),
+        "compiled": backend == "torch-compile",
+        "device": rounds.torch_device(),
+        "threads": rounds.threads(),
+        "seed": plan.seed,
+        "rows_per_step": rows,
+        "eval_every": run.evaluate_every,
+        "max_tokens": budget,
+        "bits_per_nat": plan.bits_per_byte(1.0),
+        "about": {**about, "backend": backend},
+    }
+    write_json(folder / "task.json", task)
+
+
+def _write_rows(path: Path, plan: Plan, rows: int, steps: int) -> None:
+    """The rows (rows * steps, L + 1) of a run in their order."""
+    train, seq_len = plan.tokens.train, plan.config.seq_len
+    batches = Batches(train, rows, seq_len, plan.seed)
+    out = np.lib.format.open_memmap(path, "w+", train.dtype, (steps * rows, seq_len + 1))
+    for i in range(0, len(out), rows):
+        out[i : i + rows] = next(batches)
+    out.flush()
+
+
+def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command to its end: its exit code and its last words. Ctrl-C is handed on, so that it may save."""
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,  # the terminal's Ctrl-C comes to us alone, so that the run gets one, not two
+        )
+        interrupted = False
+        while process.returncode is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # the first saves and stops, a second one stops at once
+                interrupted = True
+        said.seek(0)
+        why = rounds.last_words(process.returncode, said.read())
+    return _INTERRUPTED if interrupted else process.returncode, why
+
+
+def end_as_by_ctrl_c() -> None:
+    """From now on SIGTERM and the SIGHUP of a closed terminal do what Ctrl-C does, so that no run outlives its parent.
+
+    What this process was started to ignore it still does (nohup).
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _tidy(folder: Path) -> None:
+    """Drop what only going on would need."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for path in (*folder.glob("*.npy"), *folder.glob("*.npz")):
+        path.unlink()
+
+
+def keep_logs(finished: Finished, folder: Path, name: str) -> None:
+    """Copy what a run wrote of itself, without its weights, so that the results stand by themselves."""
+    if finished.folder is None:
+        return
+    place = folder / re.sub("[^a-z0-9-]+", "_", name.replace(":", "-"))  # 6/x and 6:x are two
+    place.mkdir(parents=True, exist_ok=True)
+    for file in ("result.json", "curve.jsonl"):
+        shutil.copyfile(finished.folder / file, place / file)
+
+
+def lacks_reference(runs: Sequence[Run]) -> list[str | None]:
+    """For each run why there is no reference in PyTorch, or None where there is one."""
+    tasks = [
+        {"phase": run.contender.phase, "branch": run.contender.branch, "recipe": run.plan.recipe.to_dict()}
+        for run in runs
+    ]
+    command = [sys.executable, "-m", "bench.reference.check"]
+    done = subprocess.run(command, input=json.dumps(tasks), capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RunFailed(f"PyTorch cannot be used: {rounds.last_words(done.returncode, done.stderr)}")
+    return json.loads(done.stdout)
+
+
+def _tokens_of(run: Run) -> int:
+    """How many a run will train on: its budget, or up to the first evaluation at which its recipe is over."""
+    plan, between = run.plan, run.evaluate_every * run.step_tokens
+    budget = plan.limits.max_tokens or 0
+    ends = (at for at in range(between, budget, between) if plan.recipe.is_over(at, 0.0, plan.limits.max_seconds))
+    return next(ends, budget)
+
+
+def forecast(run: Run, parameters: int, cache: Path = RUNS) -> float:
+    """Seconds that a run will take: as earlier ones of its kind took, else from this machine's matmuls."""
+    if look(run, cache).status != "missing":
+        return 0.0
+    plan, own, budget = run.plan, run.contender, _tokens_of(run)
+    if (known := _known_paces(cache).get((own.phase, own.branch, plan.size, own.backend))) is not None:
+        return known * budget
+    evaluated = budget / (run.evaluate_every * run.step_tokens) * len(plan.tokens.valid) / 3
+    return 6 * parameters * (budget + evaluated) / (_MATMUL_SHARE * 1e9 * _matmul_rate())
+
+
+@functools.cache
+def _known_paces(cache: Path) -> dict[tuple[int, str | None, str, str], float]:
+    """Seconds a token of the finished runs there."""
+    found = {}
+    for path in cache.glob("*/result.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
+            one = json.loads(path.read_text(encoding="utf-8"))
+            kind = (one["phase"], one["branch"], one["size"], one.get("backend", "mlx"))
+            found[kind] = (one["train_seconds"] + one["eval_seconds"]) / one["tokens"]
+    return found
+
+
+@functools.cache
+def _matmul_rate() -> float:
+    return matmul_rate(seconds=0.5)

@@ -1,0 +1,101 @@
+"""What the notebooks look at: a run, a comparison, and where the attention of a trained model goes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from bench.workers.rounds import ROOT
+from mlx_transformer.nn.config import Config
+from mlx_transformer.nn.model import Model
+from mlx_transformer.nn.position import SinusoidalPosition
+from mlx_transformer.utils.errors import BadInput
+
+
+class NotThere(BadInput):
+    """There is nothing to look at. A notebook shows the sentence alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # asked by IPython
+        return [f"error: {self}"]
+
+
+def find_run(given: str | None, holding: str = "result.json", root: Path = ROOT) -> Path:
+    """The folder that was given, else the newest that holds such a file, else the last of the published ones.
+
+    Raises NotThere that says what to run.
+    """
+    if given:
+        if not (Path(given) / holding).is_file():
+            raise NotThere(f"'{given}' has no {holding}: expected the folder of a finished run")
+        return Path(given)
+    results = root / "results"
+    found = _newest(*results.glob(f"phases/*/{holding}"), *results.glob(f"*/{holding}"))
+    found = found or max(results.glob(f"published/*/{holding}"), default=None)
+    if not found:
+        raise NotThere(f"there is no run with a {holding} yet: `make run` trains one in minutes")
+    return found.parents[len(Path(holding).parts) - 1]
+
+
+def find_comparison(given: str | None, root: Path = ROOT) -> Path:
+    """The compare.json that was given, else the newest, else the last of the published ones. Raises NotThere."""
+    if given:
+        if not Path(given).is_file():
+            raise NotThere(f"'{given}' is not there: expected a compare.json")
+        return Path(given)
+    results = root / "results"
+    found = _newest(*results.glob("bench/*/compare.json"))
+    found = found or max(results.glob("published/**/compare.json"), default=None)
+    if not found:
+        raise NotThere("there is no comparison yet: `python -m bench.compare --phases 1 --quick` makes one in minutes")
+    return found
+
+
+def _newest(*paths: Path) -> Path | None:
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's result.json, and the lines of its curve.jsonl."""
+    lines = (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads((folder / "result.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+
+
+def attention_maps(model: Model, tokens: list[int]) -> list[np.ndarray]:
+    """Where each head looks: (n_heads, L, L) for every softmax attention, in the order in which they run.
+
+    Row i is the softmax over the keys of the query at i. Mixers that are no softmax attention have no map, nor
+    have those that compute theirs in blocks (a window).
+    """
+    seen: list[mx.array] = []
+    kind = type(model)
+    mixers = kind.Mixer if isinstance(kind.Mixer, tuple) else (kind.Mixer,)
+    watched = type("Watched", (kind,), {"Mixer": tuple(_watched(mixer, seen) for mixer in mixers)})
+    twin = watched(model.config)
+    twin.update(model.parameters())
+    twin.eval()
+    mx.eval(twin(mx.array([tokens])), seen)
+    square = (len(tokens), len(tokens))
+    return [np.array(weights[0].astype(mx.float32)) for weights in seen if weights.shape[-2:] == square]
+
+
+def sinusoids(config: Config) -> np.ndarray:
+    """What sinusoidal positions add to the embeddings: (seq_len, d_model)."""
+    return np.array(SinusoidalPosition(config).encoding(mx.arange(config.seq_len), config.d_model))
+
+
+def _watched(kind: Any, seen: list[mx.array]) -> type[nn.Module]:
+    """A mixer that notes its weights: `mix` is weights @ v, so that with the identity for v it gives them."""
+
+    class Watched(kind):
+        def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+            identity = mx.broadcast_to(mx.eye(v.shape[-2], dtype=v.dtype), (*v.shape[:-1], v.shape[-2]))
+            seen.append(super().mix(q, k, identity, mask))
+            return super().mix(q, k, v, mask)
+
+    return Watched

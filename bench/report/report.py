@@ -1,0 +1,334 @@
+"""RESULTS.md, made of the raw logs in results/published/ and the paragraphs in docs/results/*.md.
+
+`python -m bench.report` writes it; `--check` says whether it is up to date. A paragraph gives no measured number itself
+but names it, as `{{LOG: PATH | FORMAT}}` (bench/placeholder.py says how), with LOG a file under results/published/.
+Besides there are
+
+    {{log: run = base/result.json}}    a short name for a log, for the rest of the page
+    {{table: step step.json}}          a table of a kind in TABLES; folder/ is all logs in it
+    {{story: base/stories.md 5}}       a story as it came out
+"""
+
+import functools
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.compare import findings, tables
+from bench.report.placeholder import Logs, write_ratio
+from bench.tools import floor
+from bench.workers.rounds import ROOT
+from mlx_transformer.run.flags import Switch, parse
+from mlx_transformer.run.plots import short
+from mlx_transformer.run.report import escaped
+from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.files import atomic_write
+
+RESULTS, PAGES, PUBLISHED = "RESULTS.md", "docs/results", "results/published"
+_HEAD = f"<!-- Made by `python -m bench.report` from {PAGES}/ and the raw logs in {PUBLISHED}/: edit those. -->\n\n"
+_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}")
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+
+def make_report(root: Path) -> str:
+    """RESULTS.md of a checkout. Raises BadInput that names the file, the line and the placeholder."""
+    pages = sorted((root / PAGES).glob("*.md"))
+    if not pages:
+        raise BadInput(f"'{root / PAGES}' has no page: expected the paragraphs of {RESULTS} as *.md")
+    return _HEAD + "\n".join(fill(page, root) for page in pages)
+
+
+def fill(page: Path, root: Path) -> str:
+    """A page with its placeholders filled; a line that only names a log is gone. Raises BadInput as make_report."""
+    logs = Logs(root / PUBLISHED)
+    filled = []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            new = _PLACEHOLDER.sub(lambda match: _filled(match[1].strip(), logs), line)
+            _check(line, root)
+        except BadInput as error:
+            raise BadInput(f"{page.relative_to(root)}, line {number}: {error}") from error
+        if new or not line:
+            filled.append(new)
+    return "\n".join(filled).strip() + "\n"
+
+
+def _check(line: str, root: Path) -> None:
+    if "{{" in _PLACEHOLDER.sub("", line):
+        raise BadInput("{{ without }} on the same line")
+    for link in _LINK.findall(line):
+        if not (root / link).exists():
+            raise BadInput(f"the link to '{link}' leads nowhere")
+
+
+def _filled(text: str, logs: Logs) -> str:
+    kind, _, rest = text.partition(": ")
+    try:
+        return DIRECTIVES[kind](logs, rest) if kind in DIRECTIVES else logs.evaluate(text)
+    except BadInput as error:
+        raise BadInput(f"{{{{{text}}}}}: {error}") from error
+
+
+def _name_log(logs: Logs, rest: str) -> str:
+    name, _, path = rest.partition(" = ")
+    logs.names[name] = path
+    logs.read(name)
+    return ""
+
+
+def _table(logs: Logs, rest: str) -> str:
+    kind, *names = rest.split()
+    if kind not in TABLES:
+        raise BadInput(f"'{kind}' is no kind of table: expected one of {', '.join(TABLES)}")
+    try:
+        return TABLES[kind](*map(logs.read, names))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInput(f"this log makes no table of the kind {kind} ({type(error).__name__}: {error})") from error
+
+
+def _story(logs: Logs, rest: str) -> str:
+    name, _, number = rest.rpartition(" ")
+    _, _, story = logs.read(name).partition(f"\n## {number}\n\n")
+    if not story:
+        raise BadInput(f"the file has no story {number}")
+    return story.split("\n\n")[0].strip("\n")
+
+
+_RIVALS = ("torch", "torch-compile", "torch-installed")
+DIRECTIVES: dict[str, Callable[[Logs, str], str]] = {"log": _name_log, "table": _table, "story": _story}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def step_table(log: Mapping[str, Any]) -> str:
+    """Tokens per second of a training step, of a log of bench.step."""
+    ratios = {one["b"]: write_ratio(one) for one in log["ratios"]}
+    rows = [
+        (f"`{name}`", f"{one['tokens_per_second']:,.0f}", ratios.get(name, ""))
+        for name, one in log["contestants"].items()
+    ]
+    return table(("contestant", "tokens/s", "`mlx` is faster by"), rows)
+
+
+def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each log of bench.step in a folder: how many times faster than PyTorch, and the share of the GEMMs."""
+    steps = sorted((log for log in logs if log["measures"] == "step"), key=_order)
+    phases = {log["phase"] for log in steps}
+    ratios = [{one["b"]: one for one in log["ratios"]} for log in steps]
+    rivals = [name for name in _RIVALS if any(name in own for own in ratios)]
+    gemm = any("gemm" in own for own in ratios)
+    rows = []
+    for log, own in zip(steps, ratios, strict=True):
+        against = [write_ratio(own[name]) if name in own else "" for name in rivals]
+        if gemm:
+            against.append(f"{own['gemm']['ratio']:.0%}" if "gemm" in own else "")
+        phase = f"phase {log['phase']}, " if len(phases) > 1 else ""
+        shape = f"{phase}{log['size']}, {log['rows']} × {log['config']['seq_len']}"
+        ours = f"{log['contestants']['mlx']['tokens_per_second']:,.0f}"
+        rows.append((shape, f"{log['config']['dropout']:g}", _kernel(log), ours, *against))
+    head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in rivals))
+    return table((*head, "GEMMs, of the step") if gemm else head, rows)
+
+
+def _order(log: Mapping[str, Any]) -> tuple[Any, ...]:
+    config = log["config"]
+    return (log["phase"], log["size"], _kernel(log), config["dropout"], config["seq_len"], log["rows"])
+
+
+def _kernel(log: Mapping[str, Any]) -> str:
+    """Such as Haswell, of OpenBLAS 0.3.34 (Haswell kernel)."""
+    found = re.search(r"\((.+) kernel\)", log["contestants"]["mlx"]["facts"]["blas"] or "")
+    return found[1] if found else "—"
+
+
+def decode_table(log: Mapping[str, Any]) -> str:
+    """Tokens per second of decoding by batch size, of a log of bench.decode."""
+    against = [one["b"] for one in log["batches"][0]["ratios"]]
+    rows = [
+        (
+            f"{part['batch']}",
+            *(f"{one['tokens_per_second']:,.0f}" for name, one in part["contestants"].items() if name == "mlx"),
+            *map(write_ratio, part["ratios"]),
+        )
+        for part in log["batches"]
+    ]
+    return table(("batch", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in against)), rows)
+
+
+def baselines_table(text: str, *results: Mapping[str, Any]) -> str:
+    """Nats per piece and bits per byte of what bench.baselines printed, then of runs on the same text."""
+    rows = re.findall(r"^(\S+(?: \S+)*) {2,}([\d.]+) +([\d.]+)$", text, re.MULTILINE)
+    rows += [
+        (f"**{describe(one)}**", f"**{one['best_valid_loss']:.4f}**", f"**{one['best_valid_bpb']:.4f}**")
+        for one in results
+    ]
+    return table(("model", "nats per piece", "bits per byte"), rows)
+
+
+def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
+    """How far the validation losses of two runs' curve.jsonl lie apart, at equal tokens."""
+    ours, theirs = ({one["tokens"]: one["valid_loss"] for one in lines if one["kind"] == "eval"} for lines in curves)
+    apart = [abs(loss - theirs[tokens]) for tokens, loss in ours.items() if tokens in theirs]
+    head = ("evaluations", "largest difference (nats)", "median difference (nats)")
+    return table(head, [(f"{len(apart)}", f"{max(apart):.4f}", f"{statistics.median(apart):.4f}")])
+
+
+def tune_table(*logs: Mapping[str, Any]) -> str:
+    """What logs of bench.tune found: the rates that were tried, each with its median loss, the best in bold."""
+    rows = []
+    for log in logs:
+        tried = (f"{one['learning_rate']:g}: {_loss(one['median'])}" for one in log["rates"])
+        marked = (
+            f"**{text}**" if one["learning_rate"] == log["best"] else text
+            for text, one in zip(tried, log["rates"], strict=True)
+        )
+        branch = f"/{log['branch']}" if log.get("branch") else ""
+        recipe = f":{log['recipe']}" if log.get("recipe", "default") != "default" else ""
+        name = f"phase {log['phase']}{branch}{recipe}"
+        rows.append((name, log["size"], short(log["budget_tokens"]), ", ".join(marked)))
+    return table(("phase", "size", "tokens a run", "learning rate: median of the best validation losses (nats)"), rows)
+
+
+def _loss(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.4f}"
+
+
+def sweep_table(log: Mapping[str, Any]) -> str:
+    """The fastest setting of each width, of a log of bench.sweep."""
+    rows = []
+    for best in log["best"]:
+        one = next(one for one in log["settings"] if best.items() <= one.items())
+        rate, share = f"{one['tokens_per_second']:,.0f}", f"{one['matmul_share']:.0%}"
+        memory = f"{one['peak_bytes']['step'] / 1e9:.2f} GB"
+        rows.append((f"{one['d_model']}", f"{one['batch_size']} × {one['seq_len']}", rate, share, memory))
+    return table(("width", "fastest batch", "tokens/s", "of the matmul rate", "peak memory"), rows)
+
+
+def precision_table(log: Mapping[str, Any]) -> str:
+    """Validation losses in each precision and how far from float32's of the same seed, of a log of bench.precision."""
+    rows = [
+        (one["dtype"], *(f"{loss:.4f}" for loss in one["losses"]), f"{max(one['above'], key=abs):+.2%}")
+        for one in log["dtypes"]
+    ]
+    return table(("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32"), rows)
+
+
+def length_table(log: Mapping[str, Any]) -> str:
+    """Nats per piece on rows of each length, of a log of bench.length: medians over the seeds, and ranges."""
+    done = [row for row in log["rows"] if row["status"] == "done"]
+    lengths = list(done[0]["losses"])
+    rows = [
+        (
+            f"`{branch}`",
+            *(
+                tables.spread([row["losses"][n] for row in done if row["branch"] == branch], ".3f").text
+                for n in lengths
+            ),
+        )
+        for branch in dict.fromkeys(row["branch"] for row in log["rows"])
+    ]
+    return table((f"phase {log['phase']}", *(f"rows of {length}" for length in lengths)), rows)
+
+
+def longcontext_table(log: Mapping[str, Any]) -> str:
+    """Time and memory of one row at each length, of a log of bench.longcontext: medians over the rounds."""
+    rows = []
+    for row in log["rows"]:
+        found = [row["status"]] * 3
+        if row["status"] == "done":
+            seconds, peak, step = (
+                statistics.median(row[key]) for key in ("pass_seconds", "peak_bytes", "decode_seconds")
+            )
+            found = [f"{seconds:.3f}", f"{peak / 1e6:,.0f}", f"{step * 1e3:.2f}"]
+        rows.append((f"{row['length']:,}", row["name"], *found))
+    return table(("length", "phase 3", "forward and backward (s)", "peak memory (MB)", "a step of decoding (ms)"), rows)
+
+
+def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens per second of phase 1 by machine, of what bench.machine wrote, the fastest first."""
+    sizes = ("nano", "small", "base")
+    fastest = sorted(machines, key=lambda one: -one["matmul_gflops"])
+    rows = [
+        (
+            f"{one['chip']} ({one['backend']}, {one['memory_bytes'] / 2**30:.0f} GiB)",
+            f"{one['matmul_gflops']:,.0f}",
+            *(_rate(one["sizes"].get(size)) for size in sizes),
+            f"{one['versions']['mlx']}, {one['date']}",
+        )
+        for one in fastest
+    ]
+    head = ("machine", "matmul GFLOP/s", *(f"{size}, tokens/s (predicted)" for size in sizes), "MLX, date")
+    return table(head, rows) if rows else "Nobody has sent one yet."
+
+
+def _rate(run: Mapping[str, Any] | None) -> str:
+    """Of a machine at one size: what was measured, and behind it what bench.roofline predicts."""
+    if run is None or run["tokens_per_second"] is None:
+        return "—"
+    predicted = run["predicted_tokens_per_second"]
+    return f"{run['tokens_per_second']:,.0f}" + (f" ({predicted:,.0f})" if predicted else "")
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """A run in a few words: phase 1, batch 16 × 128, 600 s, 6.14M tokens."""
+    name = f"phase {result['phase']}" + (f"/{result['branch']}" if result["branch"] else "")
+    length = result["config"]["seq_len"]
+    rows = result["recipe"]["batch_tokens"] // length
+    return f"{name}, batch {rows} × {length}, {result['train_seconds']:.0f} s, {short(result['tokens'])} tokens"
+
+
+def compare_table(log: Mapping[str, Any]) -> str:
+    """The answer of a compare.json, what to bear in mind, and the tables that bear on it."""
+    remarks = "\n".join(f"- {escaped(remark)}" for remark in findings.remarks(log))
+    parts = [escaped(" ".join(findings.headline(log))), remarks]
+    for make in tables.ON_A_TERMINAL:
+        found = make(log)
+        parts += [f"**{found.title}.**", tables.markdown(found)] if found.rows else []
+    return "\n\n".join(part for part in parts if part)
+
+
+def _one_table(make: Callable[[Mapping[str, Any]], tables.Table], log: Mapping[str, Any]) -> str:
+    """A table of a log by itself."""
+    return tables.markdown(make(log))
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "step": step_table,
+    "shapes": shapes_table,
+    "decode": decode_table,
+    "baselines": baselines_table,
+    "apart": apart_table,
+    "tune": tune_table,
+    "sweep": sweep_table,
+    "precision": precision_table,
+    "length": length_table,
+    "longcontext": longcontext_table,
+    "machines": machines_table,
+    "compare": compare_table,
+    "fables": functools.partial(_one_table, floor.table),
+    **{make.__name__: functools.partial(_one_table, make) for make in (*tables.ALL, tables.ideas)},
+}
+
+
+@dataclass
+class Flags:
+    """Make RESULTS.md from the published logs and the paragraphs in docs/results/."""
+
+    check: Switch = False
+    """write nothing; exit code 1 if RESULTS.md is not up to date"""
+
+
+def main() -> None:
+    """The command line."""
+    flags = parse(Flags, "python -m bench.report")
+    report, path = make_report(ROOT), ROOT / RESULTS
+    if flags.check and (not path.is_file() or path.read_text(encoding="utf-8") != report):
+        raise RunFailed(f"{RESULTS} is out of date: run python -m bench.report")
+    if not flags.check:
+        atomic_write(path, report)

@@ -1,0 +1,237 @@
+"""What counting reaches: uniform, unigram, bigram ... 5-gram models over the pieces that the validation loss covers.
+
+`python -m bench.baselines --data PATH --valid PATH --vocab-size 4096` prints nats per piece and bits per byte by order.
+A neural model that does not beat the 5-gram has learnt less than a table of counts.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_transformer.data import Tokens, load_corpus, tokenize_corpus, train_tokenizer
+from mlx_transformer.run.flags import Place, WholeNumber, parse
+from mlx_transformer.utils.errors import BadInput, exit_cleanly
+
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where counts of counts are too few to estimate from; as KenLM's lmplz
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The n-grams of one order k >= 2. A row is a place in `keys`; contexts h are rows of order k - 1."""
+
+    keys: np.ndarray  # (n,) int64, ascending: context row * vocab_size + piece
+    gains: np.ndarray  # (n,) (a(hw) - D) / A(h): the n-gram's own share of the probability
+    backoffs: np.ndarray  # (contexts,) gamma(h): the share left to order k - 1; 1 where h was never a context
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """The row of each key, -1 where it was not seen."""
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[places] == keys, places, -1)
+
+
+@dataclass(frozen=True)
+class NGram:
+    """An interpolated n-gram model, made by `kneser_ney`.
+
+        P_k(w | h) = gain(hw) + gamma(h) P_{k-1}(w | h without its oldest piece)
+
+    and P_k = P_{k-1} where h was never seen, or would reach back beyond the boundary that opens the document.
+    """
+
+    boundary: int
+    unigram: np.ndarray  # (vocab_size,) P_1; uniform in a model of order 0
+    levels: tuple[_Level, ...]  # of orders 2, 3, ...
+
+    def log_prob(self, tokens: np.ndarray) -> np.ndarray:
+        """tokens (n,), documents between boundaries, one before the first -> (n - 1,): ln P of tokens[1:]."""
+        tokens = _checked(tokens, len(self.unigram), self.boundary)
+        room = _room(tokens, self.boundary)
+        probability = self.unigram[tokens]
+        rows = tokens
+        for order, level in enumerate(self.levels, 2):
+            ends = np.flatnonzero(room >= order - 1)
+            ends = ends[rows[ends - 1] >= 0]
+            contexts = rows[ends - 1]
+            found = level.rows(contexts * len(self.unigram) + tokens[ends])
+            gains = np.where(found >= 0, level.gains[found], 0.0)
+            probability[ends] = gains + level.backoffs[contexts] * probability[ends]
+            rows = _scatter(len(tokens), ends, found)
+        return np.log(probability[1:])
+
+    def distribution(self, document: list[int]) -> np.ndarray:
+        """The pieces of a document so far -> (vocab_size,): the probability of each next piece."""
+        vocab_size = len(self.unigram)
+        history = [self.boundary, *document]
+        probability = self.unigram.copy()
+        for order, level in enumerate(self.levels, 2):
+            context = self._row(history[-(order - 1) :]) if order - 1 <= len(history) else -1
+            if context < 0:
+                break
+            low, high = np.searchsorted(level.keys, (context * vocab_size, (context + 1) * vocab_size))
+            probability *= level.backoffs[context]
+            probability[level.keys[low:high] - context * vocab_size] += level.gains[low:high]
+        return probability
+
+    def sample(self, rng: np.random.Generator, max_length: int) -> np.ndarray:
+        """Draw one document of at most max_length pieces, its boundaries left out."""
+        document: list[int] = []
+        while len(document) < max_length:
+            cumulative = np.cumsum(self.distribution(document))
+            piece = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+            if piece == self.boundary:
+                break
+            document.append(piece)
+        return np.array(document, np.int64)
+
+    def _row(self, gram: list[int]) -> int:
+        row = gram[0]
+        for level, piece in zip(self.levels, gram[1:], strict=False):
+            row = int(level.rows(np.array([row * len(self.unigram) + piece]))[0])
+            if row < 0:
+                break
+        return row
+
+
+def kneser_ney(train: np.ndarray, vocab_size: int, boundary: int, order: int = 5) -> NGram:
+    """Interpolated modified Kneser-Ney (Chen & Goodman 1998, sec. 4.1.6), the unigram interpolated with 1 / vocab_size.
+
+    train (n,): boundary, document, boundary, document ... boundary. The highest order counts occurrences; a lower one
+    counts the distinct pieces before its n-gram, or occurrences where that begins with the boundary and so has none
+    (Heafield et al. 2013, sec. 3.2: contexts are padded with one boundary). order 0 is the uniform model.
+    Raises BadInput on a negative order, pieces outside the vocabulary, and a text that does not open with a boundary.
+    """
+    if order < 0:
+        raise BadInput(f"order {order} of an n-gram model: expected 0 (uniform) or more.")
+    tokens = _checked(train, vocab_size, boundary)
+    if order == 0:
+        return NGram(boundary, np.full(vocab_size, 1 / vocab_size), ())
+    keys, counts = _count(tokens, vocab_size, boundary, order)
+    gains, backoffs = _interpolate(keys[0], counts[0], 1, vocab_size)
+    levels = (
+        _Level(keys[k], *_interpolate(keys[k], counts[k], len(keys[k - 1]), vocab_size)) for k in range(1, len(keys))
+    )
+    return NGram(boundary, gains + backoffs[0] / vocab_size, tuple(levels))
+
+
+def bits_per_byte(log_prob: np.ndarray, n_bytes: int) -> float:
+    """The sum of log_prob (nats) in bits, over the UTF-8 bytes of the documents without separators."""
+    return float(-log_prob.sum() / math.log(2) / n_bytes)
+
+
+def _checked(tokens: np.ndarray, vocab_size: int, boundary: int) -> np.ndarray:
+    tokens = np.asarray(tokens, np.int64)
+    if len(tokens) < 2 or tokens[0] != boundary:
+        raise BadInput(f"{len(tokens)} pieces for an n-gram model: expected a boundary ({boundary}), then documents.")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise BadInput(f"pieces {tokens.min()} to {tokens.max()}: expected 0 to {vocab_size - 1}, the vocabulary.")
+    return tokens
+
+
+def _room(tokens: np.ndarray, boundary: int) -> np.ndarray:
+    """(n,): how many pieces of context each position has, the boundary that opens its document included."""
+    positions = np.arange(len(tokens))
+    opened = np.maximum.accumulate(np.where(tokens == boundary, positions, 0))
+    room = np.zeros(len(tokens), np.int64)
+    room[1:] = positions[1:] - opened[:-1]
+    return room
+
+
+def _scatter(length: int, places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    rows = np.full(length, -1, np.int64)
+    rows[places] = values
+    return rows
+
+
+def _count(tokens: np.ndarray, vocab_size: int, boundary: int, order: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The keys of each order and their (adjusted) counts.
+
+    A key is made of the row of the n-gram's context one order below, so any order fits 64 bits.
+    """
+    room = _room(tokens, boundary)
+    keys, counts = [np.arange(vocab_size)], [np.bincount(tokens[1:], minlength=vocab_size)]
+    rows = tokens  # the row of the n-gram of the order below that ends at each position
+    for k in range(2, order + 1):
+        ends = np.flatnonzero(room >= k - 1)
+        if not len(ends):  # no document is that long: the model of this order is that of the order below
+            break
+        grams = rows[ends - 1] * vocab_size + tokens[ends]
+        unique, first, inverse, occurrences = np.unique(
+            grams, return_index=True, return_inverse=True, return_counts=True
+        )
+        extensions = np.bincount(rows[ends[first]], minlength=len(counts[-1]))
+        counts[-1] = np.where(extensions > 0, extensions, counts[-1])
+        keys.append(unique)
+        counts.append(occurrences)
+        rows = _scatter(len(tokens), ends, inverse)
+    return keys, counts
+
+
+def _interpolate(
+    keys: np.ndarray, counts: np.ndarray, n_contexts: int, vocab_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gains and backoffs of one order: every count gives up its discount, a context's backoff is what was given up."""
+    discounts = np.array([0.0, *_discounts(counts)])[np.minimum(counts, 3)]
+    contexts = keys // vocab_size
+    totals = np.bincount(contexts, counts, minlength=n_contexts)
+    given_up = np.bincount(contexts, discounts, minlength=n_contexts)
+    backoffs = np.where(totals > 0, given_up / np.maximum(totals, 1), 1.0)
+    return (counts - discounts) / np.maximum(totals, 1)[contexts], backoffs
+
+
+def _discounts(counts: np.ndarray) -> tuple[float, ...]:
+    """D1, D2, D3+ from the counts of counts n1 ... n4 (Chen & Goodman 1998, eq. 26)."""
+    n1, n2, n3, n4 = (int(np.count_nonzero(counts == c)) for c in (1, 2, 3, 4))
+    if not (n1 and n2 and n3 and n4):
+        return FALLBACK_DISCOUNTS
+    y = n1 / (n1 + 2 * n2)
+    estimates = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return estimates if min(estimates) > 0 else FALLBACK_DISCOUNTS
+
+
+@dataclass
+class Flags:
+    """Nats per piece and bits per byte of counting models over the validation text of a corpus."""
+
+    data: Place = None
+    """auto, fables, tinystories or the path of a text (default: auto)"""
+    valid: Place = None
+    """the validation text, where --data is a path"""
+    stories: WholeNumber = None
+    """count only the first so many training documents (a piece needs some 100 bytes of memory)"""
+    tokenizer: Place = None
+    """bpe, word or the path of a tokenizer.json (default: bpe)"""
+    vocab_size: WholeNumber = None
+    """pieces of the vocabulary (default: 4096, or as many as the text supports)"""
+    order: WholeNumber = None
+    """the longest n-gram (default: 5)"""
+
+
+def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float, float | None]]:
+    """Name, nats per piece and bits per byte (None if the tokenizer is lossy) by order, and of the floor if known."""
+    rows = []
+    for n in range(order + 1):
+        log_prob = kneser_ney(tokens.train, vocab_size, tokens.boundary, n).log_prob(tokens.valid)
+        bits = bits_per_byte(log_prob, tokens.valid_bytes) if tokens.lossless else None
+        rows.append(("uniform" if n == 0 else f"{n}-gram", float(-log_prob.mean()), bits))
+    if tokens.floor_bits is not None:
+        nats = tokens.floor_bits * math.log(2) / (len(tokens.valid) - 1)
+        rows.append(("entropy floor", nats, tokens.floor_bits / tokens.valid_bytes if tokens.lossless else None))
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    flags = parse(Flags, "python -m bench.baselines")
+    corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories)
+    explicit = flags.vocab_size is not None
+    tokenizer = train_tokenizer(flags.tokenizer or "bpe", corpus, flags.vocab_size or 4096, explicit=explicit)
+    tokens = tokenize_corpus(corpus, tokenizer)
+    print(f"{tokenizer.vocab_size:,} pieces; {len(tokens.train) - 1:,} to count, {len(tokens.valid) - 1:,} to predict")
+    print(f"{'model':<15}{'nats/piece':>12}{'bits/byte':>12}")
+    for name, nats, bits in table(tokens, tokenizer.vocab_size, flags.order or 5):
+        print(f"{name:<15}{nats:>12.4f}{'-' if bits is None else format(bits, '.4f'):>12}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

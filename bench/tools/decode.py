@@ -1,0 +1,214 @@
+"""Tokens per second of greedy decoding, ours against PyTorch's, measured interleaved in one run.
+
+`python -m bench.decode --size base --batch-size 1,16 --new-tokens 128 --out FILE.json`. Contestants:
+
+    mlx              generate.decode: cached, compiled
+    mlx-uncached     our model over all tokens so far for each new one, uncompiled, since every length is another graph
+    torch            the reference of the phase with its preallocated cache, and the allocator settings that ours has
+    torch-compile    the same, its step of one token compiled
+    transformers     Hugging Face's `generate` with its cache and those allocator settings, over what interop exports;
+                     asked for by name, for the phases that can be exported
+
+A round is one decoding with reading its prompts; all must write the same pieces.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console as Terminal
+from rich.table import Table
+
+from bench.workers import rounds
+from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Contestant, Ratio, environment
+from bench.workers.training import check_tokens, read_size
+from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.data.tokenizer import Imported
+from mlx_transformer.interop import export_model
+from mlx_transformer.nn.config import SIZES, Config
+from mlx_transformer.nn.model import Model
+from mlx_transformer.run.flags import Device, File, Seed, Size, Text, WholeNumber, parse
+from mlx_transformer.run.saved import find_phase, save_model
+from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
+
+AGAINST = ("torch", "torch-compile", "mlx-uncached", "transformers")
+WARM_UP = 2  # decodings
+_TOKENIZER = b'{"model": {"type": "BPE", "vocab": {"</s>": 0}, "merges": []}}'  # an export has one; none is asked here
+
+
+@dataclass
+class Flags:
+    """Measure tokens per second of greedy decoding, interleaved with PyTorch's."""
+
+    phase: WholeNumber = None
+    """of the ladder (default: 1)"""
+    size: Size = None
+    """nano, small or base (default: small on a CPU, base on a GPU)"""
+    batch_size: Text = None
+    """prompts at a time; several numbers with commas (default: 1,16)"""
+    prompt_tokens: WholeNumber = None
+    """pieces of a prompt (default: 16)"""
+    new_tokens: WholeNumber = None
+    """pieces to write (default: 128)"""
+    rounds: WholeNumber = None
+    """of every contestant (default: 8)"""
+    against: Text = None
+    """torch, torch-compile, mlx-uncached, transformers, with commas (default: the first three)"""
+    seed: Seed = None
+    """of weights and prompts (default: 0)"""
+    device: Device = None
+    """where to compute (default: auto)"""
+    out: File = None
+    """write every measured number to this JSON file"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all contestants compute."""
+
+    phase: int
+    size: str
+    config: Config
+    prompt_tokens: int
+    new_tokens: int
+    seed: int
+    device: str
+
+    @classmethod
+    def read(cls, flags: Flags) -> "Task":
+        """Raises BadInput for a phase that is not there."""
+        device = flags.device or "auto"
+        use_device(device)
+        size = read_size(flags.size)
+        prompt, new = flags.prompt_tokens or 16, flags.new_tokens or 128
+        config = find_phase(flags.phase or 1).Config(**{**SIZES[size], "seq_len": prompt + new, "dropout": 0.0})
+        return cls(flags.phase or 1, size, config, prompt, new, flags.seed or 0, device)
+
+    def prompts(self, batch: int) -> list[list[int]]:
+        """Random pieces, of one length."""
+        draw = np.random.default_rng(self.seed)
+        return draw.integers(0, self.config.vocab_size, (batch, self.prompt_tokens)).tolist()
+
+
+def make_contestants(task: Task, batch: int, against: list[str], folder: Path) -> list[Contestant]:
+    """mlx, then the others."""
+    threads = rounds.threads()
+    model = find_phase(task.phase).Model(task.config, task.seed)
+    rounds.save_weights(folder / "weights.npz", model)
+    if "transformers" in against:
+        export(task.phase, model, folder)
+    shared = {"phase": task.phase, "config": task.config.to_dict(), "prompts": task.prompts(batch)}
+
+    def contestant(name: str) -> Contestant:
+        if name.startswith("mlx"):
+            own = {"seed": task.seed, "cached": name == "mlx", "device": task.device}
+            return Contestant(
+                name=name,
+                target="bench.workers.ours:DecodingRounds",
+                settings=shared | own,
+                environment=environment(threads),
+            )
+        own = {"device": rounds.torch_device(), "threads": threads}
+        if name == "transformers":
+            target = "bench.workers.hf:DecodingRounds"
+            settings = own | {"folder": str(folder / "hf"), "prompts": shared["prompts"]}
+        else:
+            target = "bench.reference:DecodingRounds"
+            settings = shared | own | {"weights": str(folder / "weights.npz"), "compiled": name == "torch-compile"}
+        theirs = environment(threads, **UNTOUCHED, **ALLOCATOR)
+        return Contestant(name=name, target=target, settings=settings, environment=theirs)
+
+    return [contestant(name) for name in ("mlx", *against)]
+
+
+def export(phase: int, model: Model, folder: Path) -> None:
+    """Write folder/hf as from_pretrained reads it. Raises BadInput for a phase that cannot be exported."""
+    save_model(folder / "run", model, Imported(_TOKENIZER), phase, branch=None)
+    export_model(folder / "run", folder / "hf")
+
+
+def check_transformers() -> None:
+    """Raises BadInput if it or PyTorch is missing."""
+    rounds.check_torch()
+    if find_spec("transformers") is None:
+        raise BadInput("transformers is not installed: pip install transformers")
+
+
+def check_pieces(answers: dict[str, list[dict[str, Any]]]) -> None:
+    """Raises RunFailed if a decoding wrote other pieces than mlx's first."""
+    expected = answers["mlx"][0]["pieces"]
+    for name, own in answers.items():
+        if any(answer["pieces"] != expected for answer in own):
+            raise RunFailed(
+                f"{name} and mlx wrote different pieces: no comparison; if two pieces were as likely but for rounding, "
+                "another --seed avoids it"
+            )
+
+
+def compare(task: Task, batch: int, against: list[str], count: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure one batch size; everything that was found."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        rounds.started(make_contestants(task, batch, against, Path(folder))) as children,
+    ):
+        request = {"count": task.new_tokens}
+        warm = {name: [child.ask(**request) for _ in range(WARM_UP)] for name, child in children.items()}
+        check_pieces(warm)
+        say(f"batch {batch}: all write the same {batch * task.new_tokens} pieces")
+        answers = rounds.interleave(children, count, request, say)
+        check_pieces({name: warm[name] + answers[name] for name in answers})
+        facts = {name: rounds.told(child) for name, child in children.items()}
+    seconds = {name: [answer["seconds"] for answer in own] for name, own in answers.items()}
+    found = {
+        name: {
+            "tokens_per_second": batch * task.new_tokens / float(np.median(seconds[name])),
+            "seconds": seconds[name],
+            "warm_up_seconds": [answer["seconds"] for answer in warm[name]],
+            "facts": facts[name],
+        }
+        for name in answers
+    }
+    ratios = [asdict(rounds.compare("mlx", name, seconds)) for name in against]
+    return {"batch": batch, "contestants": found, "ratios": ratios}
+
+
+def show(log: dict[str, Any]) -> Table:
+    """What was found, for people."""
+    title = f"phase {log['phase']}, {log['size']}: {log['new_tokens']} tokens behind {log['prompt_tokens']}"
+    heads = ("batch", "contestant", "tokens/s", "mlx: times its tokens/s (95 %)")
+    table = Table(*heads, title=title, caption=log["machine"]["device"])
+    for part in log["batches"]:
+        ratios = {one["b"]: str(Ratio(**one)) for one in part["ratios"]}
+        for name, one in part["contestants"].items():
+            table.add_row(str(part["batch"]), name, f"{one['tokens_per_second']:,.0f}", ratios.get(name, ""))
+    return table
+
+
+def main() -> None:
+    """The command line."""
+    flags = parse(Flags, "python -m bench.decode")
+    batches = rounds.read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
+    against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
+    task = Task.read(flags)
+    check_tokens(max(batches), task.config.seq_len)
+    if any(name.startswith("torch") for name in against):
+        rounds.check_torch(task.phase)
+    if "transformers" in against:
+        check_transformers()
+    rounds.check_out(flags.out)
+    terminal = Terminal(width=120)
+    count = flags.rounds or 8
+    log: dict[str, Any] = {"schema_version": 1, "measures": "decode", "machine": rounds.machine(), "warm_up": WARM_UP}
+    log |= {name: getattr(task, name) for name in ("phase", "size", "prompt_tokens", "new_tokens", "seed")}
+    log |= {"config": task.config.to_dict(), "rounds": count}
+    log["batches"] = [compare(task, batch, against, count, terminal.print) for batch in batches]
+    rounds.write_log(flags.out, log)
+    terminal.print(show(log))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,207 @@
+"""How near each phase comes to the entropy of the fables, and how consistent its stories are, at equal tokens and time.
+
+`python -m bench.fables --size nano` trains each phase on the built-in corpus, from each seed twice: for so many tokens,
+and for so many seconds of the training clock. The corpus's entropy is known exactly, and its parser judges what a model
+writes. Finished runs are found again (bench/plan.py), so the same command goes on where it was cut off. It writes
+fables.json, a picture, and into runs/ what each run says of itself.
+
+Each phase trains by its own recipe: a run whose schedule ends before the budget stops there.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bench.compare import stats, tables
+from bench.compare.compare import BUDGETS, SEEDS, Phases, present_phases, told
+from bench.compare.findings import FEWEST_SEEDS
+from bench.compare.plan import RUNS, Contender, Finished, Run, end_as_by_ctrl_c, execute, keep_logs
+from bench.tools import floor
+from bench.tools.floor import MEASURES, SHARES
+from bench.workers import rounds
+from bench.workers.training import read_size
+from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.run.flags import Device, Folder, Positive, Size, TrainFlags, WholeNumber, parse
+from mlx_transformer.run.plan import DEFAULT_SECONDS
+from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.files import check_place, usable
+
+LOG = "fables.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Flags:
+    """Train every phase on the fables for equal tokens and for equal time; how near is it to their entropy?"""
+
+    phases: Phases = ()
+    """such as 2, 3/BRANCH, 2:RECIPE (default: every phase)"""
+    size: Size = None
+    """nano, small or base (default: small on a CPU, base on a GPU)"""
+    seeds: WholeNumber = None
+    """runs of each phase within each budget (default: 5)"""
+    max_tokens: WholeNumber = None
+    """of a run; it cuts, and does not shrink, a schedule (default: 2M at nano, 5M at small, 20M at base)"""
+    max_seconds: Positive = None
+    """of training of a run (default: 240)"""
+    stories: WholeNumber = None
+    """how many fables to train on"""
+    device: Device = None
+    """where to compute (default: auto)"""
+    out: Folder = None
+    """the folder of the results (default: results/bench/fables_<size>_<checksum>)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Who is trained for how long."""
+
+    size: str
+    seeds: range
+    budgets: dict[str, float]  # by the flag that sets it
+    runs: list[tuple[str, Run]]  # each with its budget, of the first seed
+
+    @classmethod
+    def read(cls, flags: Flags, say: Say) -> "Task":
+        """Raises BadInput for what cannot be trained."""
+        use_device(flags.device or "auto")
+        size = read_size(flags.size)
+        contenders = dict.fromkeys(Contender.read(text) for text in flags.phases or map(str, present_phases()))
+        budgets = {
+            "max_tokens": flags.max_tokens or BUDGETS[size],
+            "max_seconds": flags.max_seconds or DEFAULT_SECONDS,
+        }
+        given: dict[str, Any] = {"size": size, "data": "fables", "stories": flags.stories, "device": flags.device}
+        runs: list[tuple[str, Run]] = []
+        for name, budget in budgets.items():
+            limited = TrainFlags(**given | {name: budget})
+            for one in contenders:
+                runs.append((name, Run.of(one, limited, (lambda text: None) if runs else say)))
+        return cls(size=size, seeds=range(flags.seeds or SEEDS), budgets=budgets, runs=runs)
+
+    @functools.cached_property
+    def all_runs(self) -> list[tuple[str, Run]]:
+        """For each seed all in turn, so that a machine's moods fall on all of them alike."""
+        return [(budget, run.with_settings(seed=seed)) for seed in self.seeds for budget, run in self.runs]
+
+    @property
+    def identity(self) -> str:
+        """Of everything that decides the results."""
+        marks = "".join(run.fingerprint for _, run in self.all_runs)
+        return hashlib.sha256(marks.encode()).hexdigest()[:20]
+
+
+def measure(task: Task, folder: Path, say: Say, cache: Path = RUNS) -> dict[str, Any]:
+    """Every run, made or found; the log, which is written after each. Raises RunFailed for a run without a result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    machine, made = rounds.machine(), list[Finished]()
+    for budget, run in task.all_runs:
+        made.append(finished := execute(run, cache))
+        name = f"{run.contender.name} {budget} seed{run.plan.seed}"
+        if finished.result is None:
+            raise RunFailed(f"{name}: {finished.error}; the same command tries again")
+        log = record(task, machine, made)
+        rounds.write_log(folder / LOG, log)
+        keep_logs(finished, folder / "runs", name)
+        say(f"{len(made)} of {len(task.all_runs)}: {name}: {told(finished)}")
+    return log
+
+
+def record(task: Task, machine: Mapping[str, Any], made: Sequence[Finished]) -> dict[str, Any]:
+    """The log: what each contender came to within each budget, and every run with its evaluations."""
+    runs = [
+        _row(budget, run, one.result) | {"evals": one.evals}
+        for (budget, run), one in zip(task.all_runs, made, strict=False)
+        if one.result is not None
+    ]
+    rows: list[dict[str, Any]] = []
+    for name, budget in dict.fromkeys((run["name"], run["budget"]) for run in runs):
+        rows.append(row := {"name": name, "budget": budget})
+        own = floor.runs_of(runs, row)
+        row |= {key: interval([run[key] for run in own]) for key in MEASURES}
+    return {
+        "schema_version": 1,
+        "measures": "fables",
+        "complete": len(runs) == len(task.all_runs),
+        "machine": machine,
+        "identity": task.identity,
+        "size": task.size,
+        "corpus": next(one.result["corpus"] for one in made if one.result is not None),
+        "seeds": list(task.seeds),
+        "budgets": task.budgets,
+        "rows": rows,
+        "runs": runs,
+    }
+
+
+def _row(budget: str, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A run, at its best evaluation."""
+    bpb, least = result["best_valid_bpb"], result["corpus"]["floor_bpb"]
+    names = ("seed", "stopped", "tokens", "train_seconds", "best_valid_bpb", "versions")
+    return {
+        "name": run.contender.name,
+        "budget": budget,
+        "fingerprint": run.fingerprint,
+        **{name: result[name] for name in names},
+        "ratio": None if bpb is None else bpb / least,
+        "above_floor": None if bpb is None else bpb - least,
+        **{key: result["quality"].get(key) for key in SHARES},
+    }
+
+
+def interval(values: Sequence[float | None]) -> dict[str, float | None]:
+    """The median of the values that are known, and its 95 % bounds where there are enough of them."""
+    known = [value for value in values if value is not None]
+    if len(known) < FEWEST_SEEDS:
+        return {"median": median(known) if known else None, "low": None, "high": None}
+    found = stats.median(np.array(known))
+    return {"median": found.value, "low": found.low, "high": found.high}
+
+
+def check_out(out: Path, identity: str) -> None:
+    """Raises BadInput if the folder holds anything else than results of this command, or cannot be used."""
+    with usable(out):
+        check_place(out)
+        taken = out.is_dir() and any(out.iterdir())
+    try:
+        known = json.loads((out / LOG).read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if taken and known != identity:
+        raise BadInput(f"--out '{out}' holds something else, or results by other settings or code: give another")
+
+
+def main() -> None:
+    """The command line."""
+    end_as_by_ctrl_c()
+    flags = parse(Flags, "python -m bench.fables")
+    terminal = Console(width=120)
+
+    def say(text: str) -> None:
+        terminal.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    task = Task.read(flags, say)
+    folder = flags.out or RUNS.parent / f"fables_{task.size}_{task.identity[:8]}"
+    check_out(folder, task.identity)
+    try:
+        log = measure(task, folder, say)
+        floor.draw(log).write(folder)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
+    except OSError as error:
+        raise RunFailed(f"could not write to '{folder}': {error}; the same command goes on") from error
+    terminal.print(tables.on_terminal(floor.table(log)))
+    say(f"all of it: {folder}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

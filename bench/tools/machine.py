@@ -1,0 +1,153 @@
+"""How fast this machine trains phase 1: a minute at each size, one JSON named by chip for the community's table.
+
+`python -m bench.machine` runs `python -m phases.phase1` at nano, small and base on the built-in fables, each in a
+process of its own, and writes results/bench/machines/CHIP.json as bench/machine.schema.json describes it. A person who
+wants to share it copies it to results/published/machines/ and opens a pull request.
+"""
+
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.compare.plan import Contender, Run, end_as_by_ctrl_c, execute
+from bench.tools.roofline import Flags as RooflineFlags
+from bench.tools.roofline import asked, chips
+from bench.workers import rounds
+from mlx_transformer.backend.runtime import device_info, matmul_rate, use_device
+from mlx_transformer.nn.config import SIZES
+from mlx_transformer.run.flags import Device, File, Positive, Text, TrainFlags, parse
+from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
+
+MACHINES = Path("results/bench/machines")
+SECONDS = 60.0  # of training at each size
+PHASE, CORPUS = 1, "fables"  # the same for everybody: they need nothing but this checkout
+_MEASURED = ("tokens_per_second", "best_valid_loss", "best_valid_bpb", "peak_memory_bytes", "tokens", "train_seconds")
+
+
+@dataclass
+class Flags:
+    """Measure this machine: phase 1 on the built-in fables, for a minute at each size."""
+
+    sizes: Text = None
+    """of nano, small, base, with commas (default: all three)"""
+    seconds: Positive = None
+    """of training at each size (default: 60; other values do not belong into the table)"""
+    device: Device = None
+    """where to compute (default: auto)"""
+    out: File = None
+    """the JSON file (default: results/bench/machines/CHIP.json)"""
+
+
+def slug(chip: str) -> str:
+    """A chip's name as a file's: "Apple M1 Max" -> "apple-m1-max"."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", chip.lower())).strip("-") or "unknown"
+
+
+def predicted(chip: str, size: str) -> float | None:
+    """Tokens per second by bench.roofline; None for a chip that it does not know."""
+    known = chips().get(slug(chip).removeprefix("apple-"))
+    return None if known is None else asked(RooflineFlags(phase=PHASE, size=size))[1].tokens_per_second(known)
+
+
+def matmul_gflops() -> float:
+    """What this machine's matmul reaches: the best of four half seconds, so that a disturbance lowers it no more."""
+    return max(matmul_rate(0.5) for _ in range(4))
+
+
+def train(size: str, seconds: float, device: str, folder: Path) -> dict[str, Any]:
+    """The result.json of one run, made in the folder. Raises RunFailed with the run's last words."""
+    flags = TrainFlags(size=size, data=CORPUS, max_seconds=seconds, device=device)
+    finished = execute(Run.of(Contender(phase=PHASE), flags), folder)
+    if finished.status != "done" or finished.result is None:
+        raise RunFailed(f"phase {PHASE} at {size}: {finished.error or finished.status}")
+    return finished.result
+
+
+def describe(
+    results: dict[str, dict[str, Any]], machine: dict[str, Any], rate: float, seconds: float
+) -> dict[str, Any]:
+    """The JSON of this machine, from the result.json of each size."""
+    corpus, chip = next(iter(results.values()))["corpus"], device_info().name
+    return {
+        "schema_version": 1,
+        "chip": chip,
+        **machine,
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": seconds,
+        "corpus": {"name": corpus["name"], "sha256": corpus["sha256"]},
+        "matmul_gflops": rate,
+        "sizes": {
+            size: {
+                **{name: result[name] for name in (*_MEASURED, "stopped")},
+                "predicted_tokens_per_second": predicted(chip, size),
+                "parameters": result["parameters"]["total"],
+                "batch_tokens": result["recipe"]["batch_tokens"],
+                "seq_len": result["config"]["seq_len"],
+            }
+            for size, result in results.items()
+        },
+    }
+
+
+def show(log: dict[str, Any]) -> Table:
+    """What was found, for people."""
+    caption = f"{log['device']}; a float32 matmul of 2048 x 2048: {log['matmul_gflops']:,.0f} GFLOP/s"
+    heads = ("size", "tokens/s", "predicted", "parameters", "memory", "best validation loss")
+    table = Table(*heads, title=f"phase {PHASE} on {CORPUS}, {log['seconds']:g} s each", caption=caption)
+    for size, one in log["sizes"].items():
+        rate, guess, loss = (
+            one[name] for name in ("tokens_per_second", "predicted_tokens_per_second", "best_valid_loss")
+        )
+        table.add_row(
+            size,
+            "fewer than 10 steps" if rate is None else f"{rate:,.0f}",
+            "" if guess is None else f"{guess:,.0f}",
+            f"{one['parameters']:,}",
+            f"{one['peak_memory_bytes'] / 1e9:.2f} GB",
+            "" if loss is None else f"{loss:.3f}",
+        )
+    return table
+
+
+def read_sizes(text: str | None) -> list[str]:
+    """--sizes. Raises BadInput for an unknown one."""
+    sizes = list(SIZES) if text is None else [name.strip() for name in text.split(",")]
+    for size in sizes:
+        if size not in SIZES:
+            raise BadInput(f"--sizes {size!r}: expected some of {', '.join(SIZES)}, with commas")
+    return list(dict.fromkeys(sizes))
+
+
+def main() -> None:
+    """The command line."""
+    end_as_by_ctrl_c()
+    flags = parse(Flags, "python -m bench.machine")
+    sizes, seconds, device = read_sizes(flags.sizes), flags.seconds or SECONDS, flags.device or "auto"
+    chip = use_device(device).name
+    out = flags.out or MACHINES / f"{slug(chip)}.json"
+    rounds.check_out(out)
+    terminal, machine = Console(width=120), rounds.machine()
+    terminal.print(f"{machine['device']}: {len(sizes)} runs of {seconds:g} s each; let the machine do nothing else")
+    rate = matmul_gflops()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            terminal.print(f"training at {size}")
+            results[size] = train(size, seconds, device, Path(folder))
+    log = describe(results, machine, rate, seconds)
+    rounds.write_log(out, log)
+    terminal.print(show(log))
+    whole = seconds == SECONDS and set(results) == set(SIZES)
+    share = "to share it, copy it to results/published/machines/ and open a pull request"
+    rest = share if whole else "not for the table, which wants a minute at each size"
+    terminal.print(f"{out}: {rest}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,147 @@
+"""What half precision costs in loss: the same runs in float32, float16 and bfloat16, from the same seeds.
+
+`python -m bench.precision --phase 2 --size nano --data stories.txt` trains 200 steps in each, five seeds, and sets each
+validation loss at the end against float32's of the same seed. Nothing is timed: a CPU computes halves in software, and
+on a GPU `bench.compare --phases 2 2:fp16` times them. Finished runs are found again (bench/plan.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.compare.plan import DEFAULT, RUNS, Contender, Finished, Run, end_as_by_ctrl_c, execute
+from bench.workers import rounds
+from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.run.flags import Device, File, Place, Size, Text, TrainFlags, WholeNumber, parse
+from mlx_transformer.train.recipe import DTYPES
+from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
+
+STEPS, SEEDS = 200, 5
+
+
+@dataclass
+class Flags:
+    """Compare the validation losses of a phase in float32, float16 and bfloat16."""
+
+    phase: WholeNumber = None
+    """of the ladder (default: 2)"""
+    recipe: Text = None
+    """a named variant of the phase's recipe"""
+    size: Size = None
+    """nano, small, base or auto (default: nano)"""
+    data: Place = None
+    """auto, fables, tinystories or a text (default: auto)"""
+    valid: Place = None
+    """validation text"""
+    steps: WholeNumber = None
+    """of each run (default: 200)"""
+    seeds: WholeNumber = None
+    """runs in each precision (default: 5)"""
+    device: Device = None
+    """where to compute (default: auto)"""
+    out: File = None
+    """the JSON log (default: results/bench/precision_phase<n>_<recipe>_<size>.json)"""
+
+
+def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
+    """The run of the first seed in each precision. Raises BadInput for what cannot be trained."""
+    use_device(flags.device or "auto")
+    contender = Contender(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
+    given = {name: getattr(flags, name) for name in ("data", "valid", "device")}
+    steps = flags.steps or STEPS
+    train = TrainFlags(size=flags.size or "nano", max_steps=steps, eval_every=steps, **given)
+    runs: dict[str, Run] = {}
+    for dtype in DTYPES:
+        runs[dtype] = Run.of(contender, replace(train, dtype=dtype), (lambda text: None) if runs else say)
+    return runs
+
+
+def measure(
+    runs: dict[str, Run], seeds: range, say: Callable[[str], None], cache: Path = RUNS
+) -> dict[str, list[Finished]]:
+    """A finished run of each seed, by precision. Raises RunFailed for one that ends without a result."""
+    found: dict[str, list[Finished]] = {dtype: [] for dtype in runs}
+    for seed in seeds:
+        for dtype, run in runs.items():
+            finished = execute(run.with_settings(seed=seed), cache)
+            if finished.status != "done":
+                raise RunFailed(f"{dtype}, seed {seed}: {finished.error or finished.status}")
+            found[dtype].append(finished)
+            say(f"{dtype}, seed {seed}: {_loss(finished):.4f}")
+    return found
+
+
+def _loss(finished: Finished) -> float:
+    """At the end."""
+    return finished.evals[-1]["valid_loss"]
+
+
+def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str, Any]:
+    """The log: validation losses at the end, nats per piece, and by which share of it they are above float32's."""
+    exact = [_loss(finished) for finished in found[DTYPES[0]]]
+    return {
+        "schema_version": 1,
+        "measures": "precision",
+        "machine": rounds.machine(),
+        "phase": run.contender.phase,
+        "recipe": run.contender.recipe,
+        "size": run.plan.size,
+        "corpus": {"name": run.plan.corpus.name, "sha256": run.plan.corpus.sha256},
+        "steps": run.plan.limits.max_steps,
+        "seeds": list(seeds),
+        "dtypes": [
+            {
+                "dtype": dtype,
+                "losses": [_loss(finished) for finished in own],
+                "above": [_loss(finished) / loss - 1 for finished, loss in zip(own, exact, strict=True)],
+            }
+            for dtype, own in found.items()
+        ],
+    }
+
+
+def show(log: dict[str, Any]) -> Table:
+    """Precision by precision, for people."""
+    name = Contender(phase=log["phase"], recipe=log["recipe"]).name
+    title = f"{name}, {log['size']}, {log['corpus']['name']}, {log['steps']} steps"
+    heads = ("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32")
+    table = Table(*heads, title=title, caption="validation loss at the end, nats per piece")
+    for one in log["dtypes"]:
+        furthest = max(one["above"], key=abs)
+        table.add_row(one["dtype"], *(f"{loss:.4f}" for loss in one["losses"]), f"{furthest:+.2%}")
+    return table
+
+
+def main() -> None:
+    """The command line."""
+    end_as_by_ctrl_c()
+    flags = parse(Flags, "python -m bench.precision")
+    terminal = Console(width=120)
+
+    def say(text: str) -> None:
+        terminal.print(text, soft_wrap=True, highlight=False)
+
+    runs, seeds = planned(flags, say), range(flags.seeds or SEEDS)
+    first = runs[DTYPES[0]]
+    name = "_".join(filter(None, (f"phase{first.contender.phase}", flags.recipe, first.plan.size)))
+    out = flags.out or RUNS.parent / f"precision_{name}.json"
+    if flags.out is None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # a log of this name is made again, from the runs that are there
+    else:
+        rounds.check_out(out)
+    try:
+        found = measure(runs, seeds, say)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
+    log = record(first, seeds, found)
+    rounds.write_log(out, log)
+    terminal.print(show(log))
+    terminal.print(f"all of it: {out}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,199 @@
+"""What a Mac would reach, predicted from the graph: FLOPs, bytes and launches against a chip's public peak figures.
+
+`python -m bench.roofline --chip m1-max --phase 1 --size base` predicts the tokens per second of a training step. Nobody
+has measured them. A kernel takes the longer of its arithmetic and its memory traffic, a launch a fixed time:
+
+    seconds = sum over kernels of max(FLOPs / (peak * MATMUL), bytes / (bandwidth * TRAFFIC)) + launches * LAUNCH
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
+
+# isort: split
+import mlx.core as mx
+from rich.console import Console
+from rich.table import Table
+
+from bench.tools.graph import Graph, Kernel, kernels, on_metal, peak_bytes, trace, training_step
+from bench.workers.training import check_tokens
+from mlx_transformer.nn.config import SIZES
+from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, parse
+from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.utils.errors import BadInput, exit_cleanly
+
+# The one public training run on such a chip that is known to us is not of this code: a model of this shape, 7.4M
+# parameters, batch 256 x 128, on an M1 Max, 83,352 tokens/s. MATMUL is what makes our graph take as long.
+MATMUL = 0.34
+LARGE_MATMUL = 0.82  # 13.3 of 16.2 TFLOP/s, float32, M4 Max: chsasank/device-benchmarks, pull request 13
+TRAFFIC = 0.79  # 122 of 153.6 GB/s, M5: michaelstinkerings.org, "Apple M5 GPU roofline analysis"
+LAUNCH = 5.2e-6  # s; an RMSNorm more, in a queue: antonellof/ferrox, issue 149
+FOR_THE_GPU = 0.75  # of the memory: what macOS recommends as Metal's working set at most
+
+ASSUMPTIONS = f"""\
+Assumed: matmuls reach {MATMUL:.0%} of the peak, calibrated on one public run of other code (83,352 tokens/s on an
+M1 Max, 7.4M parameters, batch 256 x 128); memory traffic reaches {TRAFFIC:.0%} of the bandwidth, with no cache between
+kernels; a launch costs {LAUNCH * 1e6:.1f} us; no arithmetic but that of matmuls; bfloat16 is as fast as float16. "At
+large matmuls' speed" is with {LARGE_MATMUL:.0%}, as large ones reach. ~ marks a clock that is an estimate. Sources:
+bench/chips.json and bench/roofline.py."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """The peak figures of a chip with all its GPU cores."""
+
+    name: str
+    gpu_cores: int
+    clock_ghz: float
+    half_ratio: float  # speed of float16 matmuls by that of float32
+    bandwidth_gb_s: float
+    memory_gb: tuple[int, int]  # the least and the most it comes with
+    estimate: bool  # whether the clock is one
+
+    def flops(self, dtype: mx.Dtype) -> float:
+        """Peak FLOP/s: every core has 128 units of a multiplication and an addition a cycle."""
+        return self.gpu_cores * 128 * 2 * self.clock_ghz * 1e9 * (self.half_ratio if dtype.size == 2 else 1)
+
+    def describe(self) -> str:
+        """Such as "m1-max, 32 GPU cores, 10.4 TFLOP/s, 400 GB/s"."""
+        about = "~" if self.estimate else ""
+        peak = self.flops(mx.float32) / 1e12
+        return f"{self.name}, {self.gpu_cores} GPU cores, {about}{peak:.1f} TFLOP/s, {self.bandwidth_gb_s:g} GB/s"
+
+
+def chips() -> dict[str, Chip]:
+    """Every chip of chips.json by name."""
+    data: dict[str, Any] = json.loads(Path(__file__).with_name("chips.json").read_text(encoding="utf-8"))
+    found = {}
+    for name, own in data["chips"].items():
+        numbers = {**data["families"][name.split("-")[0]], **own, "memory_gb": tuple(own["memory_gb"])}
+        found[name] = Chip(name, **{key: value for key, value in numbers.items() if key != "source"})
+    return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one training step asks of a chip."""
+
+    tokens: int
+    kernels: list[Kernel]
+    peak_bytes: int
+
+    @classmethod
+    def of(cls, graph: Graph, tokens: int) -> "Work":
+        return cls(tokens, kernels(graph), peak_bytes(graph))
+
+    def seconds(self, chip: Chip, matmul: float = MATMUL) -> dict[str, float]:
+        """What bounds the step -> its share of the seconds."""
+        spent = {"arithmetic": 0.0, "memory traffic": 0.0, "launches": 0.0}
+        for kernel in self.kernels:
+            arithmetic = kernel.flops / (chip.flops(kernel.dtype) * matmul)
+            traffic = kernel.nbytes / (chip.bandwidth_gb_s * 1e9 * TRAFFIC)
+            spent["arithmetic" if arithmetic > traffic else "memory traffic"] += max(arithmetic, traffic)
+            spent["launches"] += kernel.launches * LAUNCH
+        return spent
+
+    def tokens_per_second(self, chip: Chip, matmul: float = MATMUL) -> float:
+        return self.tokens / sum(self.seconds(chip, matmul).values())
+
+
+@dataclass
+class Flags:
+    """Predict the tokens per second of a training step on Apple silicon; nothing is measured."""
+
+    chip: Text = None
+    """m1, m1-pro, m1-max, ... or all (default: all)"""
+    phase: WholeNumber = None
+    """of the ladder (default: 1)"""
+    branch: Text = None
+    """one idea on top of the phase's trunk"""
+    size: Size = None
+    """nano, small or base (default: base)"""
+    batch_size: WholeNumber = None
+    """rows of a step (default: the recipe's)"""
+    seq_len: Extent = None
+    """tokens of a row (default: by size)"""
+    dtype: Dtype = None
+    """what forward and backward compute in (default: the recipe's)"""
+
+
+def asked(flags: Flags) -> tuple[str, Work]:
+    """What is predicted, in words, and its work. Raises BadInput where there is no such phase, branch or model."""
+    phase = flags.phase or 1
+    module = find_phase(phase)
+    kind = find_branch(module, flags.branch)
+    size = "base" if flags.size in (None, "auto") else flags.size
+    config = kind.Config(**{**SIZES[size], **({"seq_len": flags.seq_len} if flags.seq_len else {})})
+    recipe = module.RECIPE.at(size)
+    recipe = replace(recipe, dtype=flags.dtype or recipe.dtype).check()
+    rows = flags.batch_size or max(1, recipe.batch_tokens // config.seq_len)
+    check_tokens(rows, config.seq_len)
+    with on_metal():
+        graph = trace(training_step(kind(config), recipe), mx.zeros((rows, config.seq_len + 1), mx.int32))
+    name = f"phase {phase}{f' {flags.branch}' if flags.branch else ''}, {size}, {recipe.dtype}"
+    return f"{name}, batch {rows} x {config.seq_len}", Work.of(graph, rows * config.seq_len)
+
+
+def memory(work: Work, chip: Chip) -> str:
+    """What the step needs against what the chip comes with."""
+    need, (least, most) = work.peak_bytes / 1e9, chip.memory_gb
+    room = [size for size in (least, most) if need < size * FOR_THE_GPU]
+    return f"{need:.1f} GB of {least}-{most} GB: {('does not fit', 'fits the larger ones', 'fits')[len(room)]}"
+
+
+def one(what: str, work: Work, chip: Chip) -> str:
+    """The prediction for a chip, in lines."""
+    spent = work.seconds(chip)
+    total = sum(spent.values())
+    launches, flops, nbytes = (sum(getattr(k, name) for k in work.kernels) for name in ("launches", "flops", "nbytes"))
+    shares = ", ".join(f"{name} {value / total:.0%}" for name, value in spent.items())
+    return "\n".join(
+        [
+            f"{chip.describe()}: a training step of {what}",
+            f"  predicted {work.tokens / total:,.0f} tokens/s ({total * 1e3:.1f} ms a step)",
+            f"  {flops / work.tokens / 1e6:.1f} MFLOP a token, {nbytes / 1e9:.2f} GB and {launches:,} launches a step",
+            f"  bound by {max(spent, key=lambda name: spent[name])} (predicted shares: {shares})",
+            f"  memory, predicted: {memory(work, chip)}",
+            f"  predicted at large matmuls' speed: {work.tokens_per_second(chip, LARGE_MATMUL):,.0f} tokens/s",
+        ]
+    )
+
+
+def table(what: str, work: Work) -> Table:
+    """A row for each chip."""
+    heads = ("chip", "TFLOP/s", "GB/s", "predicted tokens/s", "bound by", "memory", "at large matmuls' speed")
+    rows = Table(*heads, title=f"predicted: {what}")
+    for chip in chips().values():
+        spent = work.seconds(chip)
+        about = "~" if chip.estimate else ""
+        rows.add_row(
+            chip.name,
+            f"{about}{chip.flops(mx.float32) / 1e12:.1f}",
+            f"{chip.bandwidth_gb_s:g}",
+            f"{work.tokens_per_second(chip):,.0f}",
+            max(spent, key=lambda name: spent[name]),
+            memory(work, chip),
+            f"{work.tokens_per_second(chip, LARGE_MATMUL):,.0f}",
+        )
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    flags = parse(Flags, "python -m bench.roofline")
+    known = chips()
+    if flags.chip not in (None, "all", *known):
+        raise BadInput(f"chip '{flags.chip}' is unknown: expected all or one of {', '.join(known)}")
+    what, work = asked(flags)
+    if flags.chip in (None, "all"):
+        Console(width=120).print(table(what, work))
+    else:
+        print(one(what, work, known[flags.chip]))
+    print(ASSUMPTIONS)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,1 @@
+"""Decoding, sampling, and figures of the text that was generated."""

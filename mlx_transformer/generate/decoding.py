@@ -1,0 +1,292 @@
+"""Cached decoding, batched over prompts, and `python -m mlx_transformer.generate RUN`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend.streams import divided_blas, in_parts, streams
+from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.generate.ready import ready
+from mlx_transformer.generate.sampling import Sampling
+from mlx_transformer.nn.cache import Cache
+from mlx_transformer.nn.model import Model
+from mlx_transformer.run.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
+from mlx_transformer.run.saved import load
+from mlx_transformer.utils.errors import BadInput
+
+GREEDY = Sampling(temperature=0.0)
+_ROWS_OF_A_STREAM = 16  # at least: dispatching to another one costs more than it saves with fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """A prompt and what the model made of it."""
+
+    prompt: str
+    continuation: str
+    pieces: list[int]  # the continuation's, without the boundary
+    ended: bool  # at a document's end, not at the limit
+
+    @property
+    def text(self) -> str:
+        """Prompt and continuation."""
+        return self.prompt + self.continuation
+
+
+def tell(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    seed: int = 0,
+) -> list[Story]:
+    """One story for each prompt, up to its document end, max_tokens pieces, or the context if that is nearer.
+
+    Raises BadInput for a prompt that is empty or does not fit the context.
+    """
+    encoded = [encode_prompt(tokenizer, prompt, model.config.seq_len) for prompt in prompts]
+    return _tell(model, tokenizer, list(prompts), encoded, max_tokens, sampling, seed)
+
+
+def tell_freely(model: Model, tokenizer: Tokenizer, count: int, *, sampling: Sampling, seed: int = 0) -> list[Story]:
+    """So many stories from nothing but a document's opening, up to their ends or the context."""
+    return _tell(model, tokenizer, [""] * count, [[tokenizer.opening]] * count, None, sampling, seed)
+
+
+def _tell(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    encoded: list[list[int]],
+    max_tokens: int | None,
+    sampling: Sampling,
+    seed: int,
+) -> list[Story]:
+    pieces: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    room = [model.config.seq_len - len(ids) for ids in encoded]
+    limit = [r if max_tokens is None else min(r, max_tokens) for r in room]
+    for drawn in decode(model, encoded, max(limit, default=0), sampling=sampling, seed=seed):
+        for i, piece in enumerate(drawn):
+            if not ended[i] and len(pieces[i]) < limit[i]:
+                ended[i] = piece == tokenizer.boundary
+                pieces[i] += [] if ended[i] else [piece]
+        if all(done or len(own) >= most for done, own, most in zip(ended, pieces, limit, strict=True)):
+            break
+    return [
+        Story(prompt=prompt, continuation=_text_behind(tokenizer, ids, own), pieces=own, ended=done)
+        for prompt, ids, own, done in zip(prompts, encoded, pieces, ended, strict=True)
+    ]
+
+
+def stream(
+    model: Model, tokenizer: Tokenizer, prompt: str, max_tokens: int | None, sampling: Sampling, seed: int
+) -> Iterator[str]:
+    """One story as it is made: text as soon as it is certain, since a piece may be a part of a character.
+
+    Raises BadInput as `tell` does.
+    """
+    ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
+    room = model.config.seq_len - len(ids)
+    pieces: list[int] = []
+    shown = 0
+    for (piece,) in decode(model, [ids], min(room, max_tokens or room), sampling=sampling, seed=seed):
+        if piece == tokenizer.boundary:
+            break
+        pieces.append(piece)
+        text = _text_behind(tokenizer, ids, pieces)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[shown:]
+            shown = len(text)
+    yield _text_behind(tokenizer, ids, pieces)[shown:]
+
+
+def _text_behind(tokenizer: Tokenizer, prompt: list[int], pieces: list[int]) -> str:
+    """What pieces add to the text of a prompt's; the word tokenizer puts a space between the two."""
+    return tokenizer.decode([*prompt, *pieces])[len(tokenizer.decode(prompt)) :]
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
+    """The pieces of a prompt, behind what the tokenizer has in front of one.
+
+    Raises BadInput for a prompt that is empty or leaves no room in the context (pieces).
+    """
+    if not prompt.strip():
+        raise BadInput(f"prompt {prompt!r} is empty: give the first words of a story")
+    pieces = [*tokenizer.before_prompt, *tokenizer.encode(prompt)] or [tokenizer.opening]
+    if len(pieces) >= context:
+        start = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+        raise BadInput(f"prompt '{start}' has {len(pieces)} pieces: expected fewer than the context of {context}")
+    return pieces
+
+
+def decode(
+    model: Model, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
+) -> Iterator[list[int]]:
+    """Yield count times the next piece of every prompt; each row goes on behind its own pieces, of whatever length."""
+    return Decoder(model)(prompts, count, sampling=sampling, seed=seed)
+
+
+class Decoder:
+    """Cached decoding with one model: the prompts are read, then a compiled step a piece.
+
+    Many rows are divided over the streams of a CPU. Prompts of equal length are read together, others one by one and
+    their caches merged, so that no row holds padding. Called again with shapes it has seen, it compiles nothing anew.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = ready(model)
+        self.model.eval()  # whatever mode the model itself is in: fit() leaves it training
+        self._forward = mx.compile(self._step, inputs=[self.model.state])
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
+    ) -> Iterator[list[int]]:
+        """Yield count times the next piece of every prompt."""
+        if count < 1 or not prompts:
+            return
+        keys = _keys(seed)
+        used = streams()[: max(1, len(prompts) // _ROWS_OF_A_STREAM)]
+        with divided_blas() if len(used) > 1 else nullcontext():
+            rows = in_parts(list(prompts), len(used))
+            parts = [_Rows(self, stream, own) for stream, (own, _) in zip(used, rows, strict=True)]
+            pieces = _drawn(parts, sampling, next(keys))
+            for _ in range(count - 1):
+                for part, (own, _) in zip(parts, in_parts(pieces, len(parts)), strict=True):
+                    part.advance(own)
+                following = _drawn(parts, sampling, next(keys))
+                # All at once, else the first stream works alone; and a step ahead of the pieces that are looked at, as
+                # they are there only when all is that was dispatched with them.
+                mx.async_eval(following, [part.state for part in parts])
+                yield pieces.tolist()  # type: ignore[misc]
+                pieces = following
+            yield pieces.tolist()  # type: ignore[misc]
+
+    def _step(self, pieces: mx.array, state: list) -> tuple[mx.array, list]:
+        self.cache.state = state
+        return self.model.unembed(self.model.read(pieces[:, None], self.cache)[:, -1]), self.cache.state
+
+    def step(self, pieces: mx.array, cache: Cache) -> mx.array:
+        """Logits (B, V) behind the pieces (B,), with the cache moved on; where it is full it grows first."""
+        cache.reserve(1)
+        self.cache, room = cache, cache.room
+        logits, cache.state = self._forward(pieces, cache.state)
+        cache.room = [free - 1 for free in room]  # a compiled step has not been through the caches' own code
+        return logits
+
+
+class _Rows:
+    """Some prompts on a stream of their own: logits (B, V) behind each, and their cache."""
+
+    def __init__(self, decoder: Decoder, stream: mx.Stream, prompts: Sequence[Sequence[int]]) -> None:
+        self.decoder, self.stream = decoder, stream
+        with mx.stream(stream):
+            self.logits, self.cache = _read(decoder.model, prompts)
+
+    @property
+    def state(self) -> list:
+        """What the next step reads."""
+        return [self.logits, self.cache.state]
+
+    def advance(self, pieces: mx.array) -> None:
+        """Logits behind the pieces (B,) just drawn."""
+        with mx.stream(self.stream):
+            self.logits = self.decoder.step(pieces, self.cache)
+
+
+def _drawn(parts: Sequence[_Rows], sampling: Sampling, key: mx.array) -> mx.array:
+    """The next piece of every row (B,)."""
+    return sampling(mx.concatenate([part.logits for part in parts]), key)
+
+
+def _keys(seed: int) -> Iterator[mx.array]:
+    """A random key for each draw."""
+    key = mx.random.key(seed)
+    while True:
+        key, own = mx.random.split(key)
+        yield own
+
+
+def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cache]:
+    """Logits (B, V) behind each prompt, and one cache of all."""
+    if len({len(prompt) for prompt in prompts}) == 1:
+        cache = model.make_cache(len(prompts))
+        return model.unembed(model.read(mx.array([list(prompt) for prompt in prompts]), cache)[:, -1]), cache
+    read = [_read(model, [prompt]) for prompt in prompts]
+    return mx.concatenate([logits for logits, _ in read]), Cache.merge([cache for _, cache in read])
+
+
+@dataclass
+class Flags:
+    """Write stories with a trained model; without --prompt, one line at a time from the keyboard."""
+
+    run: Argument
+    """a run folder, or its model/"""
+    prompt: Words = ()
+    """the first words of a story (repeatable)"""
+    max_tokens: WholeNumber = None
+    """pieces to write at most (default: as many as the context holds)"""
+    temperature: Number = None
+    """0 takes the likeliest piece each time (default: 0.8)"""
+    top_k: WholeNumber = None
+    """draw from the k likeliest pieces"""
+    top_p: Number = None
+    """draw from the likeliest pieces that together have this probability"""
+    min_p: Number = None
+    """draw from pieces of at least this share of the likeliest one's probability"""
+    seed: Seed = 0
+    """of the draw (default: 0)"""
+    device: Device = "auto"
+    """where to compute (default: auto)"""
+    stream: Switch = False
+    """show a story while it is written; prompts are then told one by one, each with a draw of its own"""
+
+
+def main() -> None:
+    """The command line."""
+    flags = parse(Flags, "python -m mlx_transformer.generate")
+    use_device(flags.device or "auto")
+    sampling, seed = read_sampling(flags), flags.seed or 0
+    model, tokenizer = load(flags.run)
+    if flags.prompt and not flags.stream:
+        stories = tell(model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=seed)
+        print("\n\n".join(story.text for story in stories))
+        return
+    refused = 0
+    for prompt in flags.prompt or _typed():
+        try:
+            _show(stream(model, tokenizer, prompt, flags.max_tokens, sampling, seed), prompt)
+        except BadInput as error:
+            if flags.prompt:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            refused += 1
+    if refused and not sys.stdin.isatty():  # who types has seen it and gone on
+        raise BadInput(f"{refused} of the lines told no story: see above")
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard until its end; empty ones are passed over."""
+    if sys.stdin is None:
+        raise BadInput("there is nothing to read prompts from: give --prompt")
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.rstrip("\r")
+
+
+def _show(story: Iterator[str], prompt: str) -> None:
+    first = next(story, "")  # a bad prompt is said before anything is shown
+    print(prompt + first, end="", flush=True)
+    for text in story:
+        print(text, end="", flush=True)
+    print("\n")

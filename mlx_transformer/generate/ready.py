@@ -1,0 +1,65 @@
+"""A model as decoding wants it: the same numbers from fewer operations.
+
+A step of one token takes as long as the host needs to hand its operations to the device, so that each of them counts:
+weights lie transposed beforehand, queries, keys and values come from one product, and a query meets its keys in one
+operation where the device has it.
+"""
+
+import copy
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer import ops
+from mlx_transformer.nn.attention import Attention
+from mlx_transformer.nn.context import Ctx
+
+
+def ready(module: Any) -> Any:
+    """A copy of the module with the weights that it has now; the module itself stays as it is."""
+    if isinstance(module, list):
+        return [ready(part) for part in module]
+    if isinstance(module, nn.Linear):
+        return Turned(module)
+    if not isinstance(module, nn.Module):
+        return module
+    made = copy.copy(module)
+    for name, part in module.items():
+        made[name] = ready(part)
+    if isinstance(module, Attention):
+        kind = type(module)
+        made.__class__ = Joined if kind is Attention else type(kind.__name__, (kind, Joined), {})
+        made.qkv_proj = Turned(module.q_proj, module.k_proj, module.v_proj)
+    return made
+
+
+class Turned(nn.Module):
+    """Linear maps of one input, side by side: x (..., d_in) -> (..., the sum of their d_out)."""
+
+    def __init__(self, *maps: nn.Linear) -> None:
+        super().__init__()
+        self.matrix = mx.concatenate([one.weight for one in maps]).T if len(maps) > 1 else maps[0].weight.T
+        self.bias = mx.concatenate([one.bias for one in maps]) if "bias" in maps[0] else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x @ self.matrix if self.bias is None else mx.addmm(self.bias, x, self.matrix)
+
+
+class Joined(Attention):
+    """Queries, keys and values from one product; the heads of a single token need no transposition."""
+
+    def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
+        heads = self.split(self.qkv_proj(x))
+        n_kv_heads = (heads.shape[1] - self.n_heads) // 2
+        q, k, v = mx.split(heads, [self.n_heads, self.n_heads + n_kv_heads], axis=1)
+        return q, k, v
+
+    def split(self, x: mx.array) -> mx.array:
+        return x.reshape(x.shape[0], -1, 1, self.head_dim) if x.shape[1] == 1 else super().split(x)
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        return ops.grouped_attention(q, k, v, self.scale, mask)
+
+    def merge(self, o: mx.array) -> mx.array:
+        return self.o_proj(o.reshape(o.shape[0], 1, -1)) if o.shape[2] == 1 else super().merge(o)

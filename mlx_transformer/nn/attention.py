@@ -1,0 +1,154 @@
+"""Attention: project -> condition -> attend -> merge."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer import ops
+from mlx_transformer.nn import linear
+from mlx_transformer.nn.cache import KVCache, LayerCache
+from mlx_transformer.nn.config import Config
+from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.linear import BiasedLinear
+from mlx_transformer.nn.norm import RMSNorm
+from mlx_transformer.utils.errors import BadInput
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, sec. 3.2, eq. 1).
+
+    x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), their softmax in float32. Causal: a token sees those at its own
+    and earlier positions. Variants override one step and call super(), so that those of different steps combine:
+    `class Mixer(WindowAttention, QKNorm, FusedAttention): pass`.
+    """
+
+    Linear: type[linear.Linear] = BiasedLinear  # slot: linear maps with a bias or without
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.layer = layer  # the block's own index, for variants that differ by it
+        self.build(config)
+
+    def build(self, config: Config) -> None:
+        """Make the parts; variants extend this."""
+        d, width = config.d_model, config.n_heads * config.head_dim
+        self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        self.scale = config.head_dim**-0.5
+        self.q_proj = self.Linear(d, width)
+        self.k_proj = self.Linear(d, width)
+        self.v_proj = self.Linear(d, width)
+        self.o_proj = self.Linear(width, d)
+
+    def make_cache(self, batch: int) -> LayerCache:
+        """What this mixer remembers while it decodes."""
+        return KVCache()
+
+    def scores_of(self, length: int) -> int:
+        """How many scores, all heads together, a row of so many tokens has: training holds them all."""
+        return self.n_heads * length * self.keys_of(length)
+
+    def keys_of(self, length: int) -> int:
+        """With how many keys each query of such a row has a score."""
+        return length
+
+    def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
+        q, k, v = self.project(x, ctx)
+        q, k = self.condition(q, k, ctx)
+        return self.merge(self.attend(q, k, v, ctx))
+
+    def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
+        """x (B, L, D) -> q, k, v, each (B, heads, L, head_dim)."""
+        return self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
+
+    def split(self, x: mx.array) -> mx.array:
+        """(B, L, heads * head_dim) -> (B, heads, L, head_dim)."""
+        return x.reshape(*x.shape[:2], -1, self.head_dim).swapaxes(1, 2)
+
+    def condition(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
+        """What happens to queries and keys (B, heads, L, head_dim) before they meet."""
+        return ctx.position.rotate(q, k, ctx)
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
+        """Queries against all keys so far -> (B, heads, L, head_dim)."""
+        k, v, k_pos = self.recall(k, v, ctx)
+        return self.mix(q, k, v, self.mask(q, k, k_pos, ctx))
+
+    def merge(self, o: mx.array) -> mx.array:
+        """(B, heads, L, head_dim) -> (B, L, D)."""
+        return self.o_proj(o.swapaxes(1, 2).flatten(2))
+
+    def recall(self, k: mx.array, v: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
+        """All keys, values and the keys' positions: this call's, after the cached ones if there is a cache."""
+        if ctx.cache is None:
+            return k, v, ctx.positions
+        return ctx.cache.update(k, v, ctx.positions)
+
+    def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array | None:
+        """Which key may be seen: positions (.., Lq) and (.., Lk) -> bool (.., Lq, Lk), or None for all."""
+        return k_pos[..., None, :] <= q_pos[..., :, None]
+
+    def mask(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
+        """What mix applies to the scores, ([B, heads,] L, keys): None, bools (True may be seen) or numbers to add."""
+        visible = self.visible(ctx.positions, k_pos)
+        if visible is not None and visible.ndim == 3:
+            visible = visible[:, None]  # the same for every head
+        if ctx.mask is not None:
+            visible = ctx.mask if visible is None else visible & ctx.mask
+        bias = self.bias(q, k, k_pos, ctx)
+        if bias is None or visible is None:
+            return visible if bias is None else bias
+        return mx.where(visible, bias, mx.array(-mx.inf, bias.dtype))
+
+    def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
+        """What is added to the scores, broadcast to (B, heads, Lq, Lk), or None: what the model's Position adds."""
+        return ctx.position.bias(q, k, k_pos, ctx)
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        """softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1): (B, heads, L, head_dim)."""
+        scores = (q * self.scale) @ k.swapaxes(-1, -2)
+        return ops.softmax(scores, mask) @ v
+
+
+class GroupedAttention(Attention):
+    """n_kv_heads heads of keys and values, each read by n_heads / n_kv_heads heads of queries.
+
+    GQA (Ainslie et al. 2023, arXiv 2305.13245, sec. 2.2); with one such head MQA (Shazeer 2019, arXiv 1911.02150).
+    k, v (B, n_kv_heads, L, head_dim). Raises BadInput where n_kv_heads does not divide n_heads.
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        if config.n_heads % config.n_kv_heads:
+            raise BadInput(f"n_kv_heads = {config.n_kv_heads} does not divide n_heads = {config.n_heads}")
+        width = config.n_kv_heads * self.head_dim
+        self.k_proj = self.Linear(config.d_model, width)
+        self.v_proj = self.Linear(config.d_model, width)
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        return ops.grouped_attention(q, k, v, self.scale, mask)
+
+
+class FusedAttention(GroupedAttention):
+    """The same numbers, from one kernel where the device has it (FlashAttention: Dao et al. 2022, arXiv 2205.14135).
+
+    `ops.attention` says where that is.
+    """
+
+    def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        return ops.attention(q, k, v, self.scale, mask)
+
+
+class QKNorm(Attention):
+    """Queries and keys are normed, each head by itself, before they are turned (Henry et al. 2020, arXiv 2010.04245).
+
+    With RMSNorm and a gain for each of head_dim numbers, as in Qwen3 (Yang et al. 2025, arXiv 2505.09388, sec. 2).
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps)
+
+    def condition(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
+        return super().condition(self.q_norm(q), self.k_norm(k), ctx)

@@ -1,0 +1,79 @@
+"""Blocks: the wiring of norms, mixer, feed-forward and residual, and nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer.nn.cache import LayerCache
+from mlx_transformer.nn.config import Config
+from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.dropout import Dropout
+
+Part = Callable[[mx.array, Ctx], mx.array]
+Norm = Callable[[mx.array], mx.array]
+
+
+class Block(nn.Module):
+    """Mixer, then feed-forward; how each joins the residual stream is `join`, a subclass's one line.
+
+    x (B, L, D) -> (B, L, D). Given its parts, so that one wiring serves every mixer and feed-forward.
+    """
+
+    n_norms = 2
+
+    def __init__(self, config: Config, mixer: nn.Module, ffn: nn.Module, make_norm: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.mixer, self.ffn = mixer, ffn
+        self.norms = [make_norm() for _ in range(self.n_norms)]
+        self.dropout = Dropout(config.dropout)
+
+    def make_cache(self, batch: int) -> LayerCache:
+        """What this block remembers while it decodes."""
+        return self.mixer.make_cache(batch)
+
+    def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
+        x = self.join(x, self.mixer, self.norms[0], ctx)
+        return self.join(x, self.ffn, self.norms[1], ctx)
+
+    def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
+        """One part's share added to the stream x (B, L, D)."""
+        raise NotImplementedError("a Block says in `join` where its norm stands")
+
+
+class PostNormBlock(Block):
+    """The norm after the sum (Vaswani et al. 2017, sec. 3.1; dropout as in sec. 5.4).
+
+    x --+--> part -> dropout --(+)--> norm -->
+        +-----------------------+
+    """
+
+    def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
+        return norm(x + self.dropout(part(x, ctx)))
+
+
+class PreNormBlock(Block):
+    """The norm inside the branch, the stream itself untouched (Xiong et al. 2020, arXiv 2002.04745, fig. 1b; GPT-2).
+
+    x --+--> norm -> part -> dropout --(+)-->
+        +-------------------------------+
+
+    The stream leaves the last block without a norm: such a model needs a final one.
+    """
+
+    def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
+        return x + self.dropout(part(norm(x), ctx))
+
+
+class MixedInputBlock(PreNormBlock):
+    """What enters is a x + b x0, x0 the embeddings; a and b learned, 1 and 0 at first (modded-nanogpt, 2024)."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.residual_lambda = mx.ones((1,))
+        self.x0_lambda = mx.zeros((1,))
+
+    def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
+        assert ctx.x0 is not None, "Model.hidden sets it"
+        return super().__call__(self.residual_lambda * x + self.x0_lambda * ctx.x0, ctx)

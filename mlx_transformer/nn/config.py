@@ -1,0 +1,92 @@
+"""Config: the numbers of a model, and nothing else."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from mlx_transformer.utils.errors import BadInput
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda cls: cls
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Numbers:
+    """A base whose every heir is a frozen, keyword-only dataclass without being decorated."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(frozen=True, kw_only=True)(cls)
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"vocab_size": 1024, "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 256, "seq_len": 64},
+    "small": {"vocab_size": 4096, "d_model": 128, "n_layers": 4, "n_heads": 4, "d_ff": 512, "seq_len": 128},
+    "base": {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 8, "d_ff": 1024, "seq_len": 128},
+}
+
+
+LARGEST = 2**31 - 1  # MLX counts the length of an axis in 32 bits
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Config(Numbers):
+    """The numbers of a model; a phase that needs another number adds a field in a subclass.
+
+    Raises BadInput (a ValueError) where a whole number is below 1 or beyond what a shape may be, another number is not
+    finite, dropout is not in [0, 1), norm_eps not above 0 or d_model no multiple of n_heads.
+    """
+
+    vocab_size: int = 8192  # pieces of the tokenizer, the document boundary among them
+    d_model: int = 256  # D, the width of the residual stream
+    n_layers: int = 4
+    n_heads: int = 8
+    d_ff: int = 1024  # the width inside the feed-forward part
+    seq_len: int = 128  # L, the tokens of a training row and the longest context in use
+    dropout: float = 0.1  # the paper's P_drop (sec. 5.4)
+    norm_eps: float = 1e-5  # added to the variance before the root
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, "int"):
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
+                if value > LARGEST:
+                    raise BadInput(f"{field.name} = {value}: expected a whole number up to {LARGEST:,}")
+            if field.type in (float, "float") and not _is_finite(value):
+                raise BadInput(f"{field.name} = {value!r}: expected a number")
+        if not 0 <= self.dropout < 1:
+            raise BadInput(f"dropout = {self.dropout!r}: expected a number from 0 up to, not including, 1")
+        if self.norm_eps <= 0:
+            raise BadInput(f"norm_eps = {self.norm_eps!r}: expected a number above 0")
+        _ = self.head_dim  # raises BadInput where the heads do not divide d_model
+
+    def derive(self, name: str, value: int) -> None:
+        """Set a number that was left at 0 to what follows from others; only while a Config is made."""
+        if getattr(self, name) == 0:
+            object.__setattr__(self, name, value)
+
+    def divided_width(self) -> int:
+        """d_model / n_heads. Raises BadInput where that is no whole number."""
+        if self.n_heads < 1 or self.d_model % self.n_heads:
+            raise BadInput(
+                f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one of the two"
+            )
+        return self.d_model // self.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.divided_width()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its numbers as JSON holds them; `type(config)(**numbers)` reads them back."""
+        return asdict(self)

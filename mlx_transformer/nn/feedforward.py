@@ -1,0 +1,97 @@
+"""Position-wise feed-forward parts."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer import ops
+from mlx_transformer.nn import linear
+from mlx_transformer.nn.config import Config
+from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.linear import BiasedLinear
+
+Activation = Callable[[mx.array], mx.array]
+
+
+class FeedForward(nn.Module):
+    """max(0, x W1 + b1) W2 + b2 (Vaswani et al. 2017, sec. 3.3, eq. 2): x (B, L, D) -> (B, L, D).
+
+    Variants fill `activation` with another non-linearity, or override `build` and `activate` for a gate.
+    """
+
+    Linear: type[linear.Linear] = BiasedLinear  # slot: linear maps with a bias or without
+    activation: Activation = staticmethod(ops.relu)  # slot
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.build(config)
+
+    def build(self, config: Config) -> None:
+        """Make the parts; variants extend this."""
+        self.up_proj = self.Linear(config.d_model, config.d_ff)
+        self.down_proj = self.Linear(config.d_ff, config.d_model)
+
+    def activate(self, x: mx.array) -> mx.array:
+        """x (B, L, D) -> the hidden layer (B, L, d_ff)."""
+        return self.activation(self.up_proj(x))
+
+    def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
+        return self.down_proj(self.activate(x))
+
+
+class GELUFeedForward(FeedForward):
+    """GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415) in the tanh form of GPT-2's code."""
+
+    activation = staticmethod(ops.gelu_tanh)
+
+
+class SiLUFeedForward(FeedForward):
+    """SiLU (Elfwing et al. 2017, arXiv 1702.03118, eq. 1), found again as swish (arXiv 1710.05941)."""
+
+    activation = staticmethod(ops.silu)
+
+
+class ReLUSquaredFeedForward(FeedForward):
+    """max(0, x W1)^2 W2 (So et al. 2021, "Primer", arXiv 2109.08668, sec. 3), without biases."""
+
+    Linear = linear.Linear
+    activation = staticmethod(ops.relu_squared)
+
+
+class GatedFeedForward(FeedForward):
+    """(activation(x W + b) * (x V + c)) W2 + b2 (Shazeer 2020, arXiv 2002.05202, eq. 5-6), with this family's biases.
+
+    With d_ff two thirds of an ungated layer's it has as many weights (sec. 2).
+    """
+
+    def build(self, config: Config) -> None:
+        super().build(config)
+        self.gate_proj = self.Linear(config.d_model, config.d_ff)
+
+    def activate(self, x: mx.array) -> mx.array:
+        return self.activation(self.gate_proj(x)) * self.up_proj(x)
+
+
+class GLU(GatedFeedForward):
+    """The gate is a sigmoid (Dauphin et al. 2016, arXiv 1612.08083, eq. 1)."""
+
+    activation = staticmethod(ops.sigmoid)
+
+
+class ReGLU(GatedFeedForward):
+    """The gate is a ReLU."""
+
+    activation = staticmethod(ops.relu)
+
+
+class GEGLU(GatedFeedForward):
+    """The gate is a GELU, in the tanh form."""
+
+    activation = staticmethod(ops.gelu_tanh)
+
+
+class SwiGLU(GatedFeedForward):
+    """The gate is a SiLU."""
+
+    activation = staticmethod(ops.silu)

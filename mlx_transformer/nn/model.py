@@ -1,0 +1,183 @@
+"""Model: embed -> blocks -> head and the loss, written once; a phase fills slots and overrides the declared steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_map_with_path
+
+from mlx_transformer import ops
+from mlx_transformer.nn import config, init
+from mlx_transformer.nn.cache import Cache
+from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.dropout import Dropout
+from mlx_transformer.nn.position import Position
+from mlx_transformer.nn.recompute import recomputed
+from mlx_transformer.utils.trees import by_path
+
+Slot = Any  # a class, or a tuple of classes that the layers take in turn
+
+
+def in_turn(slot: Slot, i: int) -> Any:
+    """The class that layer i takes from a slot."""
+    return slot[i % len(slot)] if isinstance(slot, tuple) else slot
+
+
+class Model(nn.Module):
+    """A language model: tokens (B, L) int32 -> logits (B, L, V).
+
+    The slots hold classes. `Mixer`, `FFN` and `Block` may hold a tuple that the layers take in turn.
+    """
+
+    Config: type[config.Config]
+    Norm: Slot
+    Position: Slot
+    Head: Slot
+    Mixer: Slot
+    FFN: Slot
+    Block: Slot
+
+    label_smoothing: float = 0.0  # of the training loss alone; the trainer sets its Recipe's
+    checkpoint: str = "none"  # or block; the trainer sets its Recipe's
+
+    def __init__(self, config: config.Config, seed: int = 0) -> None:
+        """Final: the parts are made in `build`; then `init_weight` draws each parameter.
+
+        Raises BadInput for numbers that a part cannot have, ValueError for a parameter without exactly one rule.
+        """
+        super().__init__()
+        self.config = config
+        self.build(config)
+        drawn = tree_map_with_path(
+            lambda path, value: self.init_weight(path, value, init.path_key(seed, path)), self.parameters()
+        )
+        self.update(drawn)
+
+    # Factories: what the model is made of.
+
+    def build(self, config: config.Config) -> None:
+        """Make the parts; a phase extends this by super().build(config)."""
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position = self.make_position()
+        self.blocks = [self.make_block(i) for i in range(config.n_layers)]
+        self.final_norm = self.make_final_norm()
+        self.head = self.Head(config)
+        self.dropout = Dropout(config.dropout)
+
+    def make_norm(self) -> nn.Module:
+        """One norm over the residual stream."""
+        return self.Norm(self.config.d_model, self.config.norm_eps)
+
+    def make_final_norm(self) -> nn.Module:
+        """What stands between the last block and the head: nothing, where blocks end with a norm."""
+        return nn.Identity()
+
+    def make_position(self) -> Position:
+        """What tells the order of tokens, one for all layers."""
+        return self.Position(self.config)
+
+    def make_mixer(self, i: int) -> nn.Module:
+        """What mixes tokens in block i."""
+        return in_turn(self.Mixer, i)(self.config, i)
+
+    def make_ffn(self, i: int) -> nn.Module:
+        """The feed-forward part of block i."""
+        return in_turn(self.FFN, i)(self.config)
+
+    def make_block(self, i: int) -> nn.Module:
+        """Block i of its parts."""
+        return in_turn(self.Block, i)(*self.parts(i))
+
+    def parts(self, i: int) -> tuple[config.Config, nn.Module, nn.Module, Callable[[], nn.Module]]:
+        """What block i is given."""
+        return self.config, self.make_mixer(i), self.make_ffn(i), self.make_norm
+
+    def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
+        """The start of one parameter: value is what its part set, key is drawn from the seed and the path."""
+        return init.rule_for(path)(value, key)
+
+    def make_cache(self, batch: int) -> Cache:
+        """An empty memory for decoding, with one entry for each depth that runs."""
+        return Cache([block.make_cache(batch) for block in self.stack()])
+
+    def count_parameters(self) -> dict[str, int]:
+        """How many there are in all, how many in the input embedding, and how many but for experts not chosen."""
+        total = sum(value.size for value in by_path(self.parameters()).values())
+        return {"total": total, "embedding": self.embedding.weight.size, "active": total}
+
+    # Steps: what the model computes.
+
+    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+        """Logits (B, L, V); with a cache the tokens follow those it has seen, and it is moved on."""
+        return self.unembed(self.read(tokens, cache))
+
+    def read(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+        """Tokens -> the last hidden states (B, L, D), of which decoding needs the last logits alone; cache as above."""
+        h = self.hidden(self.context(tokens, cache))
+        if cache is not None:
+            cache.offset = cache.offset + tokens.shape[1]
+        return h
+
+    def context(self, tokens: mx.array, cache: Cache | None = None) -> Ctx:
+        """What the blocks are lent for these tokens (B, L)."""
+        positions = mx.arange(tokens.shape[1], dtype=mx.int32)
+        if cache is None:
+            return Ctx(tokens=tokens, positions=positions, position=self.position)
+        positions = cache.offset[..., None] + positions
+        return Ctx(tokens=tokens, positions=positions, position=self.position, cache=cache, memory=cache.memory)
+
+    def inputs(self, batch: mx.array) -> tuple[Ctx, mx.array]:
+        """A batch (B, L + 1) -> the Ctx of its first L tokens, and the L that follow them as targets."""
+        return self.context(batch[:, :-1]), batch[:, 1:]
+
+    def hidden(self, ctx: Ctx) -> mx.array:
+        """The last hidden states (B, L, D)."""
+        x = self.embed(ctx)
+        return self.final_norm(self.run_blocks(x, replace(ctx, x0=x)))
+
+    def embed(self, ctx: Ctx) -> mx.array:
+        """Tokens -> (B, L, D), positions put in where they enter at the input."""
+        return self.dropout(ctx.position.at_input(self.embedding(ctx.tokens), ctx))
+
+    def run_blocks(self, x: mx.array, ctx: Ctx) -> mx.array:
+        """x (B, L, D) through all blocks: (B, L, D)."""
+        for depth, block in enumerate(self.stack()):
+            x = self.run_block(block, x, ctx.at(depth))
+        return x
+
+    def run_block(self, block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
+        """x (B, L, D) through one of them: (B, L, D)."""
+        if self.training and self.checkpoint == "block":
+            return recomputed(block, x, ctx)
+        return block(x, ctx)
+
+    def stack(self) -> list[nn.Module]:
+        """The blocks in the order they run; one that stands here twice shares its weights, not its cache."""
+        return self.blocks
+
+    def unembed(self, h: mx.array) -> mx.array:
+        """Hidden states (.., D) -> logits (.., V)."""
+        return self.head(h, self.embedding)
+
+    def token_loss(self, h: mx.array, targets: mx.array) -> mx.array:
+        """Nats per piece (B, L), without the logits ever being whole in memory: what evaluation sums."""
+        return ops.cross_entropy(h, self.head.matrix(self.embedding), targets, softcap=self.head.softcap)
+
+    def objective(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
+        """The scalar that training descends, of h (B, L, D) and targets (B, L), before the ledger's share."""
+        return ops.mean_cross_entropy(
+            h,
+            self.head.matrix(self.embedding),
+            targets,
+            softcap=self.head.softcap,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def loss(self, batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+        """A batch (B, L + 1) -> the scalar to descend (objective + the ledger's losses), and scalars to log."""
+        ctx, targets = self.inputs(batch)
+        loss = self.objective(self.hidden(ctx), targets, ctx)
+        extra, metrics = ctx.settle()
+        return loss + extra, {"loss": loss, **metrics}

@@ -1,0 +1,132 @@
+"""loss.png: what a run's loss did, over tokens and over time, between the uniform guess and the entropy floor."""
+
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_transformer.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Record = Mapping[str, Any]
+
+# Okabe & Ito 2008: told apart with any kind of colour vision, and in grey by lightness, line style and marker
+VALID_COLOUR, TRAIN_COLOUR, FLOOR_COLOUR, UNIFORM_COLOUR = "#0072B2", "#E69F00", "#009E73", "#555555"
+TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
+
+
+def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
+    """Write the picture as a PNG: loss over tokens, the clock along the top, bits per byte on the right.
+
+    result is a result.json, curve the lines of a curve.jsonl; null, NaN and infinity leave gaps. Only matplotlib
+    objects of its own, no pyplot state: safe in threads, the same bytes for the same input. Raises OSError.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second that only this function needs
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    _draw_series(axes, curve)
+    _draw_bounds(axes, result, curve)
+    _draw_clock(axes, curve)
+    _draw_bits(axes, result)
+    axes.set_title(f"{title(result)}, {short(result['parameters']['total'])} parameters", pad=10)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    atomic_write(path, buffer.getvalue())
+
+
+def series(curve: Sequence[Record], kind: str | None, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, ascending, and the values of key in the records of a kind (None: of all); null becomes NaN."""
+    records = [record for record in curve if kind in (None, record["kind"]) and key in record]
+    tokens = np.array([record["tokens"] for record in records], float)
+    values = np.array([math.nan if record[key] is None else record[key] for record in records], float)
+    order = np.argsort(tokens, kind="stable")
+    return tokens[order], values[order]
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """Those of the values that are numbers."""
+    return values[np.isfinite(values)]
+
+
+def short(number: float) -> str:
+    """1234567 -> 1.23M; at most three digits."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= unit:
+            return f"{float(f'{number / unit:.3g}'):g}{letter}"
+    return f"{number:g}"
+
+
+def title(result: Record) -> str:
+    """Which phase, which branch, on what."""
+    branch = f" ({result['branch']})" if result["branch"] else ""
+    return f"Phase {result['phase']}{branch} on {result['corpus']['name']}"
+
+
+def _draw_series(axes: "Axes", curve: Sequence[Record]) -> None:
+    tokens, losses = series(curve, "log", "loss")
+    axes.plot(tokens, losses, color=TRAIN_COLOUR, linewidth=1, label="training")
+    tokens, losses = series(curve, "eval", "valid_loss")
+    every = max(1, len(tokens) // 25)
+    marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": every}
+    label = f"validation, best {finite(losses).min():.3f}" if len(finite(losses)) else "validation"
+    axes.plot(tokens, losses, color=VALID_COLOUR, linewidth=1.8, label=label, **marks)
+    axes.set_xlabel("training tokens")
+    axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
+    axes.set_ylabel("loss (nats per piece)")
+
+
+def _draw_bounds(axes: "Axes", result: Record, curve: Sequence[Record]) -> None:
+    """The uniform guess and the entropy floor as lines across, and limits that hold both."""
+    pieces = result["tokenizer"]["vocab_size"]
+    uniform, nats, floor = math.log(pieces), _nats_per_bit(result), result["corpus"]["floor_bpb"]
+    axes.axhline(uniform, color=UNIFORM_COLOUR, linestyle="--", linewidth=1.2, label=f"uniform guess, ln {pieces:,}")
+    bounds = [uniform]
+    if floor is not None and nats is not None:
+        bounds.append(floor * nats)
+        axes.axhline(bounds[-1], color=FLOOR_COLOUR, linestyle=":", linewidth=1.8, label="entropy floor of the text")
+    losses = np.concatenate([series(curve, "log", "loss")[1], series(curve, "eval", "valid_loss")[1], bounds])
+    low, high = finite(losses).min(), finite(losses).max()
+    axes.set_ylim(max(0.0, low - 0.5), min(high, 1.5 * uniform) * 1.04)
+    axes.set_xlim(0, 1.02 * max([1.0, *series(curve, None, "tokens")[0]]))
+
+
+def _draw_clock(axes: "Axes", curve: Sequence[Record]) -> None:
+    """Along the top, where the clock stood: training need not run evenly over tokens."""
+    from matplotlib.ticker import MaxNLocator
+
+    tokens, seconds = series(curve, None, "seconds")
+    end = max([0.0, *finite(seconds)])
+    if end == 0:
+        return
+    unit, name = next(pair for pair in TIME_UNITS if end >= 3 * pair[0] or pair[0] == 1)
+    ticks = np.array([tick for tick in MaxNLocator(6).tick_values(0, end / unit) if 0 <= tick * unit <= end])
+    places = np.interp(ticks * unit, [0.0, *seconds], [0.0, *tokens])
+    clear = [i for i in range(len(ticks)) if i == 0 or places[i] - places[i - 1] > 0.04 * places[-1]]  # none on another
+    top = axes.twiny()
+    top.set_xlim(axes.get_xlim())
+    top.set_xticks(places[clear], [f"{tick:g}" for tick in ticks[clear]])
+    top.set_xlabel(f"training time ({name})")
+
+
+def _draw_bits(axes: "Axes", result: Record) -> None:
+    nats = _nats_per_bit(result)
+    if nats is not None:
+        right = axes.twinx()
+        right.set_ylim(*(limit / nats for limit in axes.get_ylim()))
+        right.set_ylabel("bits per byte")
+
+
+def _nats_per_bit(result: Record) -> float | None:
+    """Nats per piece that one bit per byte is on the validation text; None where bits per byte are not given."""
+    loss, bits = result["best_valid_loss"], result["best_valid_bpb"]
+    return loss / bits if loss and bits else None

@@ -1,0 +1,162 @@
+"""A trained model on disk: model/model.safetensors, config.json and the tokenizer's files."""
+
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer
+from mlx_transformer.nn.model import Model
+from mlx_transformer.train.checkpoint import save_arrays
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import usable, write_json
+from mlx_transformer.utils.trees import by_path
+
+WEIGHTS = "model.safetensors"
+_PHASES = tuple(range(1, 7))
+
+
+def load(run: str | Path) -> tuple[Model, Tokenizer]:
+    """A run folder, or its model/ -> the model in evaluation mode, and its tokenizer.
+
+    model(tokens) maps (B, L) int32 to logits (B, L, V). Raises BadInput where the folder holds no model that fits.
+    """
+    folder = model_folder(run)
+    described = read_config(folder)
+    phase, branch = described["phase"], described.get("branch")
+    module = find_phase(phase)
+    kind = find_branch(module, branch)
+    config = read_numbers(kind, described, folder)
+    arrays = read_weights(folder)
+    check_depth(config.n_layers, arrays, folder)
+    model = kind(config)
+    put_weights(model, arrays, folder)
+    model.eval()
+    tokenizer = load_tokenizer(folder)
+    spare = config.vocab_size - tokenizer.vocab_size  # rows that an imported model may have and no piece uses
+    if spare < 0 or (spare > 0 and tokenizer.kind != "hf"):
+        raise BadInput(
+            f"'{folder}' has a model of {config.vocab_size} pieces and a tokenizer of {tokenizer.vocab_size}: "
+            "they do not belong together"
+        )
+    return model, tokenizer
+
+
+def save_model(folder: Path, model: Model, tokenizer: Tokenizer, phase: int, branch: str | None) -> None:
+    """Write weights, numbers and tokenizer; the same model gives the same bytes. Raises OSError if the disk refuses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".model.safetensors"
+    save_arrays(temporary, by_path(model.parameters()))
+    temporary.replace(folder / WEIGHTS)
+    tokenizer.save(folder)
+    write_json(folder / "config.json", {"phase": phase, "branch": branch, "config": model.config.to_dict()})
+
+
+def model_folder(run: str | Path) -> Path:
+    """RUN or RUN/model, whichever holds config.json. Raises BadInput if neither does."""
+    for folder in (Path(run) / "model", Path(run)):
+        with usable(folder):
+            if (folder / "config.json").is_file():
+                return folder
+    raise BadInput(f"'{run}' holds no model: expected a run folder, or its model/, with a config.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a dictionary with phase, branch and config. Raises BadInput if it is not that."""
+    path = folder / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): expected the JSON that a run writes") from error
+    if not isinstance(described, dict) or not isinstance(described.get("config"), dict) or "phase" not in described:
+        raise BadInput(f"'{path}' is no model of this project: expected the keys phase, branch and config")
+    return described
+
+
+def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> Any:
+    """The Config of a config.json. Raises BadInput for unknown or impossible numbers."""
+    try:
+        return kind.Config(**described["config"])
+    except TypeError as error:
+        raise BadInput(f"'{folder / 'config.json'}' does not fit phase {described['phase']}: {error}") from error
+
+
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """A folder's weights by name, not yet in memory. Raises BadInput if they cannot be read."""
+    path = folder / WEIGHTS
+    try:
+        return mx.load(str(path))  # type: ignore[return-value]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
+
+
+def check_depth(n_layers: int, arrays: dict[str, mx.array], folder: Path) -> None:
+    """Raises BadInput for another number of layers than there are weights of, before so many are made."""
+    layers = {int(found[1]) for name in arrays if (found := re.match(r"blocks\.(\d+)\.", name))}
+    if len(layers) != n_layers:
+        path = folder / WEIGHTS
+        raise BadInput(f"'{path}' does not fit this model: {len(layers)} layers in it, {n_layers} in config.json")
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Put a folder's weights into a model. Raises BadInput if they cannot be read or do not fit."""
+    put_weights(model, read_weights(folder), folder)
+
+
+def put_weights(model: Model, arrays: dict[str, mx.array], folder: Path) -> None:
+    """Put weights, read from a folder, into a model.
+
+    Raises BadInput if a name or a shape differs, none is silently dropped, or a number is not finite.
+    """
+    path = folder / WEIGHTS
+    own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
+    found = {name: tuple(value.shape) for name, value in arrays.items()}
+    if own != found:
+        name = sorted(set(own.items()) ^ set(found.items()))[0][0]
+        expected, got = own.get(name, "no such weight"), found.get(name, "none")
+        raise BadInput(f"'{path}' does not fit this model: '{name}' should be {expected} and is {got}")
+    check_finite(arrays, path)
+    model.load_weights(list(arrays.items()))
+    mx.eval(model.parameters())
+
+
+def check_finite(arrays: dict[str, mx.array], path: Path) -> None:
+    """Raises BadInput for weights that are nan or infinite, as a run that diverged leaves them, or no real numbers."""
+    for name, value in arrays.items():
+        if not mx.issubdtype(value.dtype, mx.floating):
+            raise BadInput(f"'{path}' holds {value.dtype} in '{name}': expected floating-point numbers")
+    finite = {name: mx.isfinite(value).all() for name, value in arrays.items()}
+    mx.eval(finite)
+    if broken := [name for name, whole in finite.items() if not whole.item()]:
+        raise BadInput(f"'{path}' holds numbers that are not finite in '{broken[0]}': expected weights of a sound run")
+
+
+def find_phase(phase: object) -> ModuleType:
+    """phases.phase<1-6>, and no other module: a model folder from a stranger can name nothing else.
+
+    Raises BadInput for any other.
+    """
+    present = [n for n in _PHASES if importlib.util.find_spec(f"phases.phase{n}")]
+    if (
+        isinstance(phase, bool)
+        or not isinstance(phase, int)
+        or not re.fullmatch("[1-6]", str(phase))
+        or phase not in present
+    ):
+        raise BadInput(f"phase {phase!r} is unknown: present are {', '.join(map(str, present))}")
+    return importlib.import_module(f"phases.phase{phase}")
+
+
+def find_branch(module: ModuleType, branch: object) -> type[Model]:
+    """The trunk's Model, or a branch's. Raises BadInput that lists the known branches."""
+    if branch is None:
+        return module.Model
+    if not isinstance(branch, str) or branch not in module.BRANCHES:
+        known = ", ".join(sorted(module.BRANCHES)) or "none"
+        raise BadInput(f"branch '{branch}' is unknown in {module.__name__}: it has {known}")
+    return module.BRANCHES[branch]

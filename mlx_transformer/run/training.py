@@ -1,0 +1,402 @@
+"""A run on disk: its folder, result.json, curve, report and pictures; `python -m mlx_transformer.run list`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import rich.console
+from rich.table import Table
+
+from mlx_transformer.backend.runtime import device_info, versions
+from mlx_transformer.generate.decoding import tell, tell_freely
+from mlx_transformer.generate.quality import quality
+from mlx_transformer.generate.sampling import Sampling
+from mlx_transformer.nn.config import SIZES
+from mlx_transformer.nn.model import Model
+from mlx_transformer.run.console import Console
+from mlx_transformer.run.flags import Argument, TrainFlags, parse, train_flags
+from mlx_transformer.run.folder import RESULTS, check_folder, explained, new_folder, owned
+from mlx_transformer.run.plan import SETTINGS, Plan, make_plan, read_settings
+from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
+from mlx_transformer.run.saved import find_phase, save_model
+from mlx_transformer.train.trainer import (
+    Eval,
+    Event,
+    Habits,
+    Progress,
+    Resumed,
+    Step,
+    Stopped,
+    default_eval_every,
+    fit,
+)
+from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.files import atomic_write, write_json
+from mlx_transformer.utils.trees import by_path
+
+_LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
+_SCHEMA_VERSION = 1
+_JUDGED_STORIES = 100
+_PIPE_WIDTH = 200  # characters of the table of runs where nobody's window is to be filled
+
+
+def main(phase: int) -> None:
+    """The command line of a phase."""
+
+    def command() -> None:
+        train(phase, parse(train_flags(find_phase(phase)), f"python -m phases.phase{phase}", _description(phase)))
+
+    exit_cleanly(command)
+
+
+def train(phase: int, flags: TrainFlags) -> Path:
+    """Train, evaluate, write stories, save everything; the run's folder.
+
+    Raises BadInput with nothing written, RunFailed for a run that started and could not go on, Interrupted.
+    """
+    console = Console(quiet=flags.quiet)
+    check_folder(flags)
+    plan = make_plan(phase, flags, console.say)
+    model = plan.make_model()
+    folder = flags.resume or flags.out or new_folder(phase, plan.module.NAME, plan.settings.get("branch"))
+    with owned(folder, flags), explained(resume_command(phase, folder), folder):
+        write_json(folder / SETTINGS, {"phase": phase, "flags": plan.settings, **_identity(plan, folder, flags)})
+        console.log_to(folder / "log.txt")
+        _introduce(console, plan, model, folder)
+        stop = threading.Event()
+        with _stop_on_signal(stop):
+            stopped, curve = _train(plan, model, folder, console, stop)
+            stop.set()  # all is saved: from here on a signal need not wait
+            _finish(plan, model, folder, stopped, curve, console)
+    return folder
+
+
+def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threading.Event) -> tuple[Stopped, Curve]:
+    settings, seq_len = plan.settings, plan.config.seq_len
+    eval_every = settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, seq_len)
+    habits = Habits(
+        checkpoints=folder / "checkpoints",
+        eval_every=eval_every,
+        save_every=settings.get("save_every"),
+        compile=not settings.get("no_compile", False),
+        should_stop=stop.is_set,
+    )
+    log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)
+    curve = Curve(folder / "curve.jsonl", plan.bits_per_byte, log_every)
+    with console.training(plan.limits):
+        for event in fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, habits=habits):
+            curve.write(event)
+            console.show(event, mx.get_peak_memory())
+    assert isinstance(event, Stopped)
+    return event, curve
+
+
+def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Curve, console: Console) -> None:
+    """Everything that a run leaves behind, result.json last: where it stands, the run is whole."""
+    stories: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    if stopped.why not in ("interrupted", "diverged"):
+        model.eval()
+        told = tell(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
+        stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
+        figures = quality(stories, plan.tokens.train, plan.tokenizer, _fables(plan, model))
+        write_stories(folder, stories, figures)
+    save_model(folder / "model", model, plan.tokenizer, plan.phase, plan.settings.get("branch"))
+    result = describe(plan, model, stopped, figures)
+    write_report(folder, result, curve.lines or [], stories)
+    draw_loss(folder / "loss.png", result, curve.lines or [])
+    write_json(folder / "result.json", result)
+    if stopped.why == "diverged":
+        raise RunFailed(stopped.message)
+    if stopped.why == "interrupted":
+        raise Interrupted(f"saved; go on with: {resume_command(plan.phase, folder)}")
+    _say_result(console, result, stories, folder)
+
+
+def _fables(plan: Plan, model: Model) -> list[str]:
+    """Where the corpus has a grammar: stories drawn from the model's own distribution, to be judged by it."""
+    if plan.corpus.name != "fables":
+        return []
+    drawn = tell_freely(model, plan.tokenizer, _JUDGED_STORIES, sampling=Sampling(temperature=1.0), seed=plan.seed)
+    return [story.text for story in drawn]
+
+
+def describe(plan: Plan, model: Model, stopped: Stopped, figures: dict[str, Any]) -> dict[str, Any]:
+    """result.json, key by key as the schema has it."""
+    measured = _measured(stopped.progress, plan)
+    return {**described(plan, model), **measured, "stopped": stopped.why, "quality": figures}
+
+
+def described(plan: Plan, model: Model) -> dict[str, Any]:
+    """What is known of a run before it starts: the first part of result.json."""
+    tokens, device = plan.tokens, device_info()
+    floor = tokens.floor_bits
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "phase": plan.phase,
+        "branch": plan.settings.get("branch"),
+        "recipe_name": plan.settings.get("recipe"),
+        "seed": plan.seed,
+        "size": plan.size,
+        "device": {"name": device.name, "backend": device.backend, "memory_bytes": device.memory_bytes},
+        "versions": versions(),
+        "corpus": {
+            "name": plan.corpus.name,
+            "sha256": plan.corpus.sha256,
+            "train_tokens": len(tokens.train) - 1,
+            "valid_tokens": len(tokens.valid) - 1,
+            "train_bytes": plan.corpus.train_bytes,
+            "valid_bytes": tokens.valid_bytes,
+            "floor_bpb": None if floor is None else floor / tokens.valid_bytes,
+            "duplicates_removed": plan.corpus.duplicates_removed,
+        },
+        "tokenizer": {
+            "kind": plan.tokenizer.kind,
+            "vocab_size": plan.tokenizer.vocab_size,
+            "unknown_rate": tokens.unknown_rate,
+        },
+        "config": plan.config.to_dict(),
+        "recipe": plan.recipe.to_dict(),
+        "parameters": model.count_parameters(),
+    }
+
+
+def _measured(now: Progress, plan: Plan) -> dict[str, Any]:
+    return {
+        "steps": now.step,
+        "tokens": now.tokens,
+        "epochs": now.epochs,
+        "train_seconds": now.train_seconds,
+        "compile_seconds": now.compile_seconds,
+        "eval_seconds": now.eval_seconds,
+        "tokens_per_second": now.tokens_per_second,
+        "best_valid_loss": now.best_valid_loss,
+        "best_valid_bpb": plan.bits_per_byte(now.best_valid_loss),
+        "final_valid_loss": now.final_valid_loss,
+        "target_loss": plan.limits.target_loss,
+        "seconds_to_target": now.seconds_to_target,
+        "tokens_to_target": now.tokens_to_target,
+        "peak_memory_bytes": now.peak_memory_bytes,
+    }
+
+
+class Curve:
+    """curve.jsonl: a line for each evaluation, and for some of the steps between."""
+
+    def __init__(self, path: Path, bits_per_byte: Callable[[float | None], float | None], log_every: int) -> None:
+        self.path, self.bits_per_byte, self.log_every = path, bits_per_byte, log_every
+        self.lines: list[dict[str, Any]] | None = None  # until the first event tells where the run stands
+
+    def write(self, event: Event) -> None:
+        """Add what belongs into the curve. A resumed run first drops the lines that it will write again."""
+        if self.lines is None:
+            self._begin(event.step if isinstance(event, Resumed) else 0)
+        if isinstance(event, Eval):
+            self._add("eval", event, valid_loss=event.valid_loss, valid_bpb=self.bits_per_byte(event.valid_loss))
+        elif isinstance(event, Step) and event.step % self.log_every == 0:
+            self._add(
+                "log",
+                event,
+                **event.metrics,
+                learning_rate=event.learning_rate,
+                grad_norm=event.gradient_norm,
+                tokens_per_second=event.tokens_per_second,
+                data_wait_share=event.data_wait_share,
+            )
+
+    def _begin(self, step: int) -> None:
+        self.lines = [line for line in _read_lines(self.path) if line["step"] <= step]
+        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def _add(self, kind: str, event: Step | Eval, **values: Any) -> None:
+        values = {name: _number(value) for name, value in values.items()}
+        line = {"kind": kind, "step": event.step, "tokens": event.tokens, "seconds": event.seconds, **values}
+        assert self.lines is not None
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _number(value: float | None) -> float | None:
+    """JSON knows no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a curve; a killed run may have left a part of one at the end."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
+    """What must be the same for a run to go on. Raises BadInput if it is not, since the result would be neither's."""
+    own = {
+        "corpus": plan.corpus.sha256,
+        "config": plan.config.to_dict(),
+        "recipe": plan.recipe.to_dict(),
+        "tokenizer": plan.tokenizer.sha256,
+    }
+    own = json.loads(json.dumps(own))  # tuples become lists, as in the file
+    if flags.resume is not None:
+        stored = read_settings(folder)
+        for name, value in own.items():
+            if stored.get(name) != value:
+                raise BadInput(
+                    f"'{folder}' was begun with another {name} than is found now: it cannot go on; start a new run"
+                )
+    return own
+
+
+@contextmanager
+def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C or SIGTERM asks the run to save and stop; once stop is set, it ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None:
+    """What is about to be trained, on what, and where it goes."""
+    corpus, recipe = plan.corpus, plan.recipe
+    console.say(device_info().describe())
+    console.say(
+        f"{corpus.train_documents:,} documents, {len(plan.tokens.train):,} pieces to train on, "
+        f"{len(plan.tokens.valid):,} to validate; {plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,} pieces"
+    )
+    groups: dict[str, int] = {}
+    for path, value in by_path(model.parameters()).items():
+        name = re.sub(r"^blocks\.\d+\.", "blocks.", path).rsplit(".", 1)[0]
+        groups[name] = groups.get(name, 0) + value.size
+    for name, count in groups.items():
+        console.say(f"  {name:<24}{count:>12,}")
+    console.say(f"  {'parameters':<24}{model.count_parameters()['total']:>12,}")
+    rows, parts = recipe.rows(plan.config.seq_len), "" if recipe.accumulate == 1 else f" ({recipe.accumulate} parts)"
+    console.say(f"steps of {rows} x {plan.config.seq_len} tokens{parts} in {recipe.dtype}; everything goes to {folder}")
+    if recipe.dtype != "float32" and device_info().backend == "cpu":
+        console.say(f"note: on a CPU {recipe.dtype} is several times slower than float32")
+
+
+def _say_result(console: Console, result: dict[str, Any], stories: list[dict[str, Any]], folder: Path) -> None:
+    best, bpb, floor = result["best_valid_loss"], result["best_valid_bpb"], result["corpus"]["floor_bpb"]
+    figures = [f"validation loss {best:.4f} nats per piece"]
+    figures += [] if bpb is None else [f"{bpb:.4f} bits per byte"]
+    figures += [] if floor is None else [f"entropy floor {floor:.4f}"]
+    rate = result["tokens_per_second"]
+    figures += [] if rate is None else [f"{rate:,.0f} tokens/s"]
+    console.say(", ".join(figures))
+    for story in stories[:1]:
+        console.say(f"\n{story['text']}\n")
+    console.say(f"all of it: {folder / 'report.md'}")
+
+
+def _description(phase: int) -> str:
+    """The phase's idea and its numbers by size, for --help."""
+    module = find_phase(phase)
+    title = (module.__doc__ or "").splitlines()[0]
+    table = {name: " / ".join(str(SIZES[size][name]) for size in SIZES) for name in SIZES["nano"]}
+    recipes = [module.RECIPE.at(size) for size in SIZES]
+    table["batch_size"] = " / ".join(
+        str(recipe.batch_tokens // SIZES[size]["seq_len"]) for recipe, size in zip(recipes, SIZES, strict=True)
+    )
+    table["learning_rate"] = " / ".join(f"{recipe.learning_rate:g}" for recipe in recipes)
+    dropout = recipes[0].dropout
+    table["dropout"] = f"{module.Config().dropout if dropout is None else dropout:g}"
+    table["dtype"] = recipes[0].dtype
+    defaults = ", ".join(f"{name} {values}" for name, values in table.items())
+    branches = f" Branches: {', '.join(sorted(module.BRANCHES))}." if module.BRANCHES else ""
+    variants = f" Recipes: {', '.join(sorted(module.RECIPES))}." if module.RECIPES else ""
+    return f"{title} Defaults for {' / '.join(SIZES)}: {defaults}.{branches}{variants}"
+
+
+@dataclass
+class ListFlags:
+    """Show past runs, newest first."""
+
+    folder: Argument = RESULTS.parent
+    """where runs were saved"""
+
+
+def list_runs(folder: Path) -> Table:
+    """Past runs in or below a folder as a table: phase, size, loss, tokens/s, size on disk, newest first."""
+    table = Table("run", "phase", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
+    found = [path.parent for path in folder.rglob(SETTINGS)]
+    for path in sorted(found, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
+        try:
+            row = _row(path)
+        except (BadInput, KeyError, TypeError, ValueError):
+            row = ["", "", "", "", "", "", "damaged"]
+        name = folder.name if path == folder else str(path.relative_to(folder))
+        table.add_row(name, *row, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
+    return table
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file; 0 for a folder, and for a checkpoint that a running process has just dropped."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
+
+
+def _row(path: Path) -> list[str]:
+    settings = read_settings(path)
+    try:
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [str(settings["phase"]), str(settings["flags"].get("size", "")), "", "", "", "", "unfinished"]
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    branch = f" {result['branch']}" if result["branch"] else ""
+    return [
+        f"{result['phase']}{branch}",
+        result["size"],
+        result["corpus"]["name"],
+        shown(result["best_valid_loss"], ".4f"),
+        shown(result["best_valid_bpb"], ".4f"),
+        shown(result["tokens_per_second"], ",.0f"),
+        result["stopped"],
+    ]
+
+
+def list_command() -> None:
+    command, *rest = sys.argv[1:] or [""]
+    if command not in ("list", "-h", "--help"):
+        raise BadInput("expected: python -m mlx_transformer.run list [FOLDER]")
+    args = rest if command == "list" else ["--help"]
+    flags = parse(ListFlags, "python -m mlx_transformer.run list", args=args)
+    if not flags.folder.is_dir():
+        raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
+    terminal = rich.console.Console()
+    if not terminal.is_terminal:
+        terminal.width = _PIPE_WIDTH
+    terminal.print(list_runs(flags.folder))

@@ -1,0 +1,72 @@
+"""Files that are either whole or not there: written under a temporary name, fsynced, renamed; and where they may go."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlx_transformer.utils.errors import BadInput
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Put data (text as UTF-8, line ends as they are) at path: a reader sees the old file or the new one, never a part.
+
+    Raises OSError (disk full, not writable); the temporary file is gone by then and an old file at path untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write value as indented JSON, atomically. JSON knows no NaN or infinity: such numbers become null."""
+    atomic_write(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut (POSIX: the folder is a file of its own)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def usable(folder: Path | None) -> Iterator[None]:
+    """Turn what the system has against a folder into bad input: raises BadInput for an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"'{folder}' cannot be used ({error.strerror}): give another folder") from error
+
+
+def check_place(out: Path) -> None:
+    """Raises BadInput if out is no folder and cannot become one, OSError where the system does not say."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"'{out}' is a file: expected a folder that is new or empty")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not parent.is_dir():
+        raise BadInput(f"'{out}' cannot be made: '{parent}' is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f"'{out}' cannot be made: '{parent}' is not writable")

@@ -1,0 +1,141 @@
+"""Every phase, branch and idea can run on a Mac's GPU: no primitive without a Metal kernel in its graph, no float64."""
+
+from contextlib import contextmanager, nullcontext
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from bench.tools.graph import FOR_A_CPU, NO_METAL_KERNEL, labels, on_metal, trace, training_step
+from mlx_transformer.backend.primitives import describe, primitives
+from mlx_transformer.generate.decoding import Decoder, _read
+from phases import phase1
+from tests.ladder import V, kinds, modules, tiny
+
+KINDS = kinds()
+
+
+def _recipes():
+    """(model, recipe) by name: every kind with its phase's recipe, every phase with its other recipes."""
+    found = {}
+    for name, kind in KINDS.items():
+        module = modules()[int(name[0])] if name[0].isdigit() else phase1
+        found[name] = kind, module.RECIPE
+    for n, module in modules().items():
+        found |= {f"{n}+{name}": (module.Model, recipe) for name, recipe in module.RECIPES.items()}
+    return found
+
+
+RECIPES = _recipes()
+
+
+@contextmanager
+def _uncompiled():
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        mx.enable_compile()
+
+
+def _train(kind, recipe=phase1.RECIPE):
+    """A training step as a function of its batch, and a batch."""
+    model = tiny(kind, dropout=0.1 if recipe.checkpoint == "none" else 0.0)
+    model.train()
+    return training_step(model, recipe.at("nano")), mx.zeros((2, 18), mx.int32)
+
+
+def _decode(kind):
+    """A step of cached decoding as a function of the pieces just drawn, and such pieces."""
+    model = tiny(kind)
+    _, cache = _read(model, [[1, 2, 3], [4, 5, 6, 7]])
+    cache.reserve(4)
+    mx.eval(cache.state)
+    decoder, before = Decoder(model), cache.state
+
+    def step(pieces):
+        cache.state = before
+        return [decoder.step(pieces, cache), *(array for _, array in tree_flatten(cache.state))]
+
+    return step, mx.zeros((2,), mx.int32)
+
+
+def _missing(function, x):
+    """What of the real, uncompiled graph has no Metal kernel: the hidden parts of custom functions included."""
+    with _uncompiled():
+        return set(labels(*function(x))) & NO_METAL_KERNEL
+
+
+@pytest.mark.parametrize("form", [on_metal, nullcontext], ids=["metal", "cpu"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_step_has_a_metal_kernel_for_everything(name, form):
+    with form():
+        assert not _missing(*_train(*RECIPES[name]))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_decoding_has_a_metal_kernel_for_everything(name):
+    with on_metal():
+        assert not _missing(*_decode(KINDS[name]))
+
+
+@pytest.mark.skipif(primitives() is None, reason=describe())
+@pytest.mark.parametrize("name", KINDS)
+def test_decoding_on_a_cpu_has_operations_of_ours_besides(name):
+    missing = _missing(*_decode(KINDS[name]))
+    assert missing
+    assert missing <= FOR_A_CPU
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_step_on_metal_has_no_float64(name):
+    with on_metal():
+        assert not trace(*_train(*RECIPES[name])).unsupported()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_decoding_on_metal_has_no_float64(name):
+    with on_metal():
+        assert not trace(*_decode(KINDS[name])).unsupported()
+
+
+class _QR(phase1.Model):
+    def orthogonal(self, h):
+        return h + mx.stop_gradient(mx.linalg.qr(h, stream=mx.cpu)[1].sum())
+
+    def unembed(self, h):
+        return super().unembed(self.orthogonal(h))
+
+    def objective(self, h, targets, ctx):
+        return super().objective(self.orthogonal(h), targets, ctx)
+
+
+class _Double(phase1.Model):
+    def final(self, h):
+        return h.astype(mx.float64, stream=mx.cpu).astype(mx.float32, stream=mx.cpu)
+
+    def unembed(self, h):
+        return super().unembed(self.final(h))
+
+    def objective(self, h, targets, ctx):
+        return super().objective(self.final(h), targets, ctx)
+
+
+@pytest.mark.parametrize("make", [_train, _decode])
+def test_a_factorisation_is_caught(make):
+    with on_metal():
+        assert "QRF" in trace(*make(_QR)).unsupported()
+        assert _missing(*make(_QR)) == {"QRF"}
+
+
+@pytest.mark.parametrize("make", [_train, _decode])
+def test_float64_is_caught(make):
+    with on_metal():
+        assert "float64 in AsType" in trace(*make(_Double)).unsupported()
+
+
+def test_the_forms_for_a_cpu_are_not_those_for_metal():
+    with on_metal():
+        metal = labels(*_decode(phase1.Model)[0](mx.array([V - 1, 1])))
+    assert "Softmax" in metal
+    assert ("Softmax" in labels(*_decode(phase1.Model)[0](mx.array([V - 1, 1])))) == (mx.default_device() == mx.gpu)

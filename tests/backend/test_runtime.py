@@ -1,0 +1,346 @@
+"""What happens before MLX is imported: most of it needs a process of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_transformer.backend import blas, jit, native, runtime
+from mlx_transformer.utils.errors import BadInput
+
+linux = pytest.mark.skipif(sys.platform != "linux" or native.compiler() is None, reason="needs Linux and g++")
+
+STEP = """
+import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim
+model, optimizer = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)), optim.SGD(1e-1)
+state = [model.state, optimizer.state]
+def loss(model, x): return model(x).square().mean()
+def step(x):
+    value, gradients = nn.value_and_grad(model, loss)(model, x)
+    optimizer.update(model, gradients)
+    return value
+step = mx.compile(step, inputs=state, outputs=state)
+x = mx.random.normal((32, 8))
+values = [step(x).item() for _ in range(5)]
+assert values[-1] < values[0], values
+"""
+PREPARED = """
+import json, os
+from mlx_transformer.backend import runtime
+prepared = runtime.prepare()
+found = {"blas": prepared.blas and prepared.blas.name, "threads": prepared.threads, "allocator": prepared.allocator,
+         "kernels": prepared.kernels and prepared.kernels.count, "warned": prepared.warned,
+         "reached": bool(prepared.blas) and runtime.matmul_reaches(prepared.blas),
+         "environment": {name: os.environ.get(name) for name in ("PATH", "TMPDIR", "MLX_BFS_MAX_WIDTH")}}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """A cache that the tests of this file fill and share; a precompiled header is too big to be left behind."""
+    folder = tmp_path_factory.mktemp("cache")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def start(code: str, cache: Path, **settings: str) -> subprocess.Popen:
+    unset = ("MLX_TRANSFORMER_PLAIN", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MLX_BFS_MAX_WIDTH")
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    inherited["PATH"] = os.pathsep.join(native.search_path())
+    environment = inherited | {"MLX_TRANSFORMER_CACHE": str(cache)} | settings
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(code: str, cache: Path, **settings: str) -> tuple[dict, str]:
+    """The JSON line that `code` prints, and its stderr."""
+    process = start(code, cache, **settings)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1]) if out else {}, err
+
+
+def kernel_files(cache: Path) -> list[Path]:
+    return sorted(cache.glob("jit/*/mlx/*/cpu/lib*.so"))
+
+
+@linux
+def test_matmul_goes_through_a_real_blas_and_kernels_into_our_cache(cache):
+    first, err = run("import mlx_transformer" + STEP + PREPARED, cache, TMPDIR="/dev/shm")
+    assert first["reached"]
+    assert first["allocator"]
+    assert first["warned"] == []
+    assert "Warning" not in err
+    assert first["environment"]["TMPDIR"] == "/dev/shm"
+    assert first["threads"] == native.physical_cores()
+    assert first["kernels"] == len(kernel_files(cache)) > 0
+    assert not Path("/dev/shm/mlx").exists()
+
+    times = {path: path.stat().st_mtime_ns for path in kernel_files(cache)}
+    second, _ = run("import mlx_transformer" + STEP + PREPARED, cache, OMP_NUM_THREADS="1")
+    assert second["threads"] == 1
+    assert {path: path.stat().st_mtime_ns for path in kernel_files(cache)} == times  # nothing was compiled again
+
+
+@linux
+def test_kernels_are_made_for_this_cpu_with_a_precompiled_header(cache):
+    """Our g++ adds both where it compiles into the cache, and is g++ unchanged elsewhere."""
+    run("import mlx_transformer" + STEP, cache)
+    wrapper = next(cache.glob(f"jit/*/{native.WRAPPER_FOLDER}/g++"))
+    kernels = wrapper.parents[1] / "mlx"
+    source = next(kernels.glob("*/cpu/*.cpp"))
+    include = Path(mx.__file__).parent / "include"
+
+    def compile_into(folder: Path) -> str:
+        command = [wrapper, *jit.MLX_FLAGS.split(), "-v", "-H", "-I", include, source, "-o", folder / "x"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    assert "\n! " in (inside := compile_into(kernels))  # so says -H of a precompiled header that it uses
+    assert "-march=native" in inside
+    assert "-march=native" not in compile_into(wrapper.parents[2])
+
+
+@linux
+def test_plain_changes_nothing(cache):
+    found, _ = run(PREPARED, cache, MLX_TRANSFORMER_PLAIN="1")
+    assert (found["blas"], found["kernels"], found["allocator"], found["warned"]) == (None, None, False, [])
+    assert native.WRAPPER_FOLDER not in found["environment"]["PATH"]
+    assert found["environment"]["MLX_BFS_MAX_WIDTH"] is None
+
+
+@linux
+def test_after_mlx_core_it_works_and_says_what_was_lost(cache):
+    found, err = run(
+        "import mlx.core as mx\n" + PREPARED + "assert (mx.ones((4, 4)) @ mx.ones((4, 4))).sum() == 64", cache
+    )
+    assert len(found["warned"]) == err.count("RuntimeWarning") == 1
+    assert "before mlx_transformer" in err
+    assert runtime.SLOW in err
+    assert found["blas"] is found["kernels"] is None
+
+
+@linux
+def test_a_library_cut_off_is_compiled_again(cache):
+    run("import mlx_transformer" + STEP, cache)
+    cut = kernel_files(cache)
+    for number, path in enumerate(cut):
+        os.truncate(path, path.stat().st_size * number // len(cut))
+    assert not any(native.is_whole(path) for path in cut)
+    run("import mlx_transformer" + STEP, cache)
+    assert all(native.is_whole(path) for path in cut)
+
+
+def test_old_leftovers_and_unused_keys_are_removed(tmp_path):
+    kernels = tmp_path / "key" / "mlx"
+    kernels.mkdir(parents=True)
+    for name, hours in (("tmp_1.so", 2), ("tmp_2.so", 0), ("tmp_3.cpp", 2), ("kernel.cpp", 2)):
+        (kernels / name).touch()
+        os.utime(kernels / name, (time.time() - 3600 * hours,) * 2)
+    jit._heal(kernels)
+    assert sorted(path.name for path in kernels.iterdir()) == ["kernel.cpp", "tmp_2.so"]  # the young one may be in use
+    (tmp_path / "old").mkdir()
+    os.utime(tmp_path / "old", (time.time() - 31 * 24 * 3600,) * 2)
+    jit._sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+@linux
+def test_two_processes_at_once_in_a_new_cache(tmp_path):
+    both = [start("import mlx_transformer" + STEP + PREPARED, tmp_path) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert json.loads(out)["warned"] == []
+    assert all(native.is_whole(path) for path in kernel_files(tmp_path))
+    run("import mlx_transformer" + STEP, tmp_path)
+    shutil.rmtree(tmp_path)
+
+
+@linux
+def test_killed_while_compiling_leaves_a_usable_cache(cache):
+    run("import mlx_transformer", cache)
+    many = """
+import mlx_transformer, mlx.core as mx
+for i in range(4):
+    print(mx.compile(lambda x: x * x + mx.exp(x) * {seed} + i)(mx.arange(3.0))[0].item() == {seed} + i, flush=True)
+"""
+    for seed, delay in ((0.5, 0.0), (1.5, 0.1)):
+        before = set(cache.glob("jit/*/mlx/*/cpu/*"))
+        process = start(many.format(seed=seed), cache)
+        while process.poll() is None and not set(cache.glob("jit/*/mlx/*/cpu/*")) - before:
+            time.sleep(0.005)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        process = start(many.format(seed=seed), cache)
+        out, err = process.communicate(timeout=120)
+        assert out.split() == ["True"] * 4, err
+
+
+@linux
+def test_without_a_compiler_one_sentence_and_everything_runs(cache, tmp_path):
+    nothing = tmp_path / "bin"
+    nothing.mkdir()
+    found, err = run(PREPARED + STEP, tmp_path / "new", PATH=str(nothing))
+    assert found["blas"] is None
+    assert len(found["warned"]) == err.count("RuntimeWarning") == 1
+    assert "g++" in err
+    assert runtime.SLOW in err
+    run("import mlx_transformer", cache)
+    found, err = run(PREPARED + STEP, cache, PATH=str(nothing))  # the shim was compiled when there was one
+    assert found["reached"]
+    assert err.count("RuntimeWarning") == 1
+    assert runtime.SLOW not in err
+
+
+@linux
+def test_a_compiler_that_fails_turns_compile_off(tmp_path):
+    broken = tmp_path / "bin" / "g++"
+    broken.parent.mkdir()
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "no header iostream" >&2; exit 1; }\n')
+    broken.chmod(0o755)
+    _, err = run("import mlx_transformer" + STEP, tmp_path, PATH=f"{broken.parent}:/usr/bin:/bin")
+    assert "no header iostream" in err
+    assert runtime.SLOW in err
+
+
+FAULTS = {
+    "is wrong": "c[0] *= 1.001f;",
+    "is wrong by inf": "c[m * n - 1] = 0.0f / 0.0f;",
+    "crashed with signal": "__builtin_trap();",
+}
+
+
+def faulty_blas(path: Path, fault: str) -> blas.Library:
+    """A matmul that is right but for `fault`."""
+    source = """
+    extern "C" void cblas_sgemm(int, int ta, int tb, int m, int n, int k, float, const float* a, int lda,
+                                const float* b, int ldb, float, float* c, int ldc) {
+        for (int i = 0; i < m; ++i)
+            for (int j = 0; j < n; ++j) {
+                double sum = 0;
+                for (int l = 0; l < k; ++l)
+                    sum += (double)a[ta == 112 ? l * lda + i : i * lda + l] * b[tb == 112 ? j * ldb + l : l * ldb + j];
+                c[i * ldc + j] = sum;
+            }
+        %s
+    }"""
+    native.compile_library(source % fault, path)
+    return blas.Library("faulty", str(path))
+
+
+@linux
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_blas_is_not_used(fault, tmp_path, monkeypatch):
+    library = faulty_blas(tmp_path / "faulty.so", FAULTS[fault])
+    monkeypatch.setattr(blas, "installed", lambda: [library])
+    for _ in range(2):  # the second time from the file
+        prepared = runtime.Prepared()
+        with pytest.warns(RuntimeWarning) as said:
+            runtime._prepare_blas(prepared, tmp_path / "blas")
+        assert prepared.blas is None
+        assert fault in str(said[0].message)
+        assert runtime.SLOW in str(said[1].message)
+    assert len(list((tmp_path / "blas").glob("verdicts-*.json"))) == 1
+
+
+@linux
+def test_the_judge_passes_a_right_blas_and_looks_again_when_it_changes(tmp_path):
+    library = faulty_blas(tmp_path / "right.so", "")
+    (verdict,) = blas.judge([library], tmp_path, 1)
+    assert verdict.fault == ""
+    assert verdict.gflops > 0
+    faulty_blas(tmp_path / "right.so", "c[0] += 1;")
+    (verdict,) = blas.judge([library], tmp_path, 1)
+    assert "is wrong" in verdict.fault
+
+
+def test_the_fastest_right_blas_wins_by_a_margin():
+    first = blas.Verdict(blas.Library("first", ""), "", 100.0)
+    wrong, noise, better = (
+        replace(first, fault="is wrong", gflops=900.0),
+        replace(first, gflops=110.0),
+        replace(first, gflops=150.0),
+    )
+    assert blas.fastest([first, wrong, noise]) is first
+    assert blas.fastest([first, wrong, noise, better]) is better
+    assert blas.fastest([wrong]) is None
+
+
+def test_cache_dir_prefers_what_was_named_and_falls_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "named"))
+    assert runtime.cache_dir() == tmp_path / "named"
+    assert (tmp_path / "named").is_dir()
+    monkeypatch.delenv("MLX_TRANSFORMER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert runtime.cache_dir() == tmp_path / "xdg" / "mlx_transformer"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a folder cannot be made here, not even by root
+    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert runtime.cache_dir().parent == tmp_path
+    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    with pytest.raises(BadInput, match="MLX_TRANSFORMER_CACHE"):
+        runtime.cache_dir()
+
+
+def test_nothing_happens_on_macos(monkeypatch):
+    monkeypatch.setattr(runtime.sys, "platform", "darwin")
+    monkeypatch.setattr(runtime, "_prepared", None)
+    monkeypatch.setattr(runtime, "_prepare_linux", lambda prepared: pytest.fail("Linux only"))
+    assert runtime.prepare() == runtime.Prepared()
+
+
+def test_prepare_is_done_once():
+    assert runtime.prepare() is runtime.prepare()
+
+
+def test_device():
+    device = runtime.use_device("cpu")
+    assert device == runtime.device_info()
+    assert device.backend == "cpu"
+    assert device.memory_bytes > 2**28
+    assert device.name in device.describe()
+    assert "GiB" in device.describe()
+    with pytest.raises(BadInput, match="'tpu'"):
+        runtime.use_device("tpu")
+    if not mx.is_available(mx.gpu):
+        with pytest.raises(BadInput, match="gpu"):
+            runtime.use_device("gpu")
+        assert mx.default_device() == mx.Device(mx.cpu)
+        assert runtime.use_device("auto") == device
+
+
+def test_memory_limits_of_apple_silicon_stay_within_the_recommendation():
+    limits = {}
+
+    class Metal:
+        set_wired_limit = staticmethod(lambda size: limits.update(wired=size))
+        set_cache_limit = staticmethod(lambda size: limits.update(cache=size))
+
+    info = {"device_name": "Apple M1 Max", "memory_size": 34359738368, "max_recommended_working_set_size": 22906503168}
+    assert runtime.configure_memory(Metal, info) == (limits["wired"], limits["cache"])
+    assert 0 < limits["cache"] < limits["wired"] <= info["max_recommended_working_set_size"]
+
+
+def test_versions():
+    assert set(runtime.versions()) == {"mlx", "python", "project"}
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--seconds", "0.05"], 0), (["--device", "tpu"], 2)])
+def test_command_line(arguments, code):
+    command = [sys.executable, "-m", "mlx_transformer.backend.runtime", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "found in sys.modules" not in done.stderr
+    assert ("GFLOP/s" in done.stdout) == (arguments == ["--seconds", "0.05"])

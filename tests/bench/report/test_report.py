@@ -1,0 +1,319 @@
+"""RESULTS.md and the placeholders that it is made of: every number comes from a log, or a sentence says why not."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.compare import tables
+from bench.report import report
+from bench.report.placeholder import Logs, values_at
+from mlx_transformer.utils.errors import BadInput, exit_cleanly
+from tests.bench.compare.compare_logs import a_log
+from tests.faults.runs import ROOT, command
+
+RUN = {"tokens": 6_135_808, "bpb": 1.07158, "floor": None, "corpus": {"name": "fables", "tokens": 1_422_681}}
+STEP = {
+    "ratios": [
+        {"b": "torch", "ratio": 1.004, "low": 0.99, "high": 1.02},
+        {"b": "torch-compile", "ratio": 1.13, "low": 1.11, "high": 1.15},
+        {"b": "plain", "ratio": 40.0, "low": None, "high": None},
+    ]
+}
+CURVE = [{"kind": "log", "loss": 3.0}, {"kind": "eval", "loss": 9.0}, {"kind": "log", "loss": 2.0}]
+TEXT = "6,751 training and 253 validation\n5-gram    3.2848   1.2050\n\nreal\t5m22.773s\n"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A checkout of which only the logs and the pages matter."""
+    (tmp_path / report.PAGES).mkdir(parents=True)
+    logs = tmp_path / report.PUBLISHED
+    (logs / "run").mkdir(parents=True)
+    (logs / "run/result.json").write_text(json.dumps(RUN))
+    (logs / "step.json").write_text(json.dumps(STEP))
+    (logs / "curve.jsonl").write_text("\n".join(map(json.dumps, CURVE)))
+    (logs / "counts.txt").write_text(TEXT)
+    (logs / "stories.md").write_text("# Stories\n\n## 1\n\n> One\n\n## 2\n\n> **Two**  \n> and more\n")
+    (logs / "bad.json").write_text("{")
+    (logs / "compare.json").write_text(json.dumps(a_log()))
+    return tmp_path
+
+
+def page(root, text):
+    """The one page, filled."""
+    path = root / report.PAGES / "page.md"
+    path.write_text(text)
+    return report.fill(path, root)
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "expected"),
+    [
+        ("run/result.json: tokens", "6135808"),
+        ("run/result.json: tokens | ,", "6,135,808"),
+        ("run/result.json: tokens | short", "6.14M"),
+        ("run/result.json: corpus.name", "fables"),
+        ("run/result.json: bpb | .3f", "1.072"),
+        ("run/result.json: bpb | .1%", "107.2 %"),
+        ("run/result.json: tokens / corpus.tokens | .1f", "4.3"),
+        ("run/result.json: bpb / counts.txt: 5-gram * # | .3f", "0.889"),
+        ("step.json: ratios[b=torch].low | .2f", "0.99"),
+        ("step.json: ratios[-1].ratio | .0f", "40"),
+        ("step.json: ratios[b=torch] | ratio", "1.00× (0.99–1.02): no difference"),
+        ("step.json: ratios[b=torch-compile] | ratio", "1.13× (1.11–1.15)"),
+        ("step.json: ratios[b=plain, low=null] | ratio", "40.00×"),
+        ("step.json: ratios[].ratio | max | .2f", "40.00"),
+        ("step.json: ratios[] | count", "3"),
+        ("curve.jsonl: [kind=log].loss | mean | .1f", "2.5"),
+        ("curve.jsonl: [kind=eval].loss | .1f", "9.0"),
+        ("counts.txt: # training and | ,", "6,751"),
+        ("counts.txt: 5-gram # | .4f", "3.2848"),
+        ("counts.txt: real # | .0f", "323"),
+        ("story: stories.md 2", "> **Two**  \n> and more"),
+    ],
+)
+def test_a_placeholder_is_filled_from_its_log(root, placeholder, expected):
+    assert page(root, f"It is {{{{{placeholder}}}}}.") == f"It is {expected}.\n"
+
+
+def test_a_log_can_have_a_short_name_on_its_page(root):
+    assert (
+        page(root, "# A\n\n{{log: r = run/result.json}}\n{{r: bpb | .1f}} and {{r: bpb | .2f}}\n")
+        == "# A\n\n1.1 and 1.07\n"
+    )
+    with pytest.raises(BadInput, match="'r' is no log"):
+        Logs(root / report.PUBLISHED).evaluate("r: bpb | .1f")
+
+
+@pytest.mark.parametrize(
+    ("placeholder", "sentence"),
+    [
+        ("none.json: a", "'none.json' is no log: expected a file in published/"),
+        ("log: r = none.json", "'r' is no log"),
+        ("run/result.json: corpus.bytes", "nothing is at bytes; there is name, tokens"),
+        ("run/result.json: corpus[0]", "nothing is at [0]; there is name, tokens"),
+        ("step.json: ratios[b=jax].low", "nothing is at [b=jax]"),
+        ("step.json: ratios[3].low", "nothing is at [3]"),
+        ("step.json: ratios[].low | .2f", "that is 3 values: expected one"),
+        ("run/result.json: bpb", "1.07158 needs a format"),
+        ("run/result.json: bpb | .2q", "1.07158 cannot be written as '.2q'"),
+        ("run/result.json: corpus | ratio", "cannot be written as 'ratio'"),
+        ("run/result.json: floor | .2f", "the log has null there"),
+        ("run/result.json: bpb / floor | .2f", "cannot be divided"),
+        ("run/result.json", "expected LOG: PATH"),
+        ("counts.txt: 7-gram #", "the text nowhere has '7-gram #'"),
+        ("counts.txt: 5-gram", "one of them # for the number"),
+        ("bad.json: a", "'bad.json' is no JSON"),
+        ("story: stories.md 3", "the file has no story 3"),
+        ("table: pie step.json", "'pie' is no kind of table: expected one of step, shapes"),
+        ("table: step run/result.json", "this log makes no table of the kind step"),
+    ],
+)
+def test_what_cannot_be_filled_is_named_with_file_line_and_placeholder(root, placeholder, sentence):
+    with pytest.raises(BadInput) as error:
+        page(root, f"# Title\n\nA {{{{{placeholder}}}}}\n")
+    assert str(error.value).startswith(f"{report.PAGES}/page.md, line 3: {{{{{placeholder}}}}}: ")
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{{run/result.json: bpb |\n.2f}}", "line 1: {{ without }} on the same line"),
+        ("\n![loss](results/published/loss.png)", "line 2: the link to 'results/published/loss.png' leads nowhere"),
+    ],
+)
+def test_what_would_break_the_page_is_refused(root, text, sentence):
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        page(root, text)
+
+
+JSON = st.recursive(
+    st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=3)
+        | st.dictionaries(st.from_regex(r"[\w-]{1,4}", fullmatch=True), inner, min_size=1, max_size=3)
+    ),
+)
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}".removeprefix("."))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{i}]")
+    else:
+        yield path, value
+
+
+@given(JSON)
+def test_every_value_of_a_log_has_a_path(log):
+    for path, value in leaves(log):
+        assert values_at(log, path) == [value]
+
+
+@pytest.mark.parametrize("kind", ["compare", "ideas", *(make.__name__ for make in tables.ALL)])
+def test_a_comparison_makes_every_table(root, kind):
+    text = page(root, f"{{{{table: {kind} compare.json}}}}")
+    assert re.search(r"^\| .* \|\n\| ---", text, re.MULTILINE)
+
+
+def test_the_table_of_a_comparison_gives_its_answer(root):
+    text = page(root, "{{table: compare compare.json}}")
+    assert "2.31×" in text.split("\n")[0]
+    assert "| phase 2 | 2.8200 (1) | faster | 2.31× (1.90–2.80) |" in text
+
+
+def test_an_ablation_has_a_row_an_idea(root):
+    lines = page(root, "{{table: ideas compare.json}}").splitlines()
+    assert lines[2].startswith("| phase 1 | — | — | — | 1.5M (1.25M–1.75M) | 10,220 (10,016–10,527) |")
+    row = [line for line in lines if line.startswith("| phase 2 |")]
+    assert len(row) == 1
+    assert row[0].startswith("| phase 2 | phase 1 | faster | 2.31× (1.90–2.80) | 1.5M (1.25M–1.75M) | 9,800 (")
+    assert "| 286 MiB | 1,841,664 | " in row[0]
+
+
+def test_two_curves_are_set_against_each_other_where_both_were_evaluated():
+    def curve(*losses):
+        return [{"kind": "log", "tokens": 5, "loss": 9.0}] + [
+            {"kind": "eval", "tokens": 10 * i, "valid_loss": loss} for i, loss in enumerate(losses)
+        ]
+
+    rows = report.apart_table(curve(3.0, 2.0, 1.0), curve(3.25, 1.5)).splitlines()
+    assert rows[-1] == "| 2 | 0.5000 | 0.3750 |"
+
+
+def test_machines_stand_in_one_table_the_fastest_first():
+    slow = {"chip": "Old", "backend": "cpu", "memory_bytes": 8 * 2**30, "matmul_gflops": 190.0, "date": "2026-01-01"}
+    slow |= {
+        "versions": {"mlx": "0.32.4"},
+        "sizes": {"nano": {"tokens_per_second": 9e4, "predicted_tokens_per_second": None}},
+    }
+    run = {"tokens_per_second": 83352.0, "predicted_tokens_per_second": 9e4}
+    fast = {**slow, "chip": "Apple M1 Max", "matmul_gflops": 9000.0, "sizes": {"base": run}}
+    rows = report.machines_table([slow, fast]).splitlines()[2:]
+    assert rows == [
+        "| Apple M1 Max (cpu, 8 GiB) | 9,000 | — | — | 83,352 (90,000) | 0.32.4, 2026-01-01 |",
+        "| Old (cpu, 8 GiB) | 190 | 90,000 | — | — | 0.32.4, 2026-01-01 |",
+    ]
+    assert report.machines_table([]) == "Nobody has sent one yet."
+
+
+def test_steps_stand_phase_by_phase_with_the_rivals_that_were_measured():
+    ratio = {"a": "mlx", "b": "torch", "ratio": 2.0, "low": 1.5, "high": 2.5}
+    facts = {"blas": "OpenBLAS 0.3 (SkylakeX kernel)"}
+    log = {"measures": "step", "size": "base", "rows": 8, "config": {"seq_len": 64, "dropout": 0.0}, "ratios": [ratio]}
+    log["contestants"] = {"mlx": {"tokens_per_second": 1234.5, "facts": facts}}
+    rows = report.shapes_table([{**log, "phase": 2}, {**log, "phase": 1}, {"measures": "memory"}]).splitlines()
+    assert rows[0] == "| batch | dropout | our BLAS | `mlx`, tokens/s | faster than `torch` by |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| phase 1, base, 8 × 64", "| phase 2, base, 8 × 64"]
+    assert "phase" not in report.shapes_table([{**log, "phase": 1}])
+
+
+def test_tuned_rates_stand_with_their_losses_the_best_in_bold():
+    rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
+    log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "rates": rates}
+    assert report.tune_table(log).splitlines()[2:] == [
+        "| phase 6 | nano | 600k | 0.01: 3.1000, **0.02: 3.0500**, 0.04: diverged |"
+    ]
+    named = report.tune_table(log | {"branch": "tied", "recipe": "lion"})
+    assert named.splitlines()[2].startswith("| phase 6/tied:lion | nano |")
+
+
+def test_a_sweep_shows_the_fastest_setting_of_each_width():
+    setting = {"d_model": 64, "seq_len": 128, "batch_size": 16, "tokens_per_second": 9_999.6}
+    setting |= {"matmul_share": 0.512, "peak_bytes": {"forward": 1, "step": 1.5e9}}
+    slower = {**setting, "batch_size": 4, "tokens_per_second": 1.0}
+    log = {"best": [{"d_model": 64, "seq_len": 128, "batch_size": 16}], "settings": [slower, setting]}
+    assert report.sweep_table(log).splitlines()[2:] == ["| 64 | 16 × 128 | 10,000 | 51% | 1.50 GB |"]
+
+
+def test_precisions_are_set_against_float32():
+    dtypes = [{"dtype": "float16", "losses": [3.0, 4.0], "above": [0.001, -0.0225]}]
+    rows = report.precision_table({"seeds": [0, 1], "dtypes": dtypes}).splitlines()
+    assert rows[2:] == ["| float16 | 3.0000 | 4.0000 | -2.25% |"]
+
+
+def test_lengths_stand_branch_by_branch():
+    done = [{"branch": "rope", "status": "done", "losses": {"64": loss, "128": 3.0}} for loss in (2.0, 2.5, 2.125)]
+    log = {"phase": 3, "rows": [*done, {"branch": "shaw", "status": "diverged"}]}
+    assert report.length_table(log).splitlines() == [
+        "| phase 3 | rows of 64 | rows of 128 |",
+        "| --- | --- | --- |",
+        "| `rope` | 2.125 (2.000–2.500) | 3.000 (3.000–3.000) |",
+        "| `shaw` | not measured | not measured |",
+    ]
+
+
+def test_long_rows_stand_with_their_medians():
+    done = {"name": "trunk", "length": 1024, "status": "done", "pass_seconds": [1.0, 3.0, 2.0]}
+    done |= {"peak_bytes": [2_000_000_000], "decode_seconds": [0.0012]}
+    log = {"rows": [done, {"name": "longformer", "length": 2048, "status": "out of memory"}]}
+    assert report.longcontext_table(log).splitlines()[2:] == [
+        "| 1,024 | trunk | 2.000 | 2,000 | 1.20 |",
+        "| 2,048 | longformer | out of memory | out of memory | out of memory |",
+    ]
+
+
+def run_report(monkeypatch, root, *args):
+    monkeypatch.setattr(report, "ROOT", root)
+    return command(lambda: exit_cleanly(report.main), *args)
+
+
+def test_check_says_whether_the_page_is_up_to_date(root, monkeypatch):
+    page(root, "It is {{run/result.json: bpb | .2f}}.")
+    stale = run_report(monkeypatch, root, "--check")
+    assert (stale.code, stale.err) == (1, "error: RESULTS.md is out of date: run python -m bench.report\n")
+    assert not (root / "RESULTS.md").exists()
+    assert run_report(monkeypatch, root).code == 0
+    assert (root / "RESULTS.md").read_text().endswith("It is 1.07.\n")
+    assert run_report(monkeypatch, root, "--check").code == 0
+    (root / report.PUBLISHED / "run/result.json").unlink()
+    missing = run_report(monkeypatch, root, "--check")
+    assert missing.code == 2
+    assert missing.err.startswith(
+        "error: docs/results/page.md, line 1: {{run/result.json: bpb | .2f}}: 'run/result.json'"
+    )
+
+
+def test_the_published_page_is_up_to_date(monkeypatch):
+    outcome = run_report(monkeypatch, ROOT, "--check")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+NOUNS = "ms|s|min|h|nats?|bits?|bytes?|tokens?|pieces?|steps?|stories|rounds|parameters"
+UNITS = rf"%|×(?! ?\d)|x\b|[kMGT]i?B?\b|[GT]FLOP|(?:{NOUNS})\b"
+TYPED = re.compile(rf"\d+[.,]\d+|\d+\s?-?(?:{UNITS})")
+ALLOWED = ("95 %",)  # of an interval
+
+
+def typed_numbers(text):
+    """Numbers with a decimal or a unit, outside of placeholders, code and the targets of links."""
+    for left_out in (r"\{\{.*?\}\}", r"`[^`]*`", r"\]\([^)]*\)", r"(?m)^ {4}.*$", *map(re.escape, ALLOWED)):
+        text = re.sub(left_out, " ", text)
+    return TYPED.findall(text)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / report.PAGES).glob("*.md")), ids=lambda path: path.name)
+def test_no_number_is_typed_into_a_page(path):
+    assert typed_numbers(path.read_text()) == [], "write a placeholder: see bench/placeholder.py"
+
+
+@pytest.mark.parametrize(
+    "text", ["2.9", "10,220 tokens", "1.13x", "2×", "48 %", "600 s", "5 min", "1.84M", "7M", "100 stories"]
+)
+def test_a_typed_number_is_found(text):
+    assert typed_numbers(f"It is {text}, they say.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Phase 1", "in 2017", "16 × 128", "a 95 % interval", "a 5-gram", "`--max-seconds 600 s`", "{{a: b | .2f}} s"],
+)
+def test_a_setting_is_no_typed_number(text):
+    assert not typed_numbers(f"It is {text}, they say.")

@@ -1,0 +1,122 @@
+"""Predictions for Apple silicon: arithmetic, limits, words, and the one public point."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from bench.tools import roofline
+from bench.tools.graph import Kernel
+from bench.tools.roofline import Chip, Flags, Work, asked, chips, memory, one
+from mlx_transformer.utils.errors import BadInput
+
+CHIP = Chip("test", 10, 1.0, 2.0, 100.0, (8, 16), False)  # 2.56 TFLOP/s
+
+
+def _work(flops=0, nbytes=0, launches=1, dtype=mx.float32, peak=0):
+    return Work(1000, [Kernel("Matmul", (), (), launches, flops, nbytes, dtype)], peak)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return asked(Flags(size="nano", batch_size=4))
+
+
+def test_a_kernel_takes_the_longer_of_its_two_times():
+    second = 2.56e12 * roofline.MATMUL  # FLOPs
+    traffic = 100e9 * roofline.TRAFFIC  # bytes
+    spent = _work(flops=second, nbytes=traffic / 2).seconds(CHIP)
+    assert spent["arithmetic"] == pytest.approx(1)
+    assert spent["memory traffic"] == 0
+    spent = _work(flops=second, nbytes=2 * traffic, launches=7).seconds(CHIP)
+    assert spent == pytest.approx({"arithmetic": 0, "memory traffic": 2, "launches": 7 * roofline.LAUNCH})
+    assert _work(flops=second, dtype=mx.float16).seconds(CHIP)["arithmetic"] == pytest.approx(0.5)
+
+
+def test_memory_is_held_against_the_chips():
+    assert memory(_work(peak=5e9), CHIP).endswith("fits")
+    assert memory(_work(peak=9e9), CHIP).endswith("fits the larger ones")
+    assert memory(_work(peak=13e9), CHIP).endswith("does not fit")
+
+
+def test_every_chip_is_cited_and_estimates_are_marked():
+    data = json.loads(Path(roofline.__file__).with_name("chips.json").read_text(encoding="utf-8"))
+    assert all(entry["source"] for entry in (*data["chips"].values(), *data["families"].values()))
+    for family in data["families"].values():
+        assert family["estimate"] == ("ESTIMATE" in family["source"])
+    assert {name.split("-")[0] for name in data["chips"]} == {"m1", "m2", "m3", "m4", "m5"} == set(data["families"])
+    assert chips()["m1-max"].flops(mx.float32) == pytest.approx(10.4e12, rel=1e-3)
+    assert "~" in chips()["m4-max"].describe()
+
+
+def test_more_of_everything_is_faster(nano):
+    _, work = nano
+    known = chips()
+    for family in ("m1", "m2", "m3", "m4", "m5"):
+        rates = [work.tokens_per_second(known[name]) for name in known if name.split("-")[0] == family]
+        assert rates == sorted(rates)
+    assert work.tokens_per_second(known["m1"], 0.9) > work.tokens_per_second(known["m1"])
+
+
+def test_it_says_that_it_is_a_prediction(nano):
+    what, work = nano
+    lines = one(what, work, chips()["m2"]).splitlines()
+    assert what == "phase 1, nano, float32, batch 4 x 64"
+    assert all("predicted" in line for line in lines if "tokens/s" in line or "GB of" in line or "%" in line)
+
+
+def test_half_precision_moves_less(nano):
+    what, half = asked(
+        Flags(size="nano", batch_size=4, dtype="bfloat16")
+    )  # float16 keeps a copy of all state, to undo an overflow
+    assert "bfloat16" in what
+    assert sum(k.nbytes for k in half.kernels) < 0.8 * sum(k.nbytes for k in nano[1].kernels)
+
+
+def test_bad_input():
+    with pytest.raises(BadInput, match="branch 'no'"):
+        asked(Flags(branch="no"))
+    with pytest.raises(BadInput, match="phase 9"):
+        asked(Flags(phase=9))
+    with pytest.raises(BadInput, match="batch of 100000000 x 64 tokens"):
+        asked(Flags(size="nano", batch_size=100_000_000))
+
+
+def test_the_matmul_share_is_what_the_public_point_gives():
+    """83,352 tokens/s were reported for this shape on an M1 Max, by other code."""
+    _, work = asked(Flags(size="base", batch_size=256))
+    assert work.tokens_per_second(chips()["m1-max"]) == pytest.approx(83_352, rel=0.03)
+    assert sum(k.flops for k in work.kernels) / work.tokens == pytest.approx(33e6, rel=0.01)
+
+
+def test_the_command(capsys, monkeypatch):
+    small = asked(Flags(size="nano", batch_size=2))
+    monkeypatch.setattr(roofline, "asked", lambda flags: small)
+    monkeypatch.setattr(sys, "argv", ["roofline", "--chip", "all"])
+    roofline.main()
+    said = capsys.readouterr().out
+    assert "predicted" in said.splitlines()[0]
+    assert all(name in said for name in chips())
+    assert "Assumed" in said
+    monkeypatch.setattr(sys, "argv", ["roofline", "--chip", "m9"])
+    with pytest.raises(BadInput, match="chip 'm9' is unknown: expected all or one of m1, m1-pro"):
+        roofline.main()
+
+
+def test_an_unknown_chip_ends_with_2():
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench.tools.roofline", "--chip", "m9"],
+        capture_output=True,
+        text=True,
+        cwd=Path(roofline.__file__).parents[2],
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].startswith("error: chip 'm9'")
+
+
+def test_a_chip_is_a_value():
+    assert replace(CHIP, gpu_cores=20).flops(mx.float32) == 2 * CHIP.flops(mx.float32)

@@ -1,0 +1,35 @@
+"""The products of a step, alone."""
+
+import math
+
+import mlx.core as mx
+
+from bench.tools import graph
+from bench.workers import gemm
+from phases import phase1
+
+CONFIG = phase1.Config(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_ff=24, seq_len=12)
+RECIPE = phase1.RECIPE.at("nano")
+
+
+def test_they_are_all_the_matrix_work_of_the_step():
+    products = gemm.step_products(phase1.Model(CONFIG), RECIPE, 3)
+    flops = sum(2 * math.prod(left) * right[-1] for (left, _), (right, _) in products)
+    with graph.on_metal():
+        step = graph.training_step(phase1.Model(CONFIG), RECIPE)
+        kernels = graph.kernels(graph.trace(step, mx.zeros((3, 13), mx.int32)))
+    assert flops == sum(kernel.flops for kernel in kernels) > 0
+
+
+def test_a_factor_is_drawn_as_it_lies():
+    drawn = gemm._draw((5, 3, 2), True)
+    assert drawn.shape == (5, 3, 2)
+    assert gemm.shapes(found := graph.trace(lambda a, b: [a @ b.T], mx.zeros((4, 6)), mx.zeros((5, 6)))) == [
+        [((4, 6), False), ((6, 5), True)]
+    ], found
+
+
+def test_the_contestant_runs():
+    config = CONFIG.to_dict()
+    rounds = gemm.GemmRounds(phase=1, size="nano", rows=3, config=config, device="cpu", tokens="", folder="")
+    assert rounds.round(2) == {"losses": []}

@@ -1,0 +1,143 @@
+"""The pieces that the ladder's proofs do not reach: numbers, Ctx, slots, recipes, schedules."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+
+from mlx_transformer.nn.config import SIZES, Config
+from mlx_transformer.nn.model import in_turn
+from mlx_transformer.nn.position import SinusoidalPosition
+from mlx_transformer.train.recipe import BySize
+from mlx_transformer.utils.errors import BadInput
+from phases import phase1
+from tests.ladder import tiny, tokens
+
+
+def test_the_parameters_of_each_size_are_those_of_the_design():
+    def count(size):
+        return phase1.Model(phase1.Config(**SIZES[size])).count_parameters()["total"]
+
+    assert [count(size) for size in ("nano", "small", "base")] == [231_040, 1_841_664, 7_353_344]
+
+
+def test_config_is_a_frozen_keyword_only_value_extended_by_inheritance():
+    class Wider(Config):
+        window: int = 3
+
+    config = Wider(d_model=64, window=5)
+    assert config.window == 5
+    assert config.to_dict()["d_model"] == 64
+    assert Wider(**config.to_dict()) == config
+    with pytest.raises(FrozenInstanceError):
+        config.window = 4
+    with pytest.raises(TypeError):
+        Wider(1024)
+    with pytest.raises(BadInput, match="window = 0"):
+        Wider(window=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"d_model": 100, "n_heads": 8}, "d_model = 100 is not a multiple of n_heads = 8"),
+        ({"n_layers": 0}, "n_layers = 0"),
+        ({"seq_len": -1}, "seq_len = -1"),
+        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"vocab_size": 1.5}, "vocab_size = 1.5"),
+    ],
+)
+def test_a_number_out_of_range_is_named(numbers, words):
+    with pytest.raises(BadInput, match=words):
+        Config(**numbers)
+
+
+def test_layers_take_the_classes_of_a_tuple_in_turn():
+    assert [in_turn((int, str), i) for i in range(4)] == [int, str, int, str]
+    assert in_turn(int, 3) is int
+
+
+def test_the_ledger_adds_weighted_values_and_reports_means():
+    ctx = tiny(phase1.Model).context(tokens())
+    ctx.at(0).record("balance", mx.array(2.0), weight=0.5)
+    ctx.at(1).record("balance", mx.array(4.0), weight=0.5)
+    ctx.record("seen", mx.array(7.0))
+    total, means = ctx.settle()
+    assert total.item() == 3.0
+    assert {name: value.item() for name, value in means.items()} == {"balance": 3.0, "seen": 7.0}
+
+
+def test_take_picks_the_same_tokens_of_every_per_token_field():
+    net, x = tiny(phase1.Model), tokens()
+    ctx = replace(net.context(x), x0=net.embed(net.context(x)))
+    pick = mx.array([[1, 4, 6], [0, 2, 16]])
+    taken = ctx.take(pick)
+    assert mx.array_equal(taken.positions, pick)
+    for row in range(2):
+        assert mx.array_equal(taken.tokens[row], x[row][pick[row]])
+        assert mx.array_equal(taken.x0[row], ctx.x0[row][pick[row]])
+
+
+@given(st.integers(0, 10**6), st.sampled_from([8, 31, 64]))
+def test_sinusoids_are_those_of_the_paper(position, d_model):
+    encoding = SinusoidalPosition(Config()).encoding(mx.array([position]), d_model)
+    angle = position / 10_000.0 ** (np.arange(0, d_model, 2) / d_model)
+    expected = np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(-1)[:d_model]
+    np.testing.assert_allclose(np.array(encoding[0]), expected, atol=2e-6 * max(1, position))
+
+
+def test_an_extra_mask_hides_what_it_says():
+    net, x = tiny(phase1.Model), tokens()
+    ctx = net.context(x)
+    blind = replace(ctx, mask=mx.arange(17)[None, :] != 3)  # nobody sees token 3
+    changed = mx.array(np.array(x))
+    changed[:, 3] = (x[:, 3] + 1) % 67
+    other = replace(net.context(changed), mask=blind.mask)
+    h, g = net.hidden(blind), net.hidden(other)
+    assert mx.abs(h - g)[:, 4:].max() == 0
+    assert mx.abs(net.hidden(ctx) - h)[:, 4:].max() > 1e-3
+
+
+def test_dropout_is_active_in_training_alone():
+    net, x = tiny(phase1.Model, dropout=0.5), tokens()
+    assert mx.array_equal(net(x), net(x))
+    net.train()
+    assert not mx.array_equal(net(x), net(x))
+
+
+def test_a_recipe_is_sized_and_described():
+    recipe = phase1.RECIPE.at("small")
+    assert recipe.batch_tokens == 8192
+    assert isinstance(recipe.schedule.warmup_tokens, int)
+    described = recipe.to_dict()
+    assert described["schedule"]["kind"] == "InverseSqrt"
+    assert described["groups"][0]["optimizer"]["betas"] == [0.9, 0.98]
+    assert "BySize" not in str(described)
+    assert replace(phase1.RECIPE, learning_rate=BySize(nano=1, small=2, base=3)).at("base").learning_rate == 3
+
+
+OUT_OF_RANGE = {
+    "learning_rate": [0.0, float("nan"), float("inf")],
+    "dtype": ["int8"],
+    "label_smoothing": [-0.1, 1.0],
+    "accumulate": [0],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(name, value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]])
+def test_a_recipe_out_of_range_is_bad_input(field, value):
+    with pytest.raises(BadInput, match=f"{value}"):
+        replace(phase1.RECIPE.at("nano"), **{field: value}).check()
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not():
+    def weights(seed):
+        return dict(tree_flatten(phase1.Model(phase1.Config(**SIZES["nano"]), seed).parameters()))
+
+    a, b, c = weights(1), weights(1), weights(2)
+    assert all(mx.array_equal(a[path], b[path]) for path in a)
+    assert not mx.array_equal(a["head.weight"], c["head.weight"])

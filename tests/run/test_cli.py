@@ -1,0 +1,285 @@
+"""The command line: what a run leaves, and one sentence for everything that cannot be done."""
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import fields
+from pathlib import Path
+
+import jsonschema
+import mlx.core as mx
+import pytest
+
+from mlx_transformer.generate import decoding
+from mlx_transformer.run import training as run_module
+from mlx_transformer.run.flags import TrainFlags, _meaning
+from mlx_transformer.run.saved import find_phase
+from mlx_transformer.utils.errors import exit_cleanly
+from tests.faults.runs import ROOT, TINY, assert_bad, list_runs, result, spawn, train, weights, write_text
+
+SCHEMA = json.loads((ROOT / "mlx_transformer" / "run" / "result.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def tiny(text):
+    return [*TINY, "--data", text, "--max-steps", 3]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures(finished):
+    """One run has its picture; that of every other would take half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "draw_loss", lambda path, *_: path.touch())
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A whole run, for the tests that leave it as it is."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    ended = train(
+        *tiny, "--max-steps", 12, "--eval-every", 5, "--prompt", "the cat", "--prompt", "a dog", "--out", folder
+    )
+    assert (ended.code, ended.err) == (0, "")
+    (folder / "said").write_text(ended.out)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The same, to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+# What a run leaves
+
+
+def test_the_files_of_a_run(finished):
+    found = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    checkpoints = {name for name in found if name.startswith("checkpoints/step_")}
+    assert found - checkpoints == {
+        ".lock",
+        "said",
+        "settings.json",
+        "result.json",
+        "curve.jsonl",
+        "report.md",
+        "loss.png",
+        "log.txt",
+        "stories.md",
+        "model/model.safetensors",
+        "model/config.json",
+        "model/tokenizer.model",
+    }
+    assert {name.split("/")[1] for name in checkpoints} == {"step_00000010", "step_00000012"}
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_result_fits_the_schema_and_the_settings(finished, text):
+    found = json.loads((finished / "result.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert (found["phase"], found["branch"], found["recipe_name"], found["size"]) == (1, None, None, "nano")
+    assert (found["steps"], found["tokens"], found["stopped"]) == (12, 12 * 3 * 24, "max_steps")
+    assert (found["config"]["d_model"], found["config"]["n_layers"], found["config"]["seq_len"]) == (16, 1, 24)
+    assert found["tokenizer"] == {"kind": "bpe", "vocab_size": 384, "unknown_rate": 0.0}
+    corpus = found["corpus"]
+    bits = found["best_valid_loss"] / math.log(2) * corpus["valid_tokens"]
+    assert found["best_valid_bpb"] == pytest.approx(bits / corpus["valid_bytes"])
+    assert found["epochs"] == pytest.approx(found["tokens"] / corpus["train_tokens"])
+    assert found["parameters"]["total"] == sum(
+        value.size for value in mx.load(str(finished / "model" / "model.safetensors")).values()
+    )
+
+
+def test_its_curve(finished):
+    lines = [json.loads(line) for line in (finished / "curve.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["step"]) for line in lines if line["kind"] == "eval"] == [
+        ("eval", 5),
+        ("eval", 10),
+        ("eval", 12),
+    ]
+    assert [line["step"] for line in lines if line["kind"] == "log"] == list(range(1, 13))
+    assert all(line["tokens"] == 72 * line["step"] for line in lines)
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_second", "data_wait_share"} <= lines[0].keys()
+    best = min(line["valid_loss"] for line in lines if line["kind"] == "eval")
+    assert best == result(finished)["best_valid_loss"]
+
+
+def test_its_stories_and_its_report(finished):
+    stories, report = (finished / "stories.md").read_text(), (finished / "report.md").read_text()
+    assert "**the cat**" in stories
+    assert "**a dog**" in stories
+    assert stories.count("## ") == 2
+    assert "loss.png" in report
+    assert f"{result(finished)['best_valid_loss']:.3f}" in report
+
+
+def test_what_it_said_is_in_its_log(finished):
+    said, log = (finished / "said").read_text(), (finished / "log.txt").read_text()
+    assert "step 12: validation loss" in said
+    for line in said.splitlines()[:-4]:  # before the story, of which a terminal shows no control characters
+        assert line in log
+
+
+def test_the_same_flags_give_the_same_run(tiny, finished, tmp_path):
+    flags = [*tiny, "--max-steps", 12, "--eval-every", 5, "--prompt", "the cat", "--prompt", "a dog"]
+    assert train(*flags, "--out", tmp_path / "again", "--quiet").code == 0
+    assert weights(tmp_path / "again") == weights(finished)
+    assert result(tmp_path / "again") == result(finished)
+    assert train(*flags, "--seed", 1, "--out", tmp_path / "other", "--quiet").code == 0
+    assert weights(tmp_path / "other") != weights(finished)
+
+
+def test_quiet_says_nothing(tiny, tmp_path):
+    ended = train(*tiny, "--quiet", "--out", tmp_path / "run")
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    assert "stopped: max_steps" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_run_that_diverges_fails_and_keeps_good_weights(tiny, tmp_path):
+    folder = tmp_path / "run"
+    ended = train(*tiny, "--quiet", "--max-steps", 50, "--learning-rate", "1e9", "--out", folder)
+    assert ended.code == 1
+    assert re.fullmatch(r"error: diverged at step \d+: .*--learning-rate\n", ended.err)
+    jsonschema.validate(json.loads((folder / "result.json").read_text()), SCHEMA)
+    assert result(folder)["stopped"] == "diverged"
+    assert all(
+        mx.isfinite(value).all().item() for value in mx.load(str(folder / "model" / "model.safetensors")).values()
+    )
+    for line in (folder / "curve.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_word_level_run(text, tmp_path):
+    folder = tmp_path / "run"
+    small = [flag for flag in TINY if flag not in ("--vocab-size", "384")]
+    ended = train(
+        *small, "--data", text, "--tokenizer", "word", "--max-steps", 3, "--prompt", "the cat", "--out", folder
+    )
+    assert ended.code == 0
+    found = json.loads((folder / "result.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert found["best_valid_bpb"] is None
+    assert re.search(r"\*\*the cat\*\* ?\w", (folder / "stories.md").read_text())
+
+
+def test_the_smallest_run_there_is(text, tmp_path):
+    numbers = {"d-model": 2, "n-layers": 1, "n-heads": 1, "d-ff": 1, "seq-len": 1, "batch-size": 1, "vocab-size": 384}
+    flags = [part for name, value in numbers.items() for part in (f"--{name}", value)]
+    ended = train("--size", "nano", *flags, "--data", text, "--max-steps", 1, "--out", tmp_path / "run")
+    assert (ended.code, ended.err) == (0, "")
+    jsonschema.validate(json.loads((tmp_path / "run" / "result.json").read_text()), SCHEMA)
+
+
+def test_from_the_weights_of_another_run(finished, text, tmp_path):
+    flags = ["--size", "nano", "--data", text, "--init-from", finished, "--max-steps", 1, "--learning-rate", 1e-12]
+    assert train(*flags, "--quiet", "--out", tmp_path / "run").code == 0
+    assert result(tmp_path / "run")["config"] == result(finished)["config"]
+    one, other = (mx.load(str(run / "model" / "model.safetensors")) for run in (tmp_path / "run", finished))
+    assert all(mx.allclose(one[name], other[name], atol=1e-6).item() for name in other)
+
+
+def test_a_run_that_nobody_reads_goes_on(tiny, tmp_path):
+    """python -m phases.phase1 | head -1"""
+    process = spawn(*tiny, "--out", tmp_path / "run")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+    assert result(tmp_path / "run")["stopped"] == "max_steps"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_output_that_finds_no_room(finished, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["generate", str(finished), "--prompt", "a", "--max-tokens", "2"])
+    said = io.StringIO()
+    with open("/dev/full", "w") as full, redirect_stdout(full), redirect_stderr(said), pytest.raises(SystemExit) as end:
+        exit_cleanly(decoding.main)
+    assert (end.value.code, said.getvalue().count("\n")) == (1, 1)
+    assert said.getvalue().startswith("error: no space is left")
+
+
+def test_closed_streams_are_no_error(finished):
+    """`<&-` and `>&-`: the next file to be opened would else be the standard input."""
+    command = f"'{sys.executable}' -m mlx_transformer.generate '{finished}' --prompt a --max-tokens 2"
+    for closing in ("<&-", ">&-", "<&- >&-"):
+        ended = subprocess.run(["sh", "-c", f"{command} {closing}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert (ended.returncode, ended.stderr) == (0, ""), closing
+
+
+def test_a_terminal_that_cannot_show_a_character(finished, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "argv", ["generate", str(finished), "--prompt", "né🙂", "--max-tokens", "2"])
+    with redirect_stdout(screen), pytest.raises(SystemExit) as end:
+        exit_cleanly(decoding.main)
+    screen.flush()
+    assert end.value.code == 0
+    assert screen.buffer.getvalue().startswith(b"n??")
+
+
+def test_help():
+    ended = train("--help")
+    assert ended.code == 0
+    for flag in ("--size", "--branch", "--max-seconds", "--resume", "--no-compile", "--top-p"):
+        assert flag in ended.out
+    assert re.search(r"--norm-eps X +added to the variance before the root", ended.out)
+
+
+def test_what_the_numbers_of_a_branch_mean():
+    for n in range(1, 7):
+        module = find_phase(n)
+        for kind in (module.Model, *module.BRANCHES.values()):
+            for field in fields(kind.Config):
+                assert field.name in TrainFlags.__dataclass_fields__ or _meaning(kind.Config, field.name) != field.name
+
+
+# The list of runs
+
+
+def test_the_list_shows_the_newest_first(finished, tmp_path):
+    for name, age in (("old", 300), ("new", 100), ("middle", 200)):
+        shutil.copytree(finished, tmp_path / name)
+        os.utime(tmp_path / name / "settings.json", (time.time() - age,) * 2)
+    (tmp_path / "middle" / "result.json").unlink()
+    (tmp_path / "no run").mkdir()
+    ended = list_runs("list", tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    rows = [line for line in ended.out.splitlines() if re.search("new|middle|old", line)]
+    assert [next(name for name in ("new", "middle", "old") if name in row) for row in rows] == ["new", "middle", "old"]
+    assert f"{result(finished)['best_valid_loss']:.4f}" in rows[0]
+    assert "unfinished" in rows[1]
+    assert "no run" not in ended.out
+
+
+@pytest.mark.parametrize("name", ["settings.json", "result.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "7", '{"phase": 1, "flags": []}'])
+def test_a_damaged_run_does_not_hide_the_others(name, content, finished, copied):
+    shutil.copytree(finished, copied.parent / "sound")
+    (copied / name).write_text(content)
+    ended = list_runs("list", copied.parent)
+    assert (ended.code, ended.err) == (0, "")
+    assert "sound" in ended.out
+    assert "damaged" in next(line for line in ended.out.splitlines() if "copy" in line)
+
+
+def test_a_long_name_is_shown_whole(finished, tmp_path):
+    name = "phase_1_attention_is_all_you_need_with_a_branch_20250101_120000"
+    shutil.copytree(finished, tmp_path / name)
+    assert name in list_runs("list", tmp_path).out
+
+
+@pytest.mark.parametrize("line", [[], ["lsit"], ["list", "nowhere"], ["list", "a", "b"], ["--all"]])
+def test_a_list_that_cannot_be_given(line):
+    assert_bad(list_runs(*line))

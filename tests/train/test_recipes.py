@@ -1,0 +1,91 @@
+"""Phase 2's recipes through the command line: what a recipe decides, what a flag decides over it, what is refused."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from mlx_transformer.run import plan, training
+from mlx_transformer.run.plan import Plan
+from mlx_transformer.train.optim.schedules import ByTime
+from mlx_transformer.utils.errors import BadInput
+from phases import phase1, phase2
+from tests.faults.runs import TINY, command, result, write_text
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return [*TINY, "--data", write_text(tmp_path_factory.mktemp("text") / "text.txt"), "--max-steps", 3]
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    monkeypatch.setattr(training, "draw_loss", lambda path, *_: path.touch())
+
+
+def train(*args):
+    """`python -m phases.phase2 ARGS` in this process."""
+    return command(lambda: training.main(2), *args)
+
+
+def test_the_recipe_decides_the_dropout_and_the_flag_over_it(tiny, tmp_path):
+    found = []
+    for i, flags in enumerate(([], ["--recipe", "without_no_dropout"], ["--dropout", 0.3])):
+        folder = tmp_path / str(i)
+        assert train(*tiny, *flags, "--out", folder).code == 0
+        found.append(result(folder)["config"]["dropout"])
+    assert found == [0.0, phase1.Config().dropout, 0.3]
+
+
+def test_the_original_recipe_is_recorded_resumed_and_logged(tiny, tmp_path):
+    assert train(*tiny, "--recipe", "original", "--dtype", "float16", "--eval-every", 2, "--out", tmp_path).code == 0
+    told = result(tmp_path)
+    assert told["recipe_name"] == "original"
+    assert (told["recipe"]["label_smoothing"], told["recipe"]["accumulate"]) == (0.1, 2)
+    assert told["recipe"]["schedule"]["kind"] == "Cosine"
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if line["kind"] == "log"]
+    assert all(line["loss_scale"] > 0 and line["skipped_steps"] >= 0 for line in logged)
+    assert "2 parts" in (tmp_path / "log.txt").read_text()
+    assert train("--resume", tmp_path, "--max-steps", 5).code == 0
+    assert result(tmp_path)["steps"] == 5
+
+
+def test_the_original_recipe_at_base_is_what_it_was():
+    """Two batches of 256 x 128."""
+    recipe = phase2.RECIPES["original"].at("base")
+    assert recipe.rows(128) // recipe.accumulate == 256
+    assert recipe.groups[0].optimizer.weight_decay == 0.01
+
+
+def test_a_recipe_by_time_needs_an_end(tiny, tmp_path, monkeypatch):
+    by_time = replace(phase2.RECIPE, pace=ByTime(tokens=1_000_000))
+    monkeypatch.setitem(phase2.RECIPES, "by_time", by_time)
+    refused = train(*tiny, "--recipe", "by_time", "--out", tmp_path / "run")
+    assert (refused.code, refused.out) == (2, "")
+    assert "give --max-seconds" in refused.err
+    assert not (tmp_path / "run").exists()
+    assert train(*tiny, "--recipe", "by_time", "--max-seconds", 60, "--out", tmp_path / "run").code == 0
+
+
+def test_the_memory_that_is_asked_for_is_that_of_one_part(monkeypatch):
+    """A step of a thousand rows that fits a device in eight parts, and not in one."""
+    device = SimpleNamespace(memory_bytes=2**30)
+    monkeypatch.setattr(plan, "device_info", lambda: device)
+    recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=2**22)
+
+    def check(**changes):
+        config = phase1.Config(d_model=64, n_layers=2)
+        own = SimpleNamespace(recipe=replace(recipe, **changes), config=config, settings={})
+        Plan._check_memory(own, 10**6, 0)
+
+    with pytest.raises(BadInput, match="4,194,304 tokens at a time"):
+        check()
+    check(accumulate=8)
+
+
+def test_help_names_the_recipes_and_the_dropout(capsys):
+    told = train("--help")
+    assert "original" in told.out
+    assert "dropout 0" in " ".join(told.out.replace("│", " ").split())

@@ -1,0 +1,486 @@
+"""fit(): what stops it, what it measures, and that nothing but seed, recipe and data decides the weights."""
+
+import math
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_transformer.data.tokens import Tokens
+from mlx_transformer.train import trainer
+from mlx_transformer.train.optim.average import EMA
+from mlx_transformer.train.optim.clip import GlobalNorm
+from mlx_transformer.train.optim.groups import Group, UpdateRule
+from mlx_transformer.train.optim.schedules import InverseSqrt, Linear
+from mlx_transformer.train.optim.stopping import Plateau
+from mlx_transformer.train.step import Evaluator, TrainingStep
+from mlx_transformer.train.trainer import Eval, Habits, Limits, Resumed, Saved, Step, Stopped, fit
+from mlx_transformer.utils.errors import BadInput
+from phases import phase1
+
+V, L, ROWS = 61, 12, 3
+STEP_TOKENS = ROWS * L
+CONFIG = phase1.Config(vocab_size=V, d_model=16, n_layers=2, n_heads=2, d_ff=24, seq_len=L, dropout=0.1)
+RECIPE = replace(
+    phase1.RECIPE.at("nano"),
+    batch_tokens=STEP_TOKENS,
+    learning_rate=3e-3,
+    schedule=InverseSqrt(warmup_tokens=10 * STEP_TOKENS),
+    stop=Plateau(patience=10**6, min_improvement=0.0),
+)
+
+
+def make_tokens(train=1500, valid=200, seed=0):
+    """Pieces in which each depends on the one before, so that there is something to learn."""
+    draw = np.random.default_rng(seed)
+    stream = np.cumsum(draw.integers(1, 5, train + valid)) % (V - 1) + 1
+    stream[::30] = 0
+    pieces = stream.astype(np.uint16)
+    pieces[train] = 0
+    return Tokens(
+        pieces[:train],
+        pieces[train:],
+        0,
+        valid_bytes=500,
+        valid_documents=9,
+        floor_bits=None,
+        unknown_rate=0.0,
+        lossless=True,
+    )
+
+
+DATA = make_tokens()
+
+
+def make_model(seed=0, **numbers):
+    return phase1.Model(replace(CONFIG, **numbers), seed)
+
+
+def train(model=None, recipe=RECIPE, data=DATA, *, seed=0, habits=None, **limits):
+    """All events of a run, and its model."""
+    model = model or make_model()
+    limits = Limits(**(limits or {"max_steps": 8}))
+    return list(fit(model, recipe, data, seed=seed, limits=limits, habits=Habits(**(habits or {})))), model
+
+
+def of(kind, events):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def flat(model):
+    return {path: np.array(value) for path, value in tree_flatten(model.parameters())}
+
+
+def assert_equal_weights(one, other):
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Evaluations that give the losses they are told, and the weights that each of them saw."""
+
+    def script(*losses):
+        left, seen = iter(losses), []
+
+        def evaluate(self):
+            seen.append(flat(self.model))
+            return next(left)
+
+        monkeypatch.setattr(Evaluator, "__call__", evaluate)
+        return seen
+
+    return script
+
+
+# What stops it
+
+
+def test_it_learns():
+    events, _ = train(max_steps=60, habits={"eval_every": 20})
+    losses = [event.valid_loss for event in of(Eval, events)]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_plateau_stops_it_after_its_patience_with_the_best_weights(scripted):
+    seen = scripted(4.0, 3.0, 2.95, 2.99, 3.5)
+    recipe = replace(RECIPE, stop=Plateau(patience=3, min_improvement=0.1))
+    events, model = train(recipe=recipe, max_steps=99, habits={"eval_every": 2})
+    stopped = events[-1]
+    assert (stopped.why, stopped.progress.step) == ("plateau", 10)
+    assert stopped.progress.best_valid_loss == 2.95, "too small a gain does not count, but it is the best"
+    assert stopped.progress.final_valid_loss == 3.5
+    assert [event.improved for event in of(Eval, events)] == [True, True, True, False, False]
+    assert flat(model).keys() == seen[2].keys()
+    for path, value in flat(model).items():
+        np.testing.assert_array_equal(value, seen[2][path])
+    assert any((seen[2][path] != seen[4][path]).any() for path in seen[2])
+
+
+def test_many_small_gains_are_one_large_one(scripted):
+    """Patience counts from the best loss there is, not from the last one that counted."""
+    scripted(3.0, 2.95, 2.91, 2.85, 2.84, 2.83)
+    recipe = replace(RECIPE, stop=Plateau(patience=5, min_improvement=0.1))
+    assert train(recipe=recipe, max_steps=99, habits={"eval_every": 1})[0][-1].progress.step == 6
+
+
+LIMITS = {"max_steps": 5, "max_tokens": 4 * STEP_TOKENS + 1, "max_epochs": 0.1}
+
+
+@pytest.mark.parametrize(("name", "limit"), LIMITS.items())
+def test_each_limit_stops_it_with_an_evaluation(name, limit):
+    events, _ = train(**{name: limit}, habits={"eval_every": 3})
+    stopped = events[-1]
+    assert (stopped.why, stopped.progress.step) == (name, 5)
+    assert stopped.progress.tokens == 5 * STEP_TOKENS
+    assert stopped.progress.epochs == pytest.approx(5 * STEP_TOKENS / (len(DATA.train) - 1))
+    assert [event.step for event in of(Eval, events)] == [3, 5]
+
+
+def test_the_target_stops_it_and_is_noted(scripted):
+    scripted(4.0, 3.0, 2.0)
+    events, _ = train(max_steps=99, target_loss=2.5, habits={"eval_every": 2})
+    now = events[-1].progress
+    assert (events[-1].why, now.step) == ("target", 6)
+    assert (now.seconds_to_target, now.tokens_to_target) == (now.train_seconds, 6 * STEP_TOKENS)
+
+
+def test_a_target_that_is_not_met_is_not_noted(scripted):
+    scripted(4.0)
+    now = train(max_steps=2, target_loss=2.5)[0][-1].progress
+    assert now.seconds_to_target is None
+    assert now.tokens_to_target is None
+
+
+@pytest.mark.parametrize("eval_every", [1, 100], ids=["seen in an evaluation", "seen in a step"])
+def test_divergence_stops_it_and_names_the_step(eval_every, tmp_path):
+    habits = {"eval_every": eval_every, "checkpoints": tmp_path}
+    events, model = train(recipe=replace(RECIPE, learning_rate=1e25), max_steps=50, habits=habits)
+    stopped = events[-1]
+    assert stopped.why == "diverged"
+    assert stopped.message.startswith(f"diverged at step {stopped.progress.step}: ")
+    assert "nan" in stopped.message
+    assert all(np.isfinite(value).all() for value in flat(model).values())
+    assert all(event.step < stopped.progress.step for event in of(Saved, events))
+
+
+def test_a_stop_from_outside_saves_without_an_evaluation(tmp_path):
+    steps = iter([False, False, True])
+    habits = {"checkpoints": tmp_path, "eval_every": 3, "should_stop": lambda: next(steps)}
+    events, _ = train(max_steps=9, habits=habits)
+    assert [type(event) for event in events] == [Step, Step, Step, Saved, Stopped]
+    assert events[-1].why == "interrupted"
+
+
+# The clock
+
+
+@dataclass
+class Clock:
+    """Time passes only where the tests let it."""
+
+    now: float = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def slow(self, monkeypatch, owner, name, *seconds):
+        """Each call of a function takes so long; the last number goes on for ever."""
+        function, left = getattr(owner, name), list(seconds)
+
+        def slowed(*args, **kwargs):
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slowed)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A step takes 1 s, the first one 9 s more; an evaluation 100 s, a checkpoint 1000 s."""
+    clock = Clock()
+    clock.slow(monkeypatch, TrainingStep, "__call__", 10, 1)
+    clock.slow(monkeypatch, Evaluator, "__call__", 100)
+    clock.slow(monkeypatch, trainer, "save_checkpoint", 1000)
+    return clock
+
+
+def test_the_clock_leaves_out_evaluations_and_checkpoints(clock, tmp_path):
+    habits = {"clock": clock, "eval_every": 5, "checkpoints": tmp_path, "save_every": 2}
+    events, _ = train(max_steps=12, habits=habits)
+    now = events[-1].progress
+    assert now.train_seconds == 21
+    assert now.eval_seconds == 300
+    assert now.compile_seconds == 9
+    assert [event.seconds for event in of(Step, events)] == [float(second) for second in range(10, 22)]
+    assert now.tokens_per_second == STEP_TOKENS
+
+
+def test_seconds_are_a_limit_of_the_clock(clock):
+    events, _ = train(max_seconds=14, habits={"clock": clock, "eval_every": 2})
+    assert (events[-1].why, events[-1].progress.step) == ("max_seconds", 5)
+
+
+def test_what_the_reader_of_the_events_does_is_on_the_clock(clock):
+    for event in fit(make_model(), RECIPE, DATA, limits=Limits(max_steps=3), habits=Habits(clock=clock)):
+        clock.now += 7 if isinstance(event, Step) and event.step < 3 else 0
+    assert event.progress.train_seconds == 12 + 2 * 7
+
+
+def test_checkpoints_come_by_the_clock(clock, tmp_path, monkeypatch):
+    habits = {"clock": clock, "checkpoints": tmp_path, "eval_every": 9, "save_seconds": 3}
+    events, _ = train(max_steps=11, habits=habits)
+    assert [event.step for event in of(Saved, events)] == [1, 4, 7, 9, 11]
+
+
+def test_tokens_per_second_wait_for_ten_steps(clock):
+    events, _ = train(max_steps=9, habits={"clock": clock})
+    assert events[-1].progress.tokens_per_second is None
+    assert train(max_steps=10, habits={"clock": clock})[0][-1].progress.tokens_per_second == STEP_TOKENS
+
+
+def test_a_resumed_run_counts_its_tokens_per_second_from_step_six_too(clock, tmp_path):
+    habits = {"clock": clock, "checkpoints": tmp_path}
+    train(max_steps=9, habits=habits)
+    assert train(max_steps=10, habits=habits)[0][-1].progress.tokens_per_second == STEP_TOKENS
+
+
+def test_the_wait_for_data_is_a_share_of_the_clock(clock, monkeypatch):
+    clock.slow(monkeypatch, trainer.Prefetch, "__next__", 1)
+    last = of(Step, train(max_steps=6, habits={"clock": clock})[0])[-1]
+    assert last.seconds == 21
+    assert last.data_wait_share == pytest.approx(6 / 21)
+
+
+# What decides the weights
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+    (one, first), (two, second), (three, third) = train(), train(), train(seed=1)
+    assert_equal_weights(first, second)
+    assert [event.metrics for event in of(Step, one)] == [event.metrics for event in of(Step, two)]
+    assert of(Step, one)[0].metrics != of(Step, three)[0].metrics
+    assert any((flat(first)[path] != flat(third)[path]).any() for path in flat(first))
+
+
+def test_the_seed_draws_the_dropout():
+    """The same batches and weights, with and without dropout."""
+    losses = [of(Step, train(make_model(dropout=dropout))[0])[0].metrics["loss"] for dropout in (0.0, 0.3)]
+    assert losses[0] != losses[1]
+
+
+def test_compiled_and_eager_steps_agree():
+    events = [train(max_steps=15, habits={"compile": compiled, "eval_every": 5})[0] for compiled in (True, False)]
+    for kind, values in ((Step, lambda e: (e.metrics["loss"], e.gradient_norm)), (Eval, lambda e: e.valid_loss)):
+        one, other = ([values(event) for event in of(kind, run)] for run in events)
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+
+
+def test_evaluating_more_often_changes_nothing():
+    _, often = train(max_steps=9, habits={"eval_every": 1})
+    _, seldom = train(max_steps=9, habits={"eval_every": 9})
+    losses = of(Eval, train(max_steps=9, habits={"eval_every": 1})[0])
+    assert losses[-1].improved, "else the weights kept are not the last ones"
+    assert_equal_weights(often, seldom)
+
+
+def test_saving_changes_nothing(tmp_path):
+    _, saved = train(habits={"checkpoints": tmp_path, "save_every": 1})
+    _, plain = train()
+    assert_equal_weights(saved, plain)
+
+
+def test_resumed_is_uninterrupted(tmp_path):
+    events, whole = train(max_steps=16, habits={"eval_every": 4})
+    train(max_steps=4, habits={"eval_every": 4, "checkpoints": tmp_path})
+    again, resumed = train(make_model(seed=9), max_steps=16, habits={"eval_every": 4, "checkpoints": tmp_path})
+    assert isinstance(again[0], Resumed)
+    assert again[0].step == 4
+    assert_equal_weights(resumed, whole)
+    assert [event.metrics for event in of(Step, again)] == [event.metrics for event in of(Step, events)][4:]
+    assert [event.valid_loss for event in of(Eval, again)] == [event.valid_loss for event in of(Eval, events)][1:]
+
+
+def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(tmp_path):
+    whole, _ = train(max_steps=8, habits={"eval_every": 4})
+    habits = {"eval_every": 4, "checkpoints": tmp_path}
+    count = iter(range(99))
+    train(max_steps=8, habits={**habits, "should_stop": lambda: next(count) == 3})
+    again, _ = train(max_steps=8, habits=habits)
+    assert [type(event) for event in again[:4]] == [Resumed, Eval, Saved, Step]
+    assert [event.valid_loss for event in of(Eval, again)] == [event.valid_loss for event in of(Eval, whole)]
+
+
+def test_a_target_given_when_resuming(tmp_path, scripted):
+    scripted(3.0)
+    habits = {"eval_every": 4, "checkpoints": tmp_path}
+    train(max_steps=4, habits=habits)
+    events, _ = train(max_steps=99, target_loss=3.5, habits=habits)
+    now = events[-1].progress
+    assert (events[-1].why, now.step, now.tokens_to_target) == ("target", 4, 4 * STEP_TOKENS)
+    assert now.seconds_to_target == now.train_seconds
+    scripted(2.0)
+    now = train(max_steps=5, target_loss=1.0, habits=habits)[0][-1].progress
+    assert (now.step, now.seconds_to_target, now.tokens_to_target) == (5, None, None)
+
+
+def test_a_checkpoint_of_another_model_is_bad_input(tmp_path):
+    train(habits={"checkpoints": tmp_path})
+    with pytest.raises(BadInput, match=r"of another model or version: .* does not fit"):
+        train(make_model(d_ff=32), habits={"checkpoints": tmp_path})
+    with pytest.raises(BadInput, match=r"of another model or version: .* does not fit"):
+        train(make_model(n_layers=3), habits={"checkpoints": tmp_path})
+
+
+def test_a_text_shorter_than_a_row_is_bad_input():
+    with pytest.raises(BadInput, match=f"fewer than one row of {L + 1}"):
+        train(data=make_tokens(train=L))
+
+
+def test_a_batch_larger_than_the_text_trains():
+    events, _ = train(recipe=replace(RECIPE, batch_tokens=300 * L), max_steps=2)
+    assert events[-1].progress.tokens == 2 * 300 * L
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("valid", [2, L, L + 1, L + 2, 200, 9000], ids=lambda n: f"{n} pieces")
+def test_the_validation_loss_is_that_of_each_piece_once(valid):
+    data = make_tokens(valid=valid)
+    model = make_model(dropout=0.5)
+    model.eval()
+    losses = []
+    for start in range(0, valid - 1, 400 * L):  # many windows at once, the last and shorter one alone
+        pieces = data.valid[start : start + 400 * L + 1].astype(np.int64)
+        whole = (len(pieces) - 1) // L * L
+        for inputs, targets in (
+            (pieces[:whole].reshape(-1, L), pieces[1 : whole + 1].reshape(-1, L)),
+            (pieces[None, whole:-1], pieces[None, whole + 1 :]),
+        ):
+            if inputs.size:
+                logits = np.array(model(mx.array(inputs))).astype(np.float64)
+                log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+                losses.extend(-np.take_along_axis(log_p, targets[..., None], -1).ravel())
+    assert len(losses) == valid - 1
+    model.train()
+    for compiled in (True, False):
+        assert Evaluator(model, data.valid, L, compiled=compiled)() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert model.training
+
+
+# The step
+
+
+def gradients(model, batch):
+    loss = mx.value_and_grad(lambda weights: (model.update(weights), model.loss(batch)[0])[1])
+    weights = model.trainable_parameters()
+    value, found = loss(weights)
+    model.update(weights)
+    return value.item(), {path: np.array(g, np.float64) for path, g in tree_flatten(found)}
+
+
+@dataclass(frozen=True)
+class Everything:
+    def __call__(self, path, parameter):
+        return True
+
+
+@dataclass(frozen=True)
+class Descent(UpdateRule):
+    """Plain gradient descent, in which the clipped gradient can be seen."""
+
+    def make(self):
+        from mlx import optimizers
+
+        return optimizers.SGD(0.0)
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6], ids=["clipped", "not clipped"])
+def test_gradients_are_clipped_together(max_norm):
+    groups = (Group(name="all", select=Everything(), optimizer=Descent()),)
+    recipe = replace(RECIPE, groups=groups, clip=GlobalNorm(max_norm=max_norm))
+    model, batch = make_model(dropout=0.0), mx.array(DATA.train[: L + 1].astype(np.int32)[None])
+    before, (loss, gradient) = flat(model), gradients(model, batch)
+    norm = math.sqrt(sum((g**2).sum() for g in gradient.values()))
+    metrics, reported = TrainingStep(model, recipe)(batch, 0.5)
+    assert metrics["loss"].item() == pytest.approx(loss, rel=1e-5)
+    assert reported.item() == pytest.approx(norm, rel=1e-4), "the norm before clipping"
+    for path, value in flat(model).items():
+        expected = before[path] - 0.5 * gradient[path] * min(1, max_norm / norm)
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-7, err_msg=path)
+
+
+def test_the_learning_rate_follows_warm_up_and_inverse_square_root():
+    events, _ = train(max_steps=40)
+    steps = np.arange(1, 41)
+    expected = RECIPE.learning_rate * np.minimum(steps / 10, np.sqrt(10 / steps))
+    np.testing.assert_allclose([event.learning_rate for event in of(Step, events)], expected, rtol=1e-12)
+
+
+def test_the_learning_rate_follows_tokens_not_steps():
+    recipe = replace(RECIPE, batch_tokens=2 * STEP_TOKENS)
+    large, _ = train(recipe=recipe, max_steps=10)
+    small, _ = train(max_steps=20)
+    rates = {event.tokens: event.learning_rate for event in of(Step, small)}
+    assert all(event.learning_rate == rates[event.tokens] for event in of(Step, large))
+
+
+def test_weight_decay_touches_matrices_only():
+    """One step with and without decay: matrices differ by rate * decay * weight, vectors not at all."""
+    matrices, vectors = RECIPE.groups
+    batch = mx.array(DATA.train[: L + 1].astype(np.int32)[None])
+    after = []
+    for decay in (0.0, 0.5):
+        recipe = replace(
+            RECIPE, groups=(replace(matrices, optimizer=replace(matrices.optimizer, weight_decay=decay)), vectors)
+        )
+        model = make_model(dropout=0.0)
+        before = flat(model)
+        TrainingStep(model, recipe)(batch, 0.01)
+        after.append(flat(model))
+    for path, start in before.items():
+        expected = 0.01 * 0.5 * start if start.ndim >= 2 else np.zeros_like(start)
+        np.testing.assert_allclose(after[0][path] - after[1][path], expected, atol=1e-6, err_msg=path)
+    assert RECIPE.groups[0].optimizer.weight_decay > 0
+    assert RECIPE.groups[1].optimizer.weight_decay == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_computes_in_it_and_keeps_float32_weights(dtype, monkeypatch):
+    seen, objective = set(), phase1.Model.objective
+
+    def spied(self, h, targets, ctx):
+        seen.add(h.dtype)
+        return objective(self, h, targets, ctx)
+
+    monkeypatch.setattr(phase1.Model, "objective", spied)
+    events, model = train(recipe=replace(RECIPE, dtype=dtype), max_steps=30, habits={"eval_every": 10})
+    assert seen == {getattr(mx, dtype)}
+    full, _ = train(max_steps=30, habits={"eval_every": 10})
+    assert {value.dtype for _, value in tree_flatten(model.parameters())} == {mx.float32}
+    halves, wholes = ([event.valid_loss for event in of(Eval, run)] for run in (events, full))
+    assert halves != wholes
+    np.testing.assert_allclose(halves, wholes, atol=0.02)
+
+
+def test_a_run_whose_schedule_is_over_stops_at_the_next_evaluation():
+    over = replace(RECIPE, schedule=Linear(warmup_tokens=1, total_tokens=7 * STEP_TOKENS))
+    events, _ = train(recipe=over, max_steps=40, habits={"eval_every": 5})
+    *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
+    assert (last.step, stopped.why) == (10, "plateau"), "the rate is 0 from step 7 on"
+
+
+@pytest.mark.parametrize(("steps", "end"), [(3, 10), (4, 15)])
+def test_an_average_is_waited_for(steps, end):
+    over = replace(RECIPE, schedule=Linear(warmup_tokens=1, total_tokens=7 * STEP_TOKENS))
+    events, _ = train(
+        recipe=replace(over, average=EMA(horizon_tokens=steps * STEP_TOKENS)), max_steps=40, habits={"eval_every": 5}
+    )
+    *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
+    assert (last.step, stopped.why) == (end, "plateau"), "the rate is 0 from step 7 on"

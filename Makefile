@@ -12,10 +12,10 @@ run: $(VENV)/run.stamp
 	$(BIN)/python -m phases.phase1 $(ARGS)
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-all: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -11,6 +11,9 @@ os.environ.setdefault(
     "MLX_TRANSFORMER_CACHE", str(Path(tempfile.gettempdir()) / f"mlx_transformer_tests_{os.getuid()}")
 )
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
+
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 

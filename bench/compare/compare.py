@@ -23,7 +23,7 @@ from rich.console import Console as Terminal
 from rich.table import Column, Table
 
 from bench.compare import outputs, plan, rates
-from bench.compare.plan import BACKENDS, DEFAULT, Contender, Finished, Run
+from bench.compare.plan import BACKENDS, DEFAULT, Finished, Run, Variant
 from bench.compare.record import Comparison, Record
 from bench.workers import rounds, training
 from mlx_transformer.backend.runtime import device_info, use_device
@@ -108,7 +108,7 @@ def read(flags: Flags, say: Say) -> Comparison:
     if aim is not None and flags.two_budgets:
         raise BadInput(f"--two-budgets and --target {flags.target} exclude each other: two budgets have two targets")
     use_device(flags.device or "auto")
-    names = _contenders(flags, say)
+    names = _variants(flags, say)
     size = training.read_size(flags.size or ("nano" if flags.quick else "auto"))
     budget = flags.max_tokens or (QUICK_TOKENS if flags.quick else BUDGETS[size])
     asked = {
@@ -131,31 +131,31 @@ def read(flags: Flags, say: Say) -> Comparison:
     )
 
 
-def _contenders(flags: Flags, say: Say) -> list[Contender]:
+def _variants(flags: Flags, say: Say) -> list[Variant]:
     """The baseline, which is the lowest phase's trunk, then the others; a name that comes again is a copy.
 
     With --ablate all that the one phase has. Raises BadInput for what is not there.
     """
-    given = [Contender.read(text) for text in flags.phases or map(str, present_phases())]
+    given = [Variant.read(text) for text in flags.phases or map(str, present_phases())]
     if flags.ablate:
         return _ablation(given, say)
     named = [replace(one, copy=1 + given[:i].count(one)) for i, one in enumerate(given)]
     return sorted(named, key=lambda one: one != min(named, key=_height))
 
 
-def _height(contender: Contender) -> tuple[Any, ...]:
-    return contender.phase, contender.branch is not None, contender.recipe != DEFAULT, contender.copy
+def _height(variant: Variant) -> tuple[Any, ...]:
+    return variant.phase, variant.branch is not None, variant.recipe != DEFAULT, variant.copy
 
 
-def _trunk(flags: Flags) -> Contender | None:
+def _trunk(flags: Flags) -> Variant | None:
     """Of an ablation."""
-    return Contender.read(flags.phases[0]) if flags.ablate else None
+    return Variant.read(flags.phases[0]) if flags.ablate else None
 
 
-def _ablation(given: list[Contender], say: Say) -> list[Contender]:
+def _ablation(given: list[Variant], say: Say) -> list[Variant]:
     """The trunk, each branch, each recipe; before them the phase before, where an idea stands alone on top of it."""
     trunk = given[0]
-    if given != [Contender(phase=trunk.phase)]:
+    if given != [Variant(phase=trunk.phase)]:
         raise BadInput(f"--ablate with {', '.join(one.name for one in given)}: expected one phase, such as --phases 3")
     module, before = find_phase(trunk.phase), f"phase_{trunk.phase - 1}"
     ideas = [replace(trunk, branch=name) for name in module.BRANCHES if name != before]
@@ -164,7 +164,7 @@ def _ablation(given: list[Contender], say: Say) -> list[Contender]:
     ]
     if not ideas:
         raise BadInput(f"phase {trunk.phase} has no branch or recipe to ablate: give --phases with another")
-    alone = [Contender(phase=trunk.phase - 1)] if any(idea.is_alone for idea in ideas) else []
+    alone = [Variant(phase=trunk.phase - 1)] if any(idea.is_alone for idea in ideas) else []
     return [*alone, trunk, *(_as_before(idea, module, before) if idea.is_alone else idea for idea in ideas)]
 
 
@@ -176,7 +176,7 @@ def _emulated(recipe: str, module: ModuleType, say: Say) -> bool:
     return emulated
 
 
-def _as_before(idea: Contender, module: ModuleType, before: str) -> Contender:
+def _as_before(idea: Variant, module: ModuleType, before: str) -> Variant:
     """An idea that stands alone takes all else from the phase before, where this one keeps that under its name."""
     if idea.branch is None and before in module.BRANCHES:
         return replace(idea, branch=before)
@@ -222,17 +222,17 @@ def _with_references(runs: list[Run], backends: tuple[str, ...], flags: Flags, s
     Raises BadInput if a reference was asked for and nothing has one.
     """
     trunk = _trunk(flags)
-    asked = [run for run in runs if trunk in (None, run.contender)]
+    asked = [run for run in runs if trunk in (None, run.variant)]
     lacking = plan.lacks_reference(asked) if backends else ["" for _ in asked]
     if flags.reference is not None and backends and all(lacking):
         raise BadInput(f"--reference {flags.reference}: {lacking[0]}; give --reference none")
-    families = {run.contender: [run] for run in runs}
+    families = {run.variant: [run] for run in runs}
     for run, why in zip(asked, lacking, strict=True):
         if why is None:
-            references = [replace(run.contender, backend=name) for name in backends]
-            families[run.contender] += [replace(run, contender=reference) for reference in references]
+            references = [replace(run.variant, backend=name) for name in backends]
+            families[run.variant] += [replace(run, variant=reference) for reference in references]
         elif why:
-            say(f"{run.contender.name} has no reference in PyTorch: {why}")
+            say(f"{run.variant.name} has no reference in PyTorch: {why}")
     return list(families.values())
 
 
@@ -272,7 +272,7 @@ def compare(comparison: Comparison, folder: Path, cache: Path, say: Say) -> dict
     write_json(folder / _IDENTITY, comparison.identity)
     runs = comparison.all_runs()
     for i, run in enumerate(runs, 1):
-        name, seed = run.contender.name, run.plan.seed
+        name, seed = run.variant.name, run.plan.seed
         there = seed in record.finished[name]
         say(f"{i} of {len(runs)}: {name}, seed {seed}{' (finished before)' if there else ''}")
         finished = record.finished[name][seed] = plan.execute(run, cache)
@@ -295,7 +295,7 @@ def _recall(comparison: Comparison, folder: Path, cache: Path) -> Record:
     record.groups, record.parity = (_read(folder / name) or [] for name in (_RATES, _PARITY))
     for run in comparison.all_runs():
         if (found := plan.look(run, cache)).status != "missing":
-            record.finished[run.contender.name][run.plan.seed] = found
+            record.finished[run.variant.name][run.plan.seed] = found
     return record
 
 
@@ -308,9 +308,9 @@ def begin(comparison: Comparison) -> Record:
         machine=rounds.machine(),
         corpus=described(comparison.runs[0].plan, models[0])["corpus"],
         parameters={
-            run.contender.name: size for family, size in zip(comparison.families, sizes, strict=True) for run in family
+            run.variant.name: size for family, size in zip(comparison.families, sizes, strict=True) for run in family
         },
-        finished={run.contender.name: {} for run in comparison.runs},
+        finished={run.variant.name: {} for run in comparison.runs},
     )
 
 
@@ -358,7 +358,7 @@ def show_plan(comparison: Comparison, cache: Path) -> Table:
         runs = [run.with_settings(seed=seed) for seed in comparison.seeds]
         there = sum(plan.look(one, cache).status != "missing" for one in runs)
         begun = sum(plan.is_begun(one, cache) for one in runs)
-        name = run.contender.name
+        name = run.variant.name
         seconds = sum(plan.forecast(one, parameters[name], cache) for one in runs)
         total += seconds
         counts = (there, begun, len(runs) - there - begun)

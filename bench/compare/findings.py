@@ -36,7 +36,7 @@ NOT_MEASURED = Cell("not measured")
 # What stands in the log, by name
 
 
-def contenders(log: Log) -> list[str]:
+def variants(log: Log) -> list[str]:
     """All names, in the order of the log."""
     return list(dict.fromkeys(one["name"] for key in ("runs", "rates", "time_to_target") for one in log[key]))
 
@@ -213,7 +213,7 @@ def remarks(log: Log) -> list[str]:
         said.append(f"Incomplete: {what}; the same command goes on.")
     if log["quick"]:
         said.append("A quick run: the answer is rough. Leave out --quick before you believe or repeat it.")
-    said += [f"{name}: {fate}." for name in contenders(log) if (fate := _fate(log, name))]
+    said += [f"{name}: {fate}." for name in variants(log) if (fate := _fate(log, name))]
     if log["target"]["loss"] is None:
         said.append(f"There is no target loss ({log['target']['rule']}), so there is no time to it.")
     said += [f"{name} meets the target at its first evaluation: give a lower --target." for name in _at_once(log)]
@@ -223,7 +223,7 @@ def remarks(log: Log) -> list[str]:
     if len(ladder(log)) >= MANY:
         chance = len(ladder(log)) / 20
         said.append(f"{len(ladder(log))} intervals of 95 %: about {chance:.0f} would leave out 1 by chance alone.")
-    if not any(backend(name) for name in contenders(log)):
+    if not any(backend(name) for name in variants(log)):
         said.append("No reference in PyTorch was measured, so nothing here says how fast this code is as such.")
     return [*said, *_unequal_sizes(log)]
 
@@ -239,7 +239,7 @@ def _fate(log: Log, name: str) -> str:
 def _at_once(log: Log) -> list[str]:
     """Contenders of whom no evaluation lies above the target, so that how soon they met it is not known."""
     loss = log["target"]["loss"]
-    seen = {name: [run["evals"] for run in runs_of(log, name) if run["evals"]] for name in contenders(log)}
+    seen = {name: [run["evals"] for run in runs_of(log, name) if run["evals"]] for name in variants(log)}
     return [
         name
         for name, evals in seen.items()

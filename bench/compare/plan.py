@@ -51,7 +51,7 @@ _UNMARKED = ("data", "valid", "stories", "tokenizer", "device", "prompt", "quiet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Variant:
     """What is compared. copy: of one that stands there more than once, so that it is run again."""
 
     phase: int
@@ -61,7 +61,7 @@ class Contender:
     copy: int = 1
 
     @classmethod
-    def read(cls, text: str) -> "Contender":
+    def read(cls, text: str) -> "Variant":
         """From "2", "3/rope" (a branch), "2:original" (a recipe) or both. Raises BadInput for what is not there."""
         match = re.fullmatch(r"(\d{1,9})(?:/([^:]+))?(?::(.+))?", text)
         if match is None:
@@ -93,18 +93,18 @@ class Contender:
 class Run:
     """A contender and one plan of the trainer's: every choice made."""
 
-    contender: Contender
+    variant: Variant
     plan: Plan
 
     @classmethod
-    def of(cls, contender: Contender, flags: TrainFlags, say: Callable[[str], None] = lambda text: None) -> "Run":
+    def of(cls, variant: Variant, flags: TrainFlags, say: Callable[[str], None] = lambda text: None) -> "Run":
         """The run that the flags of a training command ask for; branch and recipe are the contender's.
 
         Raises BadInput where they cannot be followed. Prepares the text and the tokenizer.
         """
-        recipe = None if contender.recipe == DEFAULT else contender.recipe
-        plan = make_plan(contender.phase, replace(flags, branch=contender.branch, recipe=recipe), say)
-        return cls(contender=contender, plan=plan)
+        recipe = None if variant.recipe == DEFAULT else variant.recipe
+        plan = make_plan(variant.phase, replace(flags, branch=variant.branch, recipe=recipe), say)
+        return cls(variant=variant, plan=plan)
 
     def with_settings(self, **settings: int) -> "Run":
         """The same with another seed, or settings that change no other part of the plan, such as eval_every."""
@@ -114,7 +114,7 @@ class Run:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of all that decides the result, its times included."""
-        plan, own = self.plan, self.contender
+        plan, own = self.plan, self.variant
         marked = {
             "code": _code(own.phase, own.backend),
             "contender": asdict(own),
@@ -236,7 +236,7 @@ def execute(run: Run, cache: Path = RUNS) -> Finished:
         _tidy(folder)
         return found
     _check_code(run)
-    if run.contender.backend == "mlx":
+    if run.variant.backend == "mlx":
         command, environment = _ours(run, folder), rounds.environment(rounds.threads())
     else:
         _lay_out(run, folder)
@@ -266,7 +266,7 @@ def _outwait(folder: Path) -> None:
 
 def _check_code(run: Run) -> None:
     """Raises RunFailed if the code is no longer what the fingerprint says."""
-    own = run.contender
+    own = run.variant
     try:
         same = _checksum(own.phase, own.backend) == _code(own.phase, own.backend)
     except (OSError, SyntaxError):  # it is being edited
@@ -280,7 +280,7 @@ def _ours(run: Run, folder: Path) -> list[str]:
     """The command of a phase, without python -m."""
     begun = list_checkpoints(folder / "checkpoints")
     line = [f"--resume={folder}"] if begun else [*_flags(run.plan.settings), f"--out={folder}"]
-    return [f"phases.phase{run.contender.phase}", *line, "--quiet"]
+    return [f"phases.phase{run.variant.phase}", *line, "--quiet"]
 
 
 def _flags(settings: dict[str, Any]) -> list[str]:
@@ -297,7 +297,7 @@ def _lay_out(run: Run, folder: Path) -> None:
     """What bench/reference/train.py reads, task.json last."""
     if (folder / "task.json").exists():
         return
-    plan, backend = run.plan, run.contender.backend
+    plan, backend = run.plan, run.variant.backend
     folder.mkdir(parents=True, exist_ok=True)
     rows, seq_len = run.step_tokens // plan.config.seq_len, plan.config.seq_len
     budget = plan.limits.max_tokens
@@ -310,8 +310,8 @@ def _lay_out(run: Run, folder: Path) -> None:
     about = described(plan, model)
     about["versions"] = {"torch": importlib.metadata.version("torch"), "python": about["versions"]["python"]}
     task = {
-        "phase": run.contender.phase,
-        "branch": run.contender.branch,
+        "phase": run.variant.phase,
+        "branch": run.variant.branch,
         "config": plan.config.to_dict(),
         "recipe": plan.recipe.to_dict(),
         "compiled": backend == "torch-compile",
@@ -391,8 +391,7 @@ def keep_logs(finished: Finished, folder: Path, name: str) -> None:
 def lacks_reference(runs: Sequence[Run]) -> list[str | None]:
     """For each run why there is no reference in PyTorch, or None where there is one."""
     tasks = [
-        {"phase": run.contender.phase, "branch": run.contender.branch, "recipe": run.plan.recipe.to_dict()}
-        for run in runs
+        {"phase": run.variant.phase, "branch": run.variant.branch, "recipe": run.plan.recipe.to_dict()} for run in runs
     ]
     command = [sys.executable, "-m", "bench.reference.check"]
     done = subprocess.run(command, input=json.dumps(tasks), capture_output=True, text=True, cwd=ROOT)
@@ -413,7 +412,7 @@ def forecast(run: Run, parameters: int, cache: Path = RUNS) -> float:
     """Seconds that a run will take: as earlier ones of its kind took, else from this machine's matmuls."""
     if look(run, cache).status != "missing":
         return 0.0
-    plan, own, budget = run.plan, run.contender, _tokens_of(run)
+    plan, own, budget = run.plan, run.variant, _tokens_of(run)
     if (known := _known_paces(cache).get((own.phase, own.branch, plan.size, own.backend))) is not None:
         return known * budget
     evaluated = budget / (run.evaluate_every * run.step_tokens) * len(plan.tokens.valid) / 3

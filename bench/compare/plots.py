@@ -17,13 +17,13 @@ from bench.compare.findings import (
     base,
     caveat,
     chip,
-    contenders,
     headline_measure,
     ladder,
     rate,
     runs_of,
     status,
     times,
+    variants,
     verdict,
 )
 from mlx_transformer.run.plots import TIME_UNITS, short
@@ -170,13 +170,13 @@ def draw_loss(log: Log, over: str) -> Picture:
 
     One panel; where there are more contenders than looks, one for each against the first.
     """
-    first, *others = bases = list(dict.fromkeys(map(base, contenders(log))))
+    first, *others = bases = list(dict.fromkeys(map(base, variants(log))))
     crowded = len(bases) > len(COLOURS)
     by_gain = [row["name"] for row in ladder(log) if row["name"] in others]
     panels = [[first, other] for other in dict.fromkeys([*by_gain, *others])] if crowded else [bases]
     figure, grid = _panels(len(panels))
     for axes, shown in zip(grid, panels, strict=True):
-        for name in contenders(log):
+        for name in variants(log):
             if base(name) in shown:
                 _curve(axes, log, name, over, shown.index(base(name)), crowded=crowded)
         _target(axes, log)
@@ -188,7 +188,7 @@ def draw_loss(log: Log, over: str) -> Picture:
     columns = 2 if max(len(entry.get_label()) for entry in entries) <= 28 else 1
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(entries) // columns))
     figure.legend(handles=entries, loc="outside upper left", ncols=columns)
-    said = "; ".join(f"{name}: {status(log, name)}" for name in contenders(log))
+    said = "; ".join(f"{name}: {status(log, name)}" for name in variants(log))
     shows = f"Validation loss over training {over}, median and range over seeds. {said}."
     return Picture(name=f"loss_{over}", shows=shows, figure=figure)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from bench.compare import stats
-from bench.compare.plan import DEFAULT, Contender, Run
+from bench.compare.plan import DEFAULT, Run, Variant
 from bench.compare.stats import Interval
 from bench.compare.target import Rates, as_json
 from bench.workers import rounds, training
 from bench.workers.ours import make_recipe
-from bench.workers.rounds import Contestant
+from bench.workers.rounds import Worker
 from bench.workers.training import BATCHES, Task
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.saved import find_branch, find_phase
@@ -35,17 +35,17 @@ def grouped(
     and in every other group stand those that others are compared with (`bases`, by name), a family, and as many more as
     there is room for. So whatever is compared was measured in turn.
     """
-    shared = [run for family in families for run in family if run.contender.name in bases]
+    shared = [run for family in families for run in family if run.variant.name in bases]
 
     def fit(runs: Sequence[Run]) -> bool:
-        return len(runs) <= _TOGETHER and sum(_bytes(run, parameters[run.contender.name]) for run in runs) <= _MEMORY
+        return len(runs) <= _TOGETHER and sum(_bytes(run, parameters[run.variant.name]) for run in runs) <= _MEMORY
 
     if fit(everything := [run for family in families for run in family]):
         return [everything]
     baseline, *others = families
     groups: list[list[Run]] = []
     for family in others:
-        more = [run for run in family if run.contender.name not in bases]
+        more = [run for run in family if run.variant.name not in bases]
         if not groups or not fit([*groups[-1], *more]):
             groups.append(list(shared))
         groups[-1] += more
@@ -60,13 +60,13 @@ def _bytes(run: Run, parameters: int) -> float:
     the vocabulary (logits, what the loss makes of them, their gradient), which ours never has whole.
     """
     config, recipe = run.plan.config, run.plan.recipe
-    widths = 36 * config.n_layers * config.d_model + (0 if run.contender.backend == "mlx" else 3 * config.vocab_size)
+    widths = 36 * config.n_layers * config.d_model + (0 if run.variant.backend == "mlx" else 3 * config.vocab_size)
     return 16 * parameters + 4 * run.step_tokens / recipe.accumulate * widths
 
 
 def measure(runs: Sequence[Run], count: int, least: float, say: Say) -> Group:
     """Rounds of training steps in turn, `least` seconds or more each. Raises RunFailed if a contestant dies."""
-    tokens = {run.contender.name: run.step_tokens for run in runs}
+    tokens = {run.variant.name: run.step_tokens for run in runs}
     with (
         tempfile.TemporaryDirectory() as folder,
         rounds.started(list(_contestants(runs, Path(folder)))) as children,
@@ -87,29 +87,29 @@ def measure(runs: Sequence[Run], count: int, least: float, say: Say) -> Group:
         }
 
 
-def _contestants(runs: Sequence[Run], folder: Path) -> Iterator[Contestant]:
+def _contestants(runs: Sequence[Run], folder: Path) -> Iterator[Worker]:
     """A folder for each of them: they differ in model and batch."""
     for i, run in enumerate(runs):
         own, plan, task = folder / f"task{i}", run.plan, task_of(run)
         task = replace(task, recipe=replace(task.recipe, learning_rate=_RATE))
         pieces = np.array(plan.tokens.train[: BATCHES * task.step_tokens + 1])
         training.lay_out(task, plan.make_model(), pieces, BATCHES, own)
-        yield _contestant(run.contender, task, own)
+        yield _contestant(run.variant, task, own)
 
 
-def _contestant(contender: Contender, task: Task, folder: Path) -> Contestant:
-    if contender.backend == "mlx":
-        return training.ours(contender.name, task, folder)
-    return training.theirs(contender.name, task, folder, compiled=contender.backend == "torch-compile")
+def _contestant(variant: Variant, task: Task, folder: Path) -> Worker:
+    if variant.backend == "mlx":
+        return training.ours(variant.name, task, folder)
+    return training.theirs(variant.name, task, folder, compiled=variant.backend == "torch-compile")
 
 
 def task_of(run: Run) -> Task:
     """The step that a run repeats."""
-    plan, contender = run.plan, run.contender
+    plan, variant = run.plan, run.variant
     return Task(
-        phase=contender.phase,
-        branch=contender.branch,
-        recipe_name=_recipe_name(contender),
+        phase=variant.phase,
+        branch=variant.branch,
+        recipe_name=_recipe_name(variant),
         size=plan.size,
         config=plan.config,
         recipe=plan.recipe,
@@ -117,8 +117,8 @@ def task_of(run: Run) -> Task:
     )
 
 
-def _recipe_name(contender: Contender) -> str | None:
-    return None if contender.recipe == DEFAULT else contender.recipe
+def _recipe_name(variant: Variant) -> str | None:
+    return None if variant.recipe == DEFAULT else variant.recipe
 
 
 def read(groups: Sequence[Group]) -> Rates:
@@ -168,14 +168,14 @@ def parity(run: Run, say: Say) -> dict[str, Any]:
 
     Nano numbers with the run's own vocabulary and text, no dropout, the recipe at a peak rate of 3e-4.
     """
-    contender, plan = run.contender, run.plan
+    variant, plan = run.variant, run.plan
     numbers: dict[str, Any] = {**SIZES[PARITY_SIZE], "vocab_size": plan.config.vocab_size, "dropout": 0.0}
-    kind = find_branch(find_phase(contender.phase), contender.branch)
+    kind = find_branch(find_phase(variant.phase), variant.branch)
     config = kind.Config(**numbers)
-    recipe = make_recipe(contender.phase, PARITY_SIZE, None, config.seq_len, _recipe_name(contender), PARITY_RATE)
+    recipe = make_recipe(variant.phase, PARITY_SIZE, None, config.seq_len, _recipe_name(variant), PARITY_RATE)
     task = replace(task_of(run), size=PARITY_SIZE, config=config, recipe=recipe)
     pieces = np.array(plan.tokens.train[: PARITY_STEPS * task.step_tokens + 1])
-    say(f"{contender.name}: {PARITY_STEPS} steps of ours and of the reference from the same weights")
+    say(f"{variant.name}: {PARITY_STEPS} steps of ours and of the reference from the same weights")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         training.lay_out(task, kind(config), pieces, PARITY_STEPS, folder)
@@ -184,8 +184,8 @@ def parity(run: Run, say: Say) -> dict[str, Any]:
             ours, theirs = (np.array(child.ask(steps=PARITY_STEPS)["losses"]) for child in children.values())
     apart = np.abs(ours - theirs)
     return {
-        "phase": contender.phase,
-        "branch": contender.branch,
+        "phase": variant.phase,
+        "branch": variant.branch,
         "steps": PARITY_STEPS,
         "max_difference": float(apart.max()),
         "differences": apart.tolist(),

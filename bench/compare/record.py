@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.compare import rates, target
 from bench.compare.findings import SETTINGS
-from bench.compare.plan import Contender, Finished, Run
+from bench.compare.plan import Finished, Run, Variant
 from bench.compare.target import Rates
 
 
@@ -20,7 +20,7 @@ class Comparison:
     target: float | None  # None: auto
     shares: tuple[float, ...]  # of the budget at which speed-ups are given
     quick: bool
-    trunk: Contender | None = None  # of an ablation
+    trunk: Variant | None = None  # of an ablation
 
     @property
     def runs(self) -> list[Run]:
@@ -28,12 +28,12 @@ class Comparison:
         return [run for family in self.families for run in family]
 
     @property
-    def baseline(self) -> Contender:
-        return self.families[0][0].contender
+    def baseline(self) -> Variant:
+        return self.families[0][0].variant
 
-    def over(self, contender: Contender) -> Contender:
+    def over(self, variant: Variant) -> Variant:
         """What it is compared with: in an ablation the trunk, but for the trunk itself and for what stands alone."""
-        if self.trunk is None or contender == self.trunk or contender.is_alone:
+        if self.trunk is None or variant == self.trunk or variant.is_alone:
             return self.baseline
         return self.trunk
 
@@ -80,9 +80,9 @@ class Record:
             "rates": rates.rows(self.groups, self.parameters),
             "speed": rates.speed(self.groups, self._pairs()),
             "time_to_target": [
-                target.time_to_target(run.contender, known, aim, measured)
+                target.time_to_target(run.variant, known, aim, measured)
                 for run in own.runs
-                if (known := self._known(run.contender))
+                if (known := self._known(run.variant))
             ],
             "speedups": [row for share in own.shares for row in self._speedups(share, aim, measured)],
             "parity": self.parity,
@@ -91,7 +91,7 @@ class Record:
     @property
     def is_complete(self) -> bool:
         """Whether everything that was planned is there: every run, rate and parity."""
-        runs = [self.finished[run.contender.name].get(run.plan.seed) for run in self.comparison.all_runs()]
+        runs = [self.finished[run.variant.name].get(run.plan.seed) for run in self.comparison.all_runs()]
         made = all(one is not None and one.status in ("done", "diverged") for one in runs)
         return made and bool(self.groups) and not self.without_rates() and not self.without_parity()
 
@@ -100,32 +100,32 @@ class Record:
         own = self.comparison
         if not self.has_run(own.baseline):
             return []
-        families = [[run for run in family if self.has_run(run.contender)] for family in own.families]
-        bases = {own.over(run.contender).name for run in own.runs} | {own.baseline.name}
+        families = [[run for run in family if self.has_run(run.variant)] for family in own.families]
+        bases = {own.over(run.variant).name for run in own.runs} | {own.baseline.name}
         groups = rates.grouped([family for family in families if family], self.parameters, bases)
         known = {name for group in self.groups for name in group}
-        return [runs for runs in groups if not {run.contender.name for run in runs} <= known]
+        return [runs for runs in groups if not {run.variant.name for run in runs} <= known]
 
     def without_parity(self) -> list[Run]:
         """Ours of each phase and branch with a reference to be set against it; a quick comparison goes without."""
         known, found = {(row["phase"], row["branch"]) for row in self.parity}, []
         for ours, *references in [] if self.comparison.quick else self.comparison.families:
-            key = (ours.contender.phase, ours.contender.branch)
+            key = (ours.variant.phase, ours.variant.branch)
             if references and key not in known:
                 known.add(key)
                 found.append(ours)
         return found
 
-    def has_run(self, contender: Contender) -> bool:
+    def has_run(self, variant: Variant) -> bool:
         """Whether any of its runs came to something."""
-        return any(one.result is not None for one in self._known(contender).values())
+        return any(one.result is not None for one in self._known(variant).values())
 
     @property
     def _over(self) -> target.Runs:
         return self._known(self.comparison.baseline)
 
-    def _known(self, contender: Contender) -> target.Runs:
-        return self.finished[contender.name]
+    def _known(self, variant: Variant) -> target.Runs:
+        return self.finished[variant.name]
 
     def _rule(self) -> str:
         own = self.comparison
@@ -137,7 +137,7 @@ class Record:
         return f"{highest}{own.baseline.name}'s best validation loss within {own.budget:,} tokens"
 
     def _row(self, run: Run) -> dict[str, Any]:
-        own, found = run.contender, self.finished[run.contender.name].get(run.plan.seed, Finished(status="missing"))
+        own, found = run.variant, self.finished[run.variant.name].get(run.plan.seed, Finished(status="missing"))
         row = {"name": own.name, "phase": own.phase, "branch": own.branch, "recipe": own.recipe, "backend": own.backend}
         row |= {"seed": run.plan.seed, "status": found.status, "result": found.result, "error": found.error}
         return row | {"evals": list(found.evals)}
@@ -145,7 +145,7 @@ class Record:
     def _pairs(self) -> list[tuple[str, str]]:
         """Which tokens per second are set against each other: with the baseline's, and with the reference's."""
         own = self.comparison
-        families = [[run.contender for run in family] for family in own.families]
+        families = [[run.variant for run in family] for family in own.families]
         pairs = [(ours, own.over(ours)) for ours, *_ in families[1:]]
         pairs += [(ours, reference) for ours, *references in families for reference in references]
         return [(a.name, b.name) for a, b in pairs]
@@ -155,7 +155,7 @@ class Record:
         loss = aim if share == 1 else target.target_of(self._over, share * own.budget)
         if loss is None:
             return []
-        pairs = [(run.contender, own.over(run.contender)) for run in own.runs[1:]]
+        pairs = [(run.variant, own.over(run.variant)) for run in own.runs[1:]]
         return [
             target.speedup(one, self._known(one), over, self._known(over), share, loss, measured) for one, over in pairs
         ]

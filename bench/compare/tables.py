@@ -21,12 +21,12 @@ from bench.compare.findings import (
     against,
     backend,
     base,
-    contenders,
     headline_measure,
     rate,
     runs_of,
     status,
     times,
+    variants,
     verdict,
 )
 from mlx_transformer.run.plots import short
@@ -85,7 +85,7 @@ def targets(log: Log) -> Table:
         f" Measured on {log['machine']['device']}."
     )
     head = ("contender", "seeds at the target", "tokens ÷ rate (s)", "clock (s)", "tokens", "runs")
-    return Table(title=title, note=note, head=head, rows=[_target_row(log, name) for name in contenders(log)])
+    return Table(title=title, note=note, head=head, rows=[_target_row(log, name) for name in variants(log)])
 
 
 def _target_row(log: Log, name: str) -> Sequence[Cell]:
@@ -144,7 +144,7 @@ def speed(log: Log) -> Table:
 
 def quality(log: Log) -> Table:
     """How good the models are at their best."""
-    results = {name: [run["result"] for run in runs_of(log, name) if run["result"]] for name in contenders(log)}
+    results = {name: [run["result"] for run in runs_of(log, name) if run["result"]] for name in variants(log)}
     known = [key for key in QUALITIES if any(key in one["quality"] for own in results.values() for one in own)]
     rows = [
         (
@@ -183,7 +183,7 @@ def parity(log: Log) -> Table:
 def agreement(log: Log) -> Table:
     """How far the validation losses of ours and of each reference lie apart, at equal seeds and tokens."""
     rows = []
-    for name in contenders(log):
+    for name in variants(log):
         if backend(name) and (apart := _apart(runs_of(log, base(name)), runs_of(log, name))):
             largest, mean = max(map(abs, apart)), sum(apart) / len(apart)
             rows.append((Cell(name), _number(len(apart)), _number(largest, ".4f"), _number(mean, "+.4f")))
@@ -209,7 +209,7 @@ def ideas(log: Log) -> Table:
     cost = {one["name"]: one for one in log["rates"]}
     key = headline_measure(log)
     rows = []
-    for name in contenders(log):
+    for name in variants(log):
         own, rated = sooner.get(name), cost.get(name)
         losses = [run["result"]["best_valid_loss"] for run in runs_of(log, name) if run["result"]]
         rows.append(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.compare import stats
-from bench.compare.plan import Contender, Finished
+from bench.compare.plan import Finished, Variant
 from bench.compare.stats import Interval
 
 Runs = Mapping[int, Finished]  # of one contender by seed, none of them missing
@@ -72,12 +72,12 @@ def needed(runs: Runs, target: float | None) -> np.ndarray:
     return np.array(found, float).reshape(-1, 2).T
 
 
-def time_to_target(contender: Contender, runs: Runs, target: float | None, rates: Rates) -> dict[str, Any]:
+def time_to_target(variant: Variant, runs: Runs, target: float | None, rates: Rates) -> dict[str, Any]:
     """A row of compare.json."""
-    row = {"name": contender.name, "phase": contender.phase, "branch": contender.branch, "recipe": contender.recipe}
-    row |= {"backend": contender.backend}
+    row = {"name": variant.name, "phase": variant.phase, "branch": variant.branch, "recipe": variant.recipe}
+    row |= {"backend": variant.backend}
     tokens, seconds = needed(runs, target)
-    rate = rates.medians.get(contender.name)
+    rate = rates.medians.get(variant.name)
     spent = {"clock": stats.median(seconds), "tokens": stats.median(tokens)}
     return {
         **row,
@@ -89,17 +89,17 @@ def time_to_target(contender: Contender, runs: Runs, target: float | None, rates
 
 
 def speedup(
-    contender: Contender, runs: Runs, over: Contender, baseline: Runs, share: float, target: float, rates: Rates
+    variant: Variant, runs: Runs, over: Variant, baseline: Runs, share: float, target: float, rates: Rates
 ) -> dict[str, Any]:
     """A row of compare.json: how many times sooner than the baseline, over the seeds that both have."""
-    row = {"name": contender.name, "over": over.name, "share_of_budget": share, "target_loss": target}
+    row = {"name": variant.name, "over": over.name, "share_of_budget": share, "target_loss": target}
     both = runs.keys() & baseline.keys()
     if not both:
         return row | {"clock": None, "tokens": None, "tokens_over_rate": None}
     mine, theirs = (needed({seed: own[seed] for seed in both}, target) for own in (runs, baseline))
     tokens, clock = (stats.ratio_of_medians(theirs[i], mine[i]) for i in range(2))
-    measured = {contender.name, over.name} <= rates.medians.keys()
-    combined = stats.product(tokens, rates.ratio(contender.name, over.name)) if measured else None
+    measured = {variant.name, over.name} <= rates.medians.keys()
+    combined = stats.product(tokens, rates.ratio(variant.name, over.name)) if measured else None
     found = {"clock": clock, "tokens": tokens, "tokens_over_rate": combined}
     return row | {key: one and {**as_json(one, "ratio"), "verdict": one.verdict} for key, one in found.items()}
 

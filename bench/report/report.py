@@ -130,7 +130,7 @@ def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
             against.append(f"{own['gemm']['ratio']:.0%}" if "gemm" in own else "")
         phase = f"phase {log['phase']}, " if len(phases) > 1 else ""
         shape = f"{phase}{log['size']}, {log['rows']} × {log['config']['seq_len']}"
-        ours = f"{log['contestants']['mlx']['tokens_per_second']:,.0f}"
+        ours = f"{log['workers']['mlx']['tokens_per_second']:,.0f}"
         rows.append((shape, f"{log['config']['dropout']:g}", _kernel(log), ours, *against))
     head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in rivals))
     return table((*head, "GEMMs, of the step") if gemm else head, rows)

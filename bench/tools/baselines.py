@@ -39,14 +39,14 @@ class NGram:
     and P_k = P_{k-1} where h was never seen, or would reach back beyond the boundary that opens the document.
     """
 
-    boundary: int
+    eos_id: int
     unigram: np.ndarray  # (vocab_size,) P_1; uniform in a model of order 0
     levels: tuple[_Level, ...]  # of orders 2, 3, ...
 
     def log_prob(self, tokens: np.ndarray) -> np.ndarray:
         """tokens (n,), documents between boundaries, one before the first -> (n - 1,): ln P of tokens[1:]."""
-        tokens = _checked(tokens, len(self.unigram), self.boundary)
-        room = _room(tokens, self.boundary)
+        tokens = _checked(tokens, len(self.unigram), self.eos_id)
+        room = _room(tokens, self.eos_id)
         probability = self.unigram[tokens]
         rows = tokens
         for order, level in enumerate(self.levels, 2):
@@ -62,7 +62,7 @@ class NGram:
     def distribution(self, document: list[int]) -> np.ndarray:
         """The pieces of a document so far -> (vocab_size,): the probability of each next piece."""
         vocab_size = len(self.unigram)
-        history = [self.boundary, *document]
+        history = [self.eos_id, *document]
         probability = self.unigram.copy()
         for order, level in enumerate(self.levels, 2):
             context = self._row(history[-(order - 1) :]) if order - 1 <= len(history) else -1
@@ -79,7 +79,7 @@ class NGram:
         while len(document) < max_length:
             cumulative = np.cumsum(self.distribution(document))
             piece = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-            if piece == self.boundary:
+            if piece == self.eos_id:
                 break
             document.append(piece)
         return np.array(document, np.int64)
@@ -93,7 +93,7 @@ class NGram:
         return row
 
 
-def kneser_ney(train: np.ndarray, vocab_size: int, boundary: int, order: int = 5) -> NGram:
+def kneser_ney(train: np.ndarray, vocab_size: int, eos_id: int, order: int = 5) -> NGram:
     """Interpolated modified Kneser-Ney (Chen & Goodman 1998, sec. 4.1.6), the unigram interpolated with 1 / vocab_size.
 
     train (n,): boundary, document, boundary, document ... boundary. The highest order counts occurrences; a lower one
@@ -103,15 +103,15 @@ def kneser_ney(train: np.ndarray, vocab_size: int, boundary: int, order: int = 5
     """
     if order < 0:
         raise BadInput(f"order {order} of an n-gram model: expected 0 (uniform) or more.")
-    tokens = _checked(train, vocab_size, boundary)
+    tokens = _checked(train, vocab_size, eos_id)
     if order == 0:
-        return NGram(boundary, np.full(vocab_size, 1 / vocab_size), ())
-    keys, counts = _count(tokens, vocab_size, boundary, order)
+        return NGram(eos_id, np.full(vocab_size, 1 / vocab_size), ())
+    keys, counts = _count(tokens, vocab_size, eos_id, order)
     gains, backoffs = _interpolate(keys[0], counts[0], 1, vocab_size)
     levels = (
         _Level(keys[k], *_interpolate(keys[k], counts[k], len(keys[k - 1]), vocab_size)) for k in range(1, len(keys))
     )
-    return NGram(boundary, gains + backoffs[0] / vocab_size, tuple(levels))
+    return NGram(eos_id, gains + backoffs[0] / vocab_size, tuple(levels))
 
 
 def bits_per_byte(log_prob: np.ndarray, n_bytes: int) -> float:
@@ -119,19 +119,19 @@ def bits_per_byte(log_prob: np.ndarray, n_bytes: int) -> float:
     return float(-log_prob.sum() / math.log(2) / n_bytes)
 
 
-def _checked(tokens: np.ndarray, vocab_size: int, boundary: int) -> np.ndarray:
+def _checked(tokens: np.ndarray, vocab_size: int, eos_id: int) -> np.ndarray:
     tokens = np.asarray(tokens, np.int64)
-    if len(tokens) < 2 or tokens[0] != boundary:
-        raise BadInput(f"{len(tokens)} pieces for an n-gram model: expected a boundary ({boundary}), then documents.")
+    if len(tokens) < 2 or tokens[0] != eos_id:
+        raise BadInput(f"{len(tokens)} pieces for an n-gram model: expected a boundary ({eos_id}), then documents.")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise BadInput(f"pieces {tokens.min()} to {tokens.max()}: expected 0 to {vocab_size - 1}, the vocabulary.")
     return tokens
 
 
-def _room(tokens: np.ndarray, boundary: int) -> np.ndarray:
+def _room(tokens: np.ndarray, eos_id: int) -> np.ndarray:
     """(n,): how many pieces of context each position has, the boundary that opens its document included."""
     positions = np.arange(len(tokens))
-    opened = np.maximum.accumulate(np.where(tokens == boundary, positions, 0))
+    opened = np.maximum.accumulate(np.where(tokens == eos_id, positions, 0))
     room = np.zeros(len(tokens), np.int64)
     room[1:] = positions[1:] - opened[:-1]
     return room
@@ -143,12 +143,12 @@ def _scatter(length: int, places: np.ndarray, values: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _count(tokens: np.ndarray, vocab_size: int, boundary: int, order: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _count(tokens: np.ndarray, vocab_size: int, eos_id: int, order: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The keys of each order and their (adjusted) counts.
 
     A key is made of the row of the n-gram's context one order below, so any order fits 64 bits.
     """
-    room = _room(tokens, boundary)
+    room = _room(tokens, eos_id)
     keys, counts = [np.arange(vocab_size)], [np.bincount(tokens[1:], minlength=vocab_size)]
     rows = tokens  # the row of the n-gram of the order below that ends at each position
     for k in range(2, order + 1):
@@ -211,7 +211,7 @@ def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float,
     """Name, nats per piece and bits per byte (None if the tokenizer is lossy) by order, and of the floor if known."""
     rows = []
     for n in range(order + 1):
-        log_prob = kneser_ney(tokens.train, vocab_size, tokens.boundary, n).log_prob(tokens.valid)
+        log_prob = kneser_ney(tokens.train, vocab_size, tokens.eos_id, n).log_prob(tokens.valid)
         bits = bits_per_byte(log_prob, tokens.valid_bytes) if tokens.lossless else None
         rows.append(("uniform" if n == 0 else f"{n}-gram", float(-log_prob.mean()), bits))
     if tokens.floor_bits is not None:

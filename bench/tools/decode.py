@@ -24,7 +24,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from bench.workers import rounds
-from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Contestant, Ratio, environment
+from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Ratio, Worker, environment
 from bench.workers.training import check_tokens, read_size
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.data.tokenizer import Imported
@@ -94,7 +94,7 @@ class Task:
         return draw.integers(0, self.config.vocab_size, (batch, self.prompt_tokens)).tolist()
 
 
-def make_contestants(task: Task, batch: int, against: list[str], folder: Path) -> list[Contestant]:
+def make_workers(task: Task, batch: int, against: list[str], folder: Path) -> list[Worker]:
     """mlx, then the others."""
     threads = rounds.threads()
     model = find_phase(task.phase).Model(task.config, task.seed)
@@ -103,10 +103,10 @@ def make_contestants(task: Task, batch: int, against: list[str], folder: Path) -
         export(task.phase, model, folder)
     shared = {"phase": task.phase, "config": task.config.to_dict(), "prompts": task.prompts(batch)}
 
-    def contestant(name: str) -> Contestant:
+    def worker(name: str) -> Worker:
         if name.startswith("mlx"):
             own = {"seed": task.seed, "cached": name == "mlx", "device": task.device}
-            return Contestant(
+            return Worker(
                 name=name,
                 target="bench.workers.ours:DecodingRounds",
                 settings=shared | own,
@@ -120,9 +120,9 @@ def make_contestants(task: Task, batch: int, against: list[str], folder: Path) -
             target = "bench.reference:DecodingRounds"
             settings = shared | own | {"weights": str(folder / "weights.npz"), "compiled": name == "torch-compile"}
         theirs = environment(threads, **UNTOUCHED, **ALLOCATOR)
-        return Contestant(name=name, target=target, settings=settings, environment=theirs)
+        return Worker(name=name, target=target, settings=settings, environment=theirs)
 
-    return [contestant(name) for name in ("mlx", *against)]
+    return [worker(name) for name in ("mlx", *against)]
 
 
 def export(phase: int, model: Model, folder: Path) -> None:
@@ -153,7 +153,7 @@ def compare(task: Task, batch: int, against: list[str], count: int, say: Callabl
     """Measure one batch size; everything that was found."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        rounds.started(make_contestants(task, batch, against, Path(folder))) as children,
+        rounds.started(make_workers(task, batch, against, Path(folder))) as children,
     ):
         request = {"count": task.new_tokens}
         warm = {name: [child.ask(**request) for _ in range(WARM_UP)] for name, child in children.items()}

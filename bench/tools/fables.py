@@ -23,7 +23,7 @@ from rich.console import Console
 from bench.compare import stats, tables
 from bench.compare.compare import BUDGETS, SEEDS, Phases, present_phases, told
 from bench.compare.findings import FEWEST_SEEDS
-from bench.compare.plan import RUNS, Contender, Finished, Run, end_as_by_ctrl_c, execute, keep_logs
+from bench.compare.plan import RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute, keep_logs
 from bench.tools import floor
 from bench.tools.floor import MEASURES, SHARES
 from bench.workers import rounds
@@ -75,7 +75,7 @@ class Task:
         """Raises BadInput for what cannot be trained."""
         use_device(flags.device or "auto")
         size = read_size(flags.size)
-        contenders = dict.fromkeys(Contender.read(text) for text in flags.phases or map(str, present_phases()))
+        variants = dict.fromkeys(Variant.read(text) for text in flags.phases or map(str, present_phases()))
         budgets = {
             "max_tokens": flags.max_tokens or BUDGETS[size],
             "max_seconds": flags.max_seconds or DEFAULT_SECONDS,
@@ -84,7 +84,7 @@ class Task:
         runs: list[tuple[str, Run]] = []
         for name, budget in budgets.items():
             limited = TrainFlags(**given | {name: budget})
-            for one in contenders:
+            for one in variants:
                 runs.append((name, Run.of(one, limited, (lambda text: None) if runs else say)))
         return cls(size=size, seeds=range(flags.seeds or SEEDS), budgets=budgets, runs=runs)
 
@@ -106,7 +106,7 @@ def measure(task: Task, folder: Path, say: Say, cache: Path = RUNS) -> dict[str,
     machine, made = rounds.machine(), list[Finished]()
     for budget, run in task.all_runs:
         made.append(finished := execute(run, cache))
-        name = f"{run.contender.name} {budget} seed{run.plan.seed}"
+        name = f"{run.variant.name} {budget} seed{run.plan.seed}"
         if finished.result is None:
             raise RunFailed(f"{name}: {finished.error}; the same command tries again")
         log = record(task, machine, made)
@@ -148,7 +148,7 @@ def _row(budget: str, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     bpb, least = result["best_valid_bpb"], result["corpus"]["floor_bpb"]
     names = ("seed", "stopped", "tokens", "train_seconds", "best_valid_bpb", "versions")
     return {
-        "name": run.contender.name,
+        "name": run.variant.name,
         "budget": budget,
         "fingerprint": run.fingerprint,
         **{name: result[name] for name in names},

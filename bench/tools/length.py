@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.compare.compare import BUDGETS
-from bench.compare.plan import RUNS, Contender, Run, end_as_by_ctrl_c, execute
+from bench.compare.plan import RUNS, Run, Variant, end_as_by_ctrl_c, execute
 from bench.workers import rounds
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.data.stream import validation_rows
@@ -106,19 +106,19 @@ def runs_of(flags: Flags, say: Say) -> list[Run]:
     train = TrainFlags(size=size, max_tokens=budget, **given)
     runs: list[Run] = []
     for name in dict.fromkeys(flags.branches or BRANCHES):
-        contender = Contender(phase=PHASE, branch=None if name == TRUNK else name)
-        runs.append(Run.of(contender, train, (lambda text: None) if runs else say))
+        variant = Variant(phase=PHASE, branch=None if name == TRUNK else name)
+        runs.append(Run.of(variant, train, (lambda text: None) if runs else say))
     return [run.with_settings(seed=seed) for seed in range(flags.seeds or SEEDS) for run in runs]
 
 
 def row_of(run: Run, cache: Path = RUNS) -> dict[str, Any]:
     """A run, trained or found, and what its weights make of longer rows. Raises RunFailed if it comes to nothing."""
     finished = execute(run, cache)
-    row = {"branch": run.contender.branch or TRUNK, "seed": run.plan.seed, "fingerprint": run.fingerprint}
+    row = {"branch": run.variant.branch or TRUNK, "seed": run.plan.seed, "fingerprint": run.fingerprint}
     if finished.status == "diverged":
         return row | {"status": "diverged"}
     if finished.folder is None:
-        raise RunFailed(f"{run.contender.name}, seed {run.plan.seed}: {finished.error}")
+        raise RunFailed(f"{run.variant.name}, seed {run.plan.seed}: {finished.error}")
     model, _ = load(finished.folder)
     return row | {"status": "done"} | measure(model, run.plan.tokens.valid, run.plan.config.seq_len)
 
@@ -136,7 +136,7 @@ def record(runs: Sequence[Run], rows: Sequence[dict[str, Any]], complete: bool) 
         "seq_len": plan.config.seq_len,
         "corpus": {"name": plan.corpus.name, "sha256": plan.corpus.sha256},
         "budget_tokens": plan.limits.max_tokens,
-        "branches": list(dict.fromkeys(run.contender.branch or TRUNK for run in runs)),
+        "branches": list(dict.fromkeys(run.variant.branch or TRUNK for run in runs)),
         "seeds": sorted({run.plan.seed for run in runs}),
         "rows": list(rows),
     }

@@ -25,7 +25,7 @@ from bench.compare.plan import RUNS
 from bench.tools.roofline import FOR_THE_GPU
 from bench.workers import ours, rounds
 from bench.workers.passes import Passes, predict_bytes
-from bench.workers.rounds import Contestant
+from bench.workers.rounds import Worker
 from mlx_transformer.backend.runtime import device_info, use_device
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.nn.config import SIZES
@@ -108,8 +108,8 @@ class Row:
 def measure(names: Sequence[str], length: int, count: int, settings: dict[str, Any], say: Say) -> list[dict[str, Any]]:
     """The rows of the log for one length; the first round of each is not counted."""
     environment = rounds.environment(rounds.threads())
-    contestants = [
-        Contestant(
+    workers = [
+        Worker(
             name=name,
             target="bench.tools.longcontext:Row",
             settings={**settings, "branch": None if name == TRUNK else name, "length": length},
@@ -117,7 +117,7 @@ def measure(names: Sequence[str], length: int, count: int, settings: dict[str, A
         )
         for name in names
     ]
-    with rounds.started(contestants) as children:
+    with rounds.started(workers) as children:
         fitting = {name: child for name, child in children.items() if child.facts["fits"]}
         answers = rounds.interleave(fitting, count + 1, {}, say)
     rows = [{"name": name, "length": length, "status": "out of memory"} for name in names if name not in fitting]

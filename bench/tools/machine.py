@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.plan import Contender, Run, end_as_by_ctrl_c, execute
+from bench.compare.plan import Run, Variant, end_as_by_ctrl_c, execute
 from bench.tools.roofline import Flags as RooflineFlags
 from bench.tools.roofline import asked, chips
 from bench.workers import rounds
@@ -63,7 +63,7 @@ def matmul_gflops() -> float:
 def train(size: str, seconds: float, device: str, folder: Path) -> dict[str, Any]:
     """The result.json of one run, made in the folder. Raises RunFailed with the run's last words."""
     flags = TrainFlags(size=size, data=CORPUS, max_seconds=seconds, device=device)
-    finished = execute(Run.of(Contender(phase=PHASE), flags), folder)
+    finished = execute(Run.of(Variant(phase=PHASE), flags), folder)
     if finished.status != "done" or finished.result is None:
         raise RunFailed(f"phase {PHASE} at {size}: {finished.error or finished.status}")
     return finished.result

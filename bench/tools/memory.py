@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bench.compare.plan import DEFAULT
 from bench.workers import ours, rounds
-from bench.workers.rounds import Contestant
+from bench.workers.rounds import Worker
 from bench.workers.training import check_tokens, read_size, text_like
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.backend.streams import divided_blas
@@ -104,22 +104,22 @@ def measure(flags: Flags) -> dict[str, Any]:
     rows = flags.batch_size or module.RECIPE.at(size).rows(config.seq_len)
     check_tokens(rows, config.seq_len)
     shared = {"phase": phase, "branch": flags.branch, "size": size, "rows": rows, "config": config.to_dict()}
-    contestants = {}
+    workers = {}
     for name in names:
-        one = Contestant(
+        one = Worker(
             name=name,
             target="bench.tools.memory:Steps",
             settings={**shared, "recipe": name, "device": device},
             environment=rounds.environment(rounds.threads()),
         )
         with rounds.started([one]) as children:
-            contestants[name] = {**children[name].ask(steps=_STEPS), "facts": rounds.told(children[name])}
+            workers[name] = {**children[name].ask(steps=_STEPS), "facts": rounds.told(children[name])}
     return {
         "schema_version": 1,
         "measures": "memory",
         "machine": rounds.machine(),
         **shared,
-        "contestants": contestants,
+        "contestants": workers,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.plan import DEFAULT, RUNS, Contender, Finished, Run, end_as_by_ctrl_c, execute
+from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute
 from bench.workers import rounds
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.run.flags import Device, File, Place, Size, Text, TrainFlags, WholeNumber, parse
@@ -50,13 +50,13 @@ class Flags:
 def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
     """The run of the first seed in each precision. Raises BadInput for what cannot be trained."""
     use_device(flags.device or "auto")
-    contender = Contender(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
+    variant = Variant(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
     given = {name: getattr(flags, name) for name in ("data", "valid", "device")}
     steps = flags.steps or STEPS
     train = TrainFlags(size=flags.size or "nano", max_steps=steps, eval_every=steps, **given)
     runs: dict[str, Run] = {}
     for dtype in DTYPES:
-        runs[dtype] = Run.of(contender, replace(train, dtype=dtype), (lambda text: None) if runs else say)
+        runs[dtype] = Run.of(variant, replace(train, dtype=dtype), (lambda text: None) if runs else say)
     return runs
 
 
@@ -87,8 +87,8 @@ def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str
         "schema_version": 1,
         "measures": "precision",
         "machine": rounds.machine(),
-        "phase": run.contender.phase,
-        "recipe": run.contender.recipe,
+        "phase": run.variant.phase,
+        "recipe": run.variant.recipe,
         "size": run.plan.size,
         "corpus": {"name": run.plan.corpus.name, "sha256": run.plan.corpus.sha256},
         "steps": run.plan.limits.max_steps,
@@ -106,7 +106,7 @@ def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str
 
 def show(log: dict[str, Any]) -> Table:
     """Precision by precision, for people."""
-    name = Contender(phase=log["phase"], recipe=log["recipe"]).name
+    name = Variant(phase=log["phase"], recipe=log["recipe"]).name
     title = f"{name}, {log['size']}, {log['corpus']['name']}, {log['steps']} steps"
     heads = ("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32")
     table = Table(*heads, title=title, caption="validation loss at the end, nats per piece")
@@ -127,7 +127,7 @@ def main() -> None:
 
     runs, seeds = planned(flags, say), range(flags.seeds or SEEDS)
     first = runs[DTYPES[0]]
-    name = "_".join(filter(None, (f"phase{first.contender.phase}", flags.recipe, first.plan.size)))
+    name = "_".join(filter(None, (f"phase{first.variant.phase}", flags.recipe, first.plan.size)))
     out = flags.out or RUNS.parent / f"precision_{name}.json"
     if flags.out is None:
         out.parent.mkdir(parents=True, exist_ok=True)  # a log of this name is made again, from the runs that are there

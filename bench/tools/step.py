@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bench.workers import rounds, training
 from bench.workers.ours import make_recipe
-from bench.workers.rounds import Child, Contestant, Ratio
+from bench.workers.rounds import Child, Ratio, Worker
 from bench.workers.training import BATCHES, WARM_UP, Task
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.nn.config import SIZES
@@ -77,12 +77,12 @@ def read_task(flags: Flags) -> Task:
     return Task(phase=phase, size=size, config=config, recipe=recipe, device=device)
 
 
-def make_contestants(task: Task, against: list[str], folder: Path) -> list[Contestant]:
+def make_workers(task: Task, against: list[str], folder: Path) -> list[Worker]:
     """mlx, then the others; what they share lies in the folder."""
     pieces = training.text_like(BATCHES * task.step_tokens + 1, task.config.vocab_size)
     training.lay_out(task, find_phase(task.phase).Model(task.config), pieces, BATCHES, folder)
 
-    def other(name: str) -> Contestant:
+    def other(name: str) -> Worker:
         if name == "gemm":
             return replace(training.ours(name, task, folder), target="bench.workers.gemm:GemmRounds")
         if name == "plain":
@@ -124,7 +124,7 @@ def compare(
     machine = rounds.machine()
     with (
         tempfile.TemporaryDirectory() as folder,
-        rounds.started(make_contestants(task, against, Path(folder))) as children,
+        rounds.started(make_workers(task, against, Path(folder))) as children,
     ):
         answers, steps = measure(task, children, count, steps, say)
         facts = {name: rounds.told(child) for name, child in children.items()}

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.compare.compare import BUDGETS
-from bench.compare.plan import DEFAULT, RUNS, Contender, Finished, Run, end_as_by_ctrl_c, execute
+from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute
 from bench.workers import rounds
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, TrainFlags, WholeNumber, parse
@@ -150,7 +150,7 @@ def judged(best: Tried, other: Tried) -> str:
 
 def show(log: dict[str, Any]) -> Table:
     """Rate by rate, for people."""
-    name = Contender(phase=log["phase"], branch=log["branch"], recipe=log["recipe"]).name
+    name = Variant(phase=log["phase"], branch=log["branch"], recipe=log["recipe"]).name
     title = f"{name}, {log['size']}, {log['corpus']['name']}, {log['budget_tokens']:,} tokens"
     heads = ("learning rate", *(f"seed {seed}" for seed in log["seeds"]), "median")
     table = Table(*heads, title=title, caption="best validation loss within the budget, nats per piece")
@@ -165,7 +165,7 @@ def show(log: dict[str, Any]) -> Table:
 class Task:
     """What is tuned: all runs are those of `flags`, but for rate and seed."""
 
-    contender: Contender
+    variant: Variant
     flags: TrainFlags
     own: Run  # at the recipe's own rate
     seeds: list[int]
@@ -177,26 +177,26 @@ class Task:
         backend = use_device(flags.device or "auto").backend
         size = flags.size if flags.size in BUDGETS else "small" if backend == "cpu" else "base"
         recipe = flags.recipe or DEFAULT
-        contender = Contender(phase=flags.phase or 1, branch=flags.branch, recipe=recipe)
+        variant = Variant(phase=flags.phase or 1, branch=flags.branch, recipe=recipe)
         given = {name: getattr(flags, name) for name in ("data", "valid", "batch_size", "device")}
         budget = flags.max_tokens or int(SHARE * BUDGETS[size])
         train = TrainFlags(size=size, max_tokens=budget, **given)
-        own = Run.of(contender, train, say)
+        own = Run.of(variant, train, say)
         rates = read_rates(flags.rates) or [rounded(own.plan.recipe.learning_rate * 2.0**step) for step in STEPS]
-        return cls(contender=contender, flags=train, own=own, seeds=list(range(flags.seeds or SEEDS)), rates=rates)
+        return cls(variant=variant, flags=train, own=own, seeds=list(range(flags.seeds or SEEDS)), rates=rates)
 
     def runs(self, rate: float) -> list[Run]:
         """One for each seed."""
-        run = Run.of(self.contender, replace(self.flags, learning_rate=rate))
+        run = Run.of(self.variant, replace(self.flags, learning_rate=rate))
         return [run.with_settings(seed=seed) for seed in self.seeds]
 
     def describe(self) -> dict[str, Any]:
         """What two logs of the same task have in common."""
         plan = self.own.plan
         return {
-            "phase": self.contender.phase,
-            "branch": self.contender.branch,
-            "recipe": self.contender.recipe,
+            "phase": self.variant.phase,
+            "branch": self.variant.branch,
+            "recipe": self.variant.recipe,
             "size": plan.size,
             "corpus": {"name": plan.corpus.name, "sha256": plan.corpus.sha256},
             "batch_tokens": plan.recipe.batch_tokens,

@@ -18,15 +18,15 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print goes to stderr, and the answers stay whole
     module, name = sys.argv[1].split(":")
-    contestant = None
+    worker = None
     for line in sys.stdin:
         request = json.loads(line)
-        if contestant is None:
-            contestant = getattr(importlib.import_module(module), name)(**request)
-            answer = contestant.facts()
+        if worker is None:
+            worker = getattr(importlib.import_module(module), name)(**request)
+            answer = worker.facts()
         else:
             start = time.perf_counter()
-            answer = contestant.round(**request)  # waits for its device
+            answer = worker.round(**request)  # waits for its device
             answer["seconds"] = time.perf_counter() - start
             answer["max_rss_bytes"] = _peak_rss()
         print(json.dumps(answer), file=answers, flush=True)

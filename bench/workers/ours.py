@@ -18,7 +18,7 @@ from mlx_transformer.run.console import Console
 from mlx_transformer.run.saved import find_branch, find_phase
 from mlx_transformer.run.training import Curve
 from mlx_transformer.train.recipe import Recipe
-from mlx_transformer.train.trainer import Habits, Limits, Step, default_eval_every, fit
+from mlx_transformer.train.trainer import Limits, RunOptions, Step, default_eval_every, fit
 from mlx_transformer.utils.errors import RunFailed
 
 
@@ -81,7 +81,7 @@ class TrainingRounds:
         log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as run.py has it
         self.curve = Curve(Path(folder) / "curve.jsonl", lambda loss: None, log_every)
         self.console = Console(quiet=True).training(Limits())
-        self.events = fit(kind(kind.Config(**config)), rules, data, habits=Habits(eval_every=10**9))
+        self.events = fit(kind(kind.Config(**config)), rules, data, options=RunOptions(eval_every=10**9))
 
     def facts(self) -> dict[str, Any]:
         return facts()

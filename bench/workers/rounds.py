@@ -34,7 +34,7 @@ _TORCH_DEVICES = {"metal": "mps", "cuda": "cuda", "cpu": "cpu"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class Worker:
     """What is measured: a class `module:Class` made from settings, in an environment."""
 
     name: str
@@ -47,7 +47,7 @@ class Contestant:
 class Child:
     """A contestant's process."""
 
-    contestant: Contestant
+    worker: Worker
     process: subprocess.Popen
     said: Path  # its stderr
     facts: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Child:
             line = ""
         if not line:
             why = last_words(self.process.wait(), self.said.read_text(errors="replace"))
-            raise RunFailed(f"the contestant {self.contestant.name} failed: {why}")
+            raise RunFailed(f"the contestant {self.worker.name} failed: {why}")
         return json.loads(line)
 
 
@@ -74,12 +74,12 @@ def last_words(code: int, said: str) -> str:
 
 
 @contextmanager
-def started(contestants: Sequence[Contestant]) -> Iterator[dict[str, Child]]:
+def started(workers: Sequence[Worker]) -> Iterator[dict[str, Child]]:
     """The contestants' processes by name, each ready for its first round; all are ended on leaving."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         children = {}
-        for i, one in enumerate(contestants):
+        for i, one in enumerate(workers):
             said = folder / f"{i}.txt"
             process = subprocess.Popen(
                 [sys.executable, "-m", "bench.workers.child", one.target],
@@ -195,7 +195,7 @@ def _commit() -> str | None:
 
 def told(child: Child) -> dict[str, Any]:
     """What is recorded of a contestant: its own facts and the variables that it was given."""
-    told = {name: value for name, value in child.contestant.environment.items() if name.startswith(_TOLD)}
+    told = {name: value for name, value in child.worker.environment.items() if name.startswith(_TOLD)}
     given = {name: value for name, value in told.items() if os.sep not in value}  # a folder is nobody's business
     return {**child.facts, "environment": given}
 

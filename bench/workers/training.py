@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.workers import rounds
-from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Child, Contestant, environment
+from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Child, Worker, environment
 from mlx_transformer.backend.runtime import device_info
 from mlx_transformer.data.stream import Batches
 from mlx_transformer.nn.config import Config
@@ -70,7 +70,7 @@ def lay_out(task: Task, model: Model, pieces: np.ndarray, batches: int, folder: 
     rounds.save_weights(folder / "weights.npz", model)
 
 
-def ours(name: str, task: Task, folder: Path, **changes: str) -> Contestant:
+def ours(name: str, task: Task, folder: Path, **changes: str) -> Worker:
     """The real fit(); changes: of its environment."""
     own = folder / f"{len(list(folder.iterdir()))}"  # a name may have characters that a path must not have
     own.mkdir()
@@ -84,10 +84,10 @@ def ours(name: str, task: Task, folder: Path, **changes: str) -> Contestant:
         "device": task.device,
     }
     given = environment(rounds.threads(), **changes)
-    return Contestant(name=name, target="bench.workers.ours:TrainingRounds", settings=settings, environment=given)
+    return Worker(name=name, target="bench.workers.ours:TrainingRounds", settings=settings, environment=given)
 
 
-def theirs(name: str, task: Task, folder: Path, *, compiled: bool = False, tuned: bool = True) -> Contestant:
+def theirs(name: str, task: Task, folder: Path, *, compiled: bool = False, tuned: bool = True) -> Worker:
     """The reference; tuned: with the allocator settings that ours makes for itself."""
     settings = _described(task) | {
         "recipe": task.recipe.to_dict(),
@@ -98,7 +98,7 @@ def theirs(name: str, task: Task, folder: Path, *, compiled: bool = False, tuned
         "compiled": compiled,
     }
     given = environment(rounds.threads(), **UNTOUCHED, **(ALLOCATOR if tuned else {}))
-    return Contestant(name=name, target="bench.reference:TrainingRounds", settings=settings, environment=given)
+    return Worker(name=name, target="bench.reference:TrainingRounds", settings=settings, environment=given)
 
 
 def _described(task: Task) -> dict[str, Any]:

@@ -33,19 +33,19 @@ class Tokenizer(ABC):
 
     kind: str
     vocab_size: int
-    boundary: int
+    eos_id: int
     lossless: bool  # decode(encode(text)) == text, for every text
     unknown: int | None  # the piece for what the vocabulary lacks; None where there is no such thing
 
     @property
-    def opening(self) -> int:
+    def bos_id(self) -> int:
         """The piece that a document begins with."""
-        return self.boundary
+        return self.eos_id
 
     @property
-    def before_prompt(self) -> list[int]:
+    def prompt_prefix(self) -> list[int]:
         """What stands in front of a prompt."""
-        return [self.opening]
+        return [self.bos_id]
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -102,7 +102,7 @@ class BPE(Tokenizer):
         self._proto = proto
         self._model = SentencePieceProcessor(model_proto=proto)
         self.vocab_size = self._model.vocab_size()
-        self.boundary = self._model.eos_id()
+        self.eos_id = self._model.eos_id()
         self._bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
         self._spelled = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
 
@@ -150,7 +150,7 @@ class Word(Tokenizer):
 
     kind, lossless = "word", False
     SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
-    unknown, boundary = 1, 3
+    unknown, eos_id = 1, 3
     _WORD = re.compile(r"\n|\w+(?:['’]\w+)*|[^\w\s]")
     _NOT_BEFORE = frozenset("\n.,!?;:%)]}'’”…-–—/")
     _NOT_AFTER = frozenset("\n([{‘“$#-–—/")
@@ -228,24 +228,24 @@ class Imported(Tokenizer):
         self.vocab_size = max(vocabulary.values()) + 1
         special = {index for index, added in self._model.get_added_tokens_decoder().items() if added.special}
         usual = next((vocabulary[piece] for piece in self._ENDS if piece in vocabulary), None)
-        boundary = end if end in special else usual
-        if boundary is None:
+        eos_id = end if end in special else usual
+        if eos_id is None:
             raise BadInput(f"this tokenizer.json has no piece that ends a text (looked for {', '.join(self._ENDS)})")
-        self.boundary = boundary
-        self._is_usual = boundary == usual
+        self.eos_id = eos_id
+        self._is_usual = eos_id == usual
         self.unknown = vocabulary.get(getattr(self._model.model, "unk_token", None) or "<unk>")
         self.lossless = all(self.decode(self.encode(text)) == text for text in self._BATTERY)
 
     @functools.cached_property
-    def before_prompt(self) -> list[int]:
+    def prompt_prefix(self) -> list[int]:
         """What the template puts in front of a text: nothing in GPT-2's."""
         text = self._model.encode(self._BATTERY[0])
         marked = zip(text.ids, text.special_tokens_mask, strict=True)
         return [piece for piece, _ in itertools.takewhile(lambda pair: pair[1], marked)]
 
     @property
-    def opening(self) -> int:
-        return next(iter(self.before_prompt), self.boundary)
+    def bos_id(self) -> int:
+        return next(iter(self.prompt_prefix), self.eos_id)
 
     @classmethod
     def read(cls, path: Path) -> "Imported":
@@ -269,7 +269,7 @@ class Imported(Tokenizer):
         return self._model.id_to_token(index) or ""
 
     def files(self) -> dict[str, bytes]:
-        return {"tokenizer.json": self._content} | ({} if self._is_usual else {self._END: b"%d" % self.boundary})
+        return {"tokenizer.json": self._content} | ({} if self._is_usual else {self._END: b"%d" % self.eos_id})
 
 
 def _not_unicode(texts: Sequence[str]) -> BadInput:

@@ -29,7 +29,7 @@ class Tokens:
 
     train: np.ndarray  # (T,) uint16 or uint32, memory-mapped, read-only
     valid: np.ndarray  # (V,) likewise
-    boundary: int
+    eos_id: int
     valid_bytes: int  # UTF-8, without separators: what bits per byte are counted over
     valid_documents: int
     floor_bits: float | None  # of exactly these documents
@@ -58,28 +58,28 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
         say(f"evaluating on the first {facts['valid_bytes']:,} of {corpus.valid_bytes:,} bytes of validation text")
     train = np.memmap(folder / "train.bin", dtype, mode="r")
     valid = np.fromfile(folder / "valid.bin", dtype)
-    return Tokens(train, valid, tokenizer.boundary, floor_bits=corpus.floor_bits if whole else None, **facts)
+    return Tokens(train, valid, tokenizer.eos_id, floor_bits=corpus.floor_bits if whole else None, **facts)
 
 
 def _write_train(
     out: BinaryIO, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype, advance: Callable[[int], None]
 ) -> None:
-    out.write(np.array([tokenizer.boundary], dtype).tobytes())
-    opening, begins = _opening(tokenizer), True
+    out.write(np.array([tokenizer.eos_id], dtype).tobytes())
+    bos_id, begins = _bos(tokenizer), True
     for batch in _batches(read_parts(corpus.train)):
         texts = [text for text, _ in batch]
         pieces: list[int] = []
         for encoded, (_, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
-            pieces += [*(opening if begins else ()), *encoded, *([tokenizer.boundary] if ends else ())]
+            pieces += [*(bos_id if begins else ()), *encoded, *([tokenizer.eos_id] if ends else ())]
             begins = ends
         out.write(np.array(pieces, dtype).tobytes())
         advance(sum(map(len, texts)))
 
 
-def _opening(tokenizer: Tokenizer) -> list[int]:
+def _bos(tokenizer: Tokenizer) -> list[int]:
     """What stands between the boundary and a document."""
-    opening = tokenizer.opening
-    return [] if opening == tokenizer.boundary else [opening]
+    bos_id = tokenizer.bos_id
+    return [] if bos_id == tokenizer.eos_id else [bos_id]
 
 
 def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
@@ -97,19 +97,19 @@ def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
 
 def _write_valid(path: Path, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, float]:
     """Write the first validation documents that fit MAX_VALID_PIECES; what `Tokens` says of them."""
-    pieces, opening = [tokenizer.boundary], _opening(tokenizer)
+    pieces, bos_id = [tokenizer.eos_id], _bos(tokenizer)
     documents, size, lossless = 0, 0, tokenizer.lossless
     for text, encoded in _valid_documents(corpus.valid, tokenizer):
-        if len(pieces) + len(opening) + len(encoded) + 1 > MAX_VALID_PIECES:
+        if len(pieces) + len(bos_id) + len(encoded) + 1 > MAX_VALID_PIECES:
             if documents:
                 break
-            text, encoded = _whole_lines(text, tokenizer, MAX_VALID_PIECES - 2 - len(opening))
-        pieces += [*opening, *encoded, tokenizer.boundary]
+            text, encoded = _whole_lines(text, tokenizer, MAX_VALID_PIECES - 2 - len(bos_id))
+        pieces += [*bos_id, *encoded, tokenizer.eos_id]
         documents += 1
         size += len(text.encode())
         lossless = lossless and tokenizer.decode(encoded) == text
     np.array(pieces, dtype).tofile(path)
-    within = len(pieces) - 1 - documents * (1 + len(opening))
+    within = len(pieces) - 1 - documents * (1 + len(bos_id))
     unknown = sum(piece == tokenizer.unknown for piece in pieces) / max(1, within)
     return {"valid_bytes": size, "valid_documents": documents, "unknown_rate": unknown, "lossless": lossless}
 

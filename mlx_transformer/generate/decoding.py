@@ -56,7 +56,7 @@ def tell(
 
 def tell_freely(model: Model, tokenizer: Tokenizer, count: int, *, sampling: Sampling, seed: int = 0) -> list[Story]:
     """So many stories from nothing but a document's opening, up to their ends or the context."""
-    return _tell(model, tokenizer, [""] * count, [[tokenizer.opening]] * count, None, sampling, seed)
+    return _tell(model, tokenizer, [""] * count, [[tokenizer.bos_id]] * count, None, sampling, seed)
 
 
 def _tell(
@@ -75,7 +75,7 @@ def _tell(
     for drawn in decode(model, encoded, max(limit, default=0), sampling=sampling, seed=seed):
         for i, piece in enumerate(drawn):
             if not ended[i] and len(pieces[i]) < limit[i]:
-                ended[i] = piece == tokenizer.boundary
+                ended[i] = piece == tokenizer.eos_id
                 pieces[i] += [] if ended[i] else [piece]
         if all(done or len(own) >= most for done, own, most in zip(ended, pieces, limit, strict=True)):
             break
@@ -97,7 +97,7 @@ def stream(
     pieces: list[int] = []
     shown = 0
     for (piece,) in decode(model, [ids], min(room, max_tokens or room), sampling=sampling, seed=seed):
-        if piece == tokenizer.boundary:
+        if piece == tokenizer.eos_id:
             break
         pieces.append(piece)
         text = _text_behind(tokenizer, ids, pieces)
@@ -119,7 +119,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
     """
     if not prompt.strip():
         raise BadInput(f"prompt {prompt!r} is empty: give the first words of a story")
-    pieces = [*tokenizer.before_prompt, *tokenizer.encode(prompt)] or [tokenizer.opening]
+    pieces = [*tokenizer.prompt_prefix, *tokenizer.encode(prompt)] or [tokenizer.bos_id]
     if len(pieces) >= context:
         start = prompt if len(prompt) <= 40 else prompt[:37] + "..."
         raise BadInput(f"prompt '{start}' has {len(pieces)} pieces: expected fewer than the context of {context}")

@@ -158,7 +158,7 @@ def _grams(sequence: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
 
 def _documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     tokens = np.asarray(tokens)
-    for document in np.split(tokens, np.flatnonzero(tokens == tokenizer.boundary)):
-        pieces = document[document != tokenizer.boundary]
+    for document in np.split(tokens, np.flatnonzero(tokens == tokenizer.eos_id)):
+        pieces = document[document != tokenizer.eos_id]
         if len(pieces):
             yield tokenizer.decode(pieces.tolist())

@@ -47,7 +47,7 @@ def export_model(run: Path, folder: Path) -> str:
     config = form.write(described.get("branch"), model.config.to_dict())
     if why := form.transformers(config):
         raise BadInput(f"transformers cannot hold such a model: {why}")
-    config |= {"bos_token_id": tokenizer.opening, "eos_token_id": tokenizer.boundary}
+    config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     weights = to_theirs(form.weights, by_path(model.parameters()))
     files = tokenizer_files(tokenizer, model.config.seq_len)
     with _new_folder(folder) as temporary:
@@ -118,7 +118,7 @@ def _notes(form: Format, theirs: Numbers, branch: str | None, numbers: Numbers, 
     for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
         if theirs.get(key) not in (None, back.get(key)):
             yield f"note: {key} = {theirs[key]} there is {back[key]} here"
-    for what, key, own in (("begin", "bos", tokenizer.opening), ("end", "eos", tokenizer.boundary)):
+    for what, key, own in (("begin", "bos", tokenizer.bos_id), ("end", "eos", tokenizer.eos_id)):
         pieces = theirs.get(f"{key}_token_id")
         if pieces is not None and own not in (pieces if isinstance(pieces, list) else [pieces]):
             yield f"note: texts {what} with piece {pieces} there, and with {own}, the tokenizer's {what} of text, here"

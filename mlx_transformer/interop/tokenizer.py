@@ -20,8 +20,8 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
         raise BadInput("a word tokenizer has no form in Hugging Face that gives the same text back: use bpe or hf")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer.piece(tokenizer.opening),
-        "eos_token": tokenizer.piece(tokenizer.boundary),
+        "bos_token": tokenizer.piece(tokenizer.bos_id),
+        "eos_token": tokenizer.piece(tokenizer.eos_id),
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
@@ -65,14 +65,14 @@ def _bpe(proto: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
     special = {i for i in indices if model.is_byte(i) or model.is_control(i) or model.is_unknown(i)}
     pieces = {i: model.id_to_piece(i).replace(_SPACE, " ") for i in indices if i not in special}
     vocabulary = {**{model.id_to_piece(i): i for i in special}, **{piece: i for i, piece in pieces.items()}}
-    boundary = tokenizer.piece(tokenizer.boundary)
-    opening = [{"SpecialToken": {"id": boundary, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    eos = tokenizer.piece(tokenizer.eos_id)
+    prefix = [{"SpecialToken": {"id": eos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     return {
         "version": "1.0",
         "added_tokens": [
             {
-                "id": tokenizer.boundary,
-                "content": boundary,
+                "id": tokenizer.eos_id,
+                "content": eos,
                 "special": True,
                 **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
             }
@@ -81,9 +81,9 @@ def _bpe(proto: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": opening,
-            "pair": [*opening, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {boundary: {"id": boundary, "ids": [tokenizer.boundary], "tokens": [boundary]}},
+            "single": prefix,
+            "pair": [*prefix, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {eos: {"id": eos, "ids": [tokenizer.eos_id], "tokens": [eos]}},
         },
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {

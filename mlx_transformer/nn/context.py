@@ -28,7 +28,7 @@ class Ctx:
     memory: mx.array | None = None  # (B, S, D): an encoder's output
     memory_mask: mx.array | None = None  # bool (B, S): True where memory is no padding
     mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): an extra limit on what may be seen
-    ledger: list[tuple[str, mx.array, float]] = field(default_factory=list)
+    auxiliary: list[tuple[str, mx.array, float]] = field(default_factory=list)
 
     def at(self, layer: int) -> Ctx:
         """The Ctx for one depth: its number and its own part of the cache."""
@@ -51,13 +51,13 @@ class Ctx:
 
     def record(self, name: str, value: mx.array, weight: float = 0.0) -> None:
         """Note a scalar: logged under name and, times weight, added to the loss (an auxiliary loss has weight > 0)."""
-        self.ledger.append((name, value, weight))
+        self.auxiliary.append((name, value, weight))
 
-    def settle(self) -> tuple[mx.array, dict[str, mx.array]]:
+    def auxiliary_loss(self) -> tuple[mx.array, dict[str, mx.array]]:
         """The sum of weight * value over the ledger, and the mean value of each name."""
         total = mx.array(0.0)
         by_name: dict[str, list[mx.array]] = {}
-        for name, value, weight in self.ledger:
+        for name, value, weight in self.auxiliary:
             by_name.setdefault(name, []).append(value)
             if weight:
                 total = total + weight * value

@@ -179,5 +179,5 @@ class Model(nn.Module):
         """A batch (B, L + 1) -> the scalar to descend (objective + the ledger's losses), and scalars to log."""
         ctx, targets = self.inputs(batch)
         loss = self.objective(self.hidden(ctx), targets, ctx)
-        extra, metrics = ctx.settle()
+        extra, metrics = ctx.auxiliary_loss()
         return loss + extra, {"loss": loss, **metrics}

@@ -33,7 +33,7 @@ def recomputed(block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
         entries.clear()
         block.update(given["block"])
         ctx.position.update(given.get("position", {}))
-        y = block(given["x"], replace(ctx, ledger=entries, **given.get("ctx", {})))
+        y = block(given["x"], replace(ctx, auxiliary=entries, **given.get("ctx", {})))
         block.update(inputs["block"])
         ctx.position.update(inputs["position"])
         return [y, *(value for _, value, _ in entries)] if entries else y

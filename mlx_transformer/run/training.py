@@ -33,9 +33,9 @@ from mlx_transformer.run.saved import find_phase, save_model
 from mlx_transformer.train.trainer import (
     Eval,
     Event,
-    Habits,
     Progress,
     Resumed,
+    RunOptions,
     Step,
     Stopped,
     default_eval_every,
@@ -85,7 +85,7 @@ def train(phase: int, flags: TrainFlags) -> Path:
 def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threading.Event) -> tuple[Stopped, Curve]:
     settings, seq_len = plan.settings, plan.config.seq_len
     eval_every = settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, seq_len)
-    habits = Habits(
+    options = RunOptions(
         checkpoints=folder / "checkpoints",
         eval_every=eval_every,
         save_every=settings.get("save_every"),
@@ -95,7 +95,7 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threa
     log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)
     curve = Curve(folder / "curve.jsonl", plan.bits_per_byte, log_every)
     with console.training(plan.limits):
-        for event in fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, habits=habits):
+        for event in fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, options=options):
             curve.write(event)
             console.show(event, mx.get_peak_memory())
     assert isinstance(event, Stopped)

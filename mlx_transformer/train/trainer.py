@@ -120,7 +120,7 @@ Event = Step | Eval | Saved | Stopped | Resumed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Habits:
+class RunOptions:
     """How a run is kept, as against how the model is trained. `eval_every` decides what is judged, and when."""
 
     checkpoints: Path | None = None  # the folder; None: nothing is saved
@@ -139,7 +139,7 @@ def fit(
     *,
     seed: int = 0,
     limits: Limits = Limits(),
-    habits: Habits = Habits(),
+    options: RunOptions = RunOptions(),
 ) -> Iterator[Event]:
     """Train model in place and yield what happens; goes on from habits.checkpoints if it holds a checkpoint.
 
@@ -147,7 +147,7 @@ def fit(
     follows a clock without an end, the recipe cannot train the model (gradient checkpointing with dropout), or the
     checkpoint is another model's or damaged; RunFailed if the disk refuses a checkpoint.
     """
-    with divided_blas(), _Run(model, recipe, data, seed, limits, habits) as run:
+    with divided_blas(), _Run(model, recipe, data, seed, limits, options) as run:
         yield from run.events()
 
 
@@ -159,19 +159,21 @@ def default_eval_every(recipe: Recipe, data: Tokens, seq_len: int) -> int:
 class _Run:
     """One run of fit(): the state that its parts share."""
 
-    def __init__(self, model: Model, recipe: Recipe, data: Tokens, seed: int, limits: Limits, habits: Habits) -> None:
-        self.model, self.recipe, self.limits, self.habits = model, recipe, limits, habits
+    def __init__(
+        self, model: Model, recipe: Recipe, data: Tokens, seed: int, limits: Limits, options: RunOptions
+    ) -> None:
+        self.model, self.recipe, self.limits, self.options = model, recipe, limits, options
         seq_len = model.config.seq_len
         recipe.rate(1, 0.0, limits.max_seconds)  # raises now what it would raise at the first step
         self.pieces = len(data.train) - 1  # the opening boundary is never predicted
-        self.eval_every = habits.eval_every or default_eval_every(recipe, data, seq_len)
+        self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         mx.random.seed(seed)
         self.batches = Batches(data.train, partial(recipe.rows, seq_len), seq_len, seed)
-        self.evaluate = Evaluator(model, data.valid, seq_len, compiled=habits.compile)
-        self.take_step = TrainingStep(model, recipe, compiled=habits.compile)
+        self.evaluate = Evaluator(model, data.valid, seq_len, compiled=options.compile)
+        self.take_step = TrainingStep(model, recipe, compiled=options.compile)
         self.progress = Progress()
         self.best: dict[str, Any] = model.trainable_parameters()
-        self.saved_at = habits.clock()
+        self.saved_at = options.clock()
 
     def __enter__(self) -> _Run:
         return self
@@ -181,12 +183,12 @@ class _Run:
             self.prefetch.close()
 
     def events(self) -> Iterator[Event]:
-        if self.habits.checkpoints is not None and (found := load_newest(self.habits.checkpoints)):
+        if self.options.checkpoints is not None and (found := load_newest(self.options.checkpoints)):
             yield self._restore(*found)
         self.prefetch = Prefetch(self.batches)
         mx.reset_peak_memory()
         self.model.train()
-        self.mark, self.started = self.habits.clock(), self.progress.step
+        self.mark, self.started = self.options.clock(), self.progress.step
         why, message = self._verdict() or self._limit_reached(), ""
         if self.progress.evaluated_step != self.progress.step and (why or self._evaluation_is_due()):
             yield from self._evaluated()  # an interrupted run stopped without
@@ -197,7 +199,7 @@ class _Run:
             if not (math.isfinite(event.gradient_norm) and all(map(math.isfinite, event.metrics.values()))):
                 why, message = "diverged", _divergence(event.step, _figures(event))
                 break
-            why = self._limit_reached() or ("interrupted" if self.habits.should_stop() else "")
+            why = self._limit_reached() or ("interrupted" if self.options.should_stop() else "")
             if why != "interrupted" and (why or self._evaluation_is_due()):
                 yield from self._evaluated()
                 why = self._verdict() or why
@@ -211,7 +213,7 @@ class _Run:
         yield Stopped(why=why, progress=self.progress, message=message)
 
     def _step(self) -> Step:
-        now, clock = self.progress, self.habits.clock
+        now, clock = self.progress, self.options.clock
         asked = clock()
         batch = next(self.prefetch)
         now.data_seconds += clock() - asked
@@ -261,7 +263,7 @@ class _Run:
             yield from self._save()
 
     def _evaluation(self) -> Eval:
-        now, begun = self.progress, self.habits.clock()
+        now, begun = self.progress, self.options.clock()
         training, kept = self.model.trainable_parameters(), self.take_step.weights_to_keep()
         self.model.update(kept)
         loss = self.evaluate()
@@ -272,7 +274,7 @@ class _Run:
         now.valid_losses.append(loss)
         now.final_valid_loss, now.evaluated_step = loss, now.step
         self._note_target()
-        self.mark = self.habits.clock()
+        self.mark = self.options.clock()
         now.eval_seconds += self.mark - begun
         return Eval(step=now.step, tokens=now.tokens, seconds=now.train_seconds, valid_loss=loss, improved=improved)
 
@@ -313,12 +315,12 @@ class _Run:
         return ""
 
     def _save_is_due(self) -> bool:
-        if self.habits.save_every is not None:
-            return self.progress.step % self.habits.save_every == 0
-        return self.habits.clock() - self.saved_at >= self.habits.save_seconds
+        if self.options.save_every is not None:
+            return self.progress.step % self.options.save_every == 0
+        return self.options.clock() - self.saved_at >= self.options.save_seconds
 
     def _save(self) -> Iterator[Saved]:
-        if self.habits.checkpoints is None:
+        if self.options.checkpoints is None:
             return
         arrays = {
             "model": self.model.trainable_parameters(),
@@ -328,8 +330,8 @@ class _Run:
         }
         random = [int(word) for word in np.array(mx.random.state[0])]  # type: ignore[index]
         state = {"progress": asdict(self.progress), "data": self.prefetch.state(), "random": random}
-        path = save_checkpoint(self.habits.checkpoints, self.progress.step, by_path(arrays), state)
-        self.mark = self.saved_at = self.habits.clock()
+        path = save_checkpoint(self.options.checkpoints, self.progress.step, by_path(arrays), state)
+        self.mark = self.saved_at = self.options.clock()
         yield Saved(step=self.progress.step, path=path)
 
     def _restore(self, arrays: dict[str, mx.array], state: dict[str, Any], notes: list[str]) -> Resumed:
@@ -342,7 +344,8 @@ class _Run:
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
             raise BadInput(
-                f"the checkpoint under '{self.habits.checkpoints}' is of another model or version: {error} does not fit"
+                f"the checkpoint under '{self.options.checkpoints}' is of another model or version: "
+                f"{error} does not fit"
             ) from error
         self.model.update(weights)
         high, low = state["random"]

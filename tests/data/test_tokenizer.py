@@ -44,7 +44,7 @@ AWKWARD = st.text() | st.lists(st.sampled_from([*CHARACTERS, *WORDS]), max_size=
 def test_bpe_is_lossless_on_any_text(bpe, text):
     pieces = bpe.encode(text)
     assert bpe.decode(pieces) == text
-    assert bpe.boundary not in pieces
+    assert bpe.eos_id not in pieces
     assert all(0 <= piece < bpe.vocab_size for piece in pieces)
 
 
@@ -71,9 +71,9 @@ def test_decoding_can_be_streamed(corpus, kind, pieces):
 
 def test_bpe_pieces_are_what_they_should_be(bpe):
     assert bpe.vocab_size == 400
-    assert bpe.piece(bpe.boundary) == "<|endoftext|>"
+    assert bpe.piece(bpe.eos_id) == "<|endoftext|>"
     assert [bpe.piece(piece) for piece in bpe.encode(" house.\n\n\t")] == ["▁house", ".", "\n", "\n", "\t"]
-    assert bpe.decode([bpe.boundary]) == ""
+    assert bpe.decode([bpe.eos_id]) == ""
     assert (bpe.kind, bpe.lossless, bpe.unknown) == ("bpe", True, None)
     assert len(bpe.encode("\u2581")) == 3
     assert bpe.decode(bpe.encode("🙂")[:2]) == "\ufffd"
@@ -89,7 +89,7 @@ def test_saved_tokenizers_come_back(corpus, kind, tmp_path):
     tokenizer = train_tokenizer(kind, corpus, 300, explicit=False)
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
-    assert (loaded.kind, loaded.sha256, loaded.boundary) == (kind, tokenizer.sha256, tokenizer.boundary)
+    assert (loaded.kind, loaded.sha256, loaded.eos_id) == (kind, tokenizer.sha256, tokenizer.eos_id)
     assert loaded.encode(STORY) == tokenizer.encode(STORY)
     assert all(path.name.startswith("tokenizer.") for path in tmp_path.iterdir())
 
@@ -177,8 +177,8 @@ def test_words_read_well(corpus):
     assert words.decode(words.encode(text)) == text
     assert words.decode(words.encode("Tom saw a zebra")) == "Tom <unk> <unk> <unk>"
     assert words.encode("zebra") == [words.unknown]
-    assert words.decode([0, 2, words.boundary]) == ""
-    assert words.piece(words.boundary) == "<eos>"
+    assert words.decode([0, 2, words.eos_id]) == ""
+    assert words.piece(words.eos_id) == "<eos>"
 
 
 def test_a_words_rank_is_its_frequency():
@@ -225,13 +225,13 @@ def test_an_imported_byte_level_tokenizer_is_lossless(tmp_path_factory, text):
     tokenizer = Imported(imported(tmp_path_factory.mktemp("hf"), byte_level=True).read_bytes())
     assert tokenizer.lossless
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.boundary not in tokenizer.encode(text)
+    assert tokenizer.eos_id not in tokenizer.encode(text)
 
 
 def test_an_imported_tokenizer(tmp_path, corpus):
     path = imported(tmp_path, byte_level=False)
     tokenizer = train_tokenizer(str(path), corpus, 8192, explicit=False)
-    assert (tokenizer.kind, tokenizer.lossless, tokenizer.piece(tokenizer.boundary)) == ("hf", False, "<|endoftext|>")
+    assert (tokenizer.kind, tokenizer.lossless, tokenizer.piece(tokenizer.eos_id)) == ("hf", False, "<|endoftext|>")
     assert tokenizer.encode("\u4e00") == [tokenizer.unknown]
     (tmp_path / "saved").mkdir()
     tokenizer.save(tmp_path / "saved")

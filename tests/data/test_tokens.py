@@ -37,9 +37,9 @@ def bpe(corpus) -> Tokenizer:
 
 
 def framed(tokenizer: Tokenizer, documents: list[str]) -> list[int]:
-    pieces = [tokenizer.boundary]
+    pieces = [tokenizer.eos_id]
     for document in documents:
-        pieces += [*tokenizer.encode(document), tokenizer.boundary]
+        pieces += [*tokenizer.encode(document), tokenizer.eos_id]
     return pieces
 
 
@@ -68,7 +68,7 @@ def test_documents_stand_between_boundaries(corpus, bpe):
     assert tokens.train.tolist() == framed(bpe, list(read_documents(corpus.train)))
     assert tokens.valid.tolist() == framed(bpe, list(read_documents(corpus.valid)))
     assert (tokens.valid_bytes, tokens.valid_documents) == (corpus.valid_bytes, 10)
-    assert (tokens.unknown_rate, tokens.lossless, tokens.boundary) == (0.0, True, bpe.boundary)
+    assert (tokens.unknown_rate, tokens.lossless, tokens.eos_id) == (0.0, True, bpe.eos_id)
 
 
 @pytest.mark.parametrize(("segment", "batch"), [(40, 1 << 20), (1 << 20, 100), (40, 100)])
@@ -120,7 +120,7 @@ def test_one_long_validation_document_is_cut_at_a_line_or_a_character(tmp_path, 
     assert kept.endswith("\n") or "\n" not in last
     assert tokens.valid_bytes == len(kept.encode())
     assert tokens.lossless
-    assert (tokens.valid[0], tokens.valid[-1]) == (bpe.boundary, bpe.boundary)
+    assert (tokens.valid[0], tokens.valid[-1]) == (bpe.eos_id, bpe.eos_id)
 
 
 def test_a_floor_is_kept_where_nothing_was_cut(corpus, bpe):
@@ -132,7 +132,7 @@ def test_a_floor_is_kept_where_nothing_was_cut(corpus, bpe):
 def test_word_level_reports_what_it_does_not_know(corpus):
     words = train_tokenizer("word", corpus, 20)
     tokens = tokenize(corpus, words)
-    inner = [piece for piece in tokens.valid.tolist() if piece != words.boundary]
+    inner = [piece for piece in tokens.valid.tolist() if piece != words.eos_id]
     assert tokens.unknown_rate == pytest.approx(inner.count(words.unknown) / len(inner))
     assert 0.05 < tokens.unknown_rate < 0.6
     assert not tokens.lossless

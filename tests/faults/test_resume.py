@@ -183,7 +183,10 @@ def test_a_signal_before_there_is_a_run_leaves_no_traceback(begun):
     lines = ["import os, signal, sys", "sys.argv[0] = '-m'"]
     lines += ["signal.signal(signal.SIGINT, signal.default_int_handler)"]  # a shell may have had it ignored
     lines += ["import mlx_transformer"]
-    lines += ["from mlx_transformer.utils.errors import exit_cleanly", "def stop(): os.kill(os.getpid(), signal.SIGINT)"]
+    lines += [
+        "from mlx_transformer.utils.errors import exit_cleanly",
+        "def stop(): os.kill(os.getpid(), signal.SIGINT)",
+    ]
     lines += ["exit_cleanly(stop)" if begun else "stop()"]
     ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == ((130, "interrupted\n") if begun else (-signal.SIGINT, ""))

@@ -26,7 +26,7 @@ GREEDY = Sampling(temperature=0.0)
 class Bytes:
     """A tokenizer whose pieces are the bytes of UTF-8 and, as 0, the boundary."""
 
-    boundary, vocab_size, opening, before_prompt = 0, 257, 0, (0,)
+    eos_id, vocab_size, bos_id, prompt_prefix = 0, 257, 0, (0,)
 
     def encode(self, text):
         return [byte + 1 for byte in text.encode()]
@@ -52,7 +52,7 @@ def scripted(monkeypatch):
 
         def say(model, prompts, count, **_):
             for i in range(count):
-                yield [own[i] if i < len(own) else TOKENIZER.boundary for own in pieces]
+                yield [own[i] if i < len(own) else TOKENIZER.eos_id for own in pieces]
 
         monkeypatch.setattr(decoding, "decode", say)
         return SimpleNamespace(config=SimpleNamespace(seq_len=40))
@@ -191,7 +191,7 @@ def test_a_stream_is_the_told_story(model):
 def test_words_are_set_apart_from_the_prompt(monkeypatch):
     tokenizer = Word(["once", "upon", "a", "time", "."])
     model = SimpleNamespace(config=SimpleNamespace(seq_len=40))
-    pieces = [[piece] for piece in [*tokenizer.encode("a time."), tokenizer.boundary]]
+    pieces = [[piece] for piece in [*tokenizer.encode("a time."), tokenizer.eos_id]]
     monkeypatch.setattr(decoding, "decode", lambda *_, **__: iter(pieces))
     assert tell(model, tokenizer, ["once upon"])[0].text == "once upon a time."
     assert "".join(stream(model, tokenizer, "once upon", None, GREEDY, 0)) == " a time."

@@ -24,10 +24,10 @@ from mlx_transformer.generate.quality import (
 class Letters:
     """A tokenizer whose pieces are characters; 0 is the boundary."""
 
-    boundary = 0
+    eos_id = 0
 
     def decode(self, pieces):
-        assert self.boundary not in pieces
+        assert self.eos_id not in pieces
         return "".join(map(chr, pieces))
 
 

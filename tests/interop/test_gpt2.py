@@ -101,8 +101,8 @@ def assert_same_text(ours, tokenizer, theirs, folder, length):
     for prompt in ("the cat 123", "a", "né 🙂"):
         story = tell(ours, tokenizer, [prompt], sampling=GREEDY)[0]
         given = auto(prompt, return_tensors="pt")
-        written = theirs.generate(**given, do_sample=False, max_length=length, eos_token_id=tokenizer.boundary)[0]
-        end = [tokenizer.boundary] * story.ended
+        written = theirs.generate(**given, do_sample=False, max_length=length, eos_token_id=tokenizer.eos_id)[0]
+        end = [tokenizer.eos_id] * story.ended
         assert written.tolist() == [*given.input_ids[0].tolist(), *story.pieces, *end]
 
 
@@ -145,7 +145,7 @@ def test_what_is_imported_writes_the_same(end, tmp_path):
     byte_level(tmp_path / "theirs", end)
     import_model(tmp_path / "theirs", tmp_path / "run")
     ours, tokenizer = load(tmp_path / "run")
-    assert tokenizer.piece(tokenizer.boundary) == end
+    assert tokenizer.piece(tokenizer.eos_id) == end
     assert_same_text(ours, tokenizer, theirs, tmp_path / "theirs", 16)
     export_model(tmp_path / "run", tmp_path / "back")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
@@ -160,12 +160,12 @@ def test_the_end_of_text_is_theirs(tmp_path):
     content["added_tokens"].append({**content["added_tokens"][0], "id": 257, "content": "<|im_end|>"})
     path.write_text(json.dumps(content))
     ends = ((257, 257), ([257, 0], 257), (0, 0), (5, 0), (50256, 0), (None, 0), ("257", 0))
-    for i, (eos, boundary) in enumerate(ends):
+    for i, (eos, eos_id) in enumerate(ends):
         change(tmp_path / "theirs", eos_token_id=eos)
         import_model(tmp_path / "theirs", tmp_path / f"run {i}")
-        assert load(tmp_path / f"run {i}")[1].boundary == boundary
+        assert load(tmp_path / f"run {i}")[1].eos_id == eos_id
         export_model(tmp_path / f"run {i}", tmp_path / f"back {i}")
-        assert json.loads((tmp_path / f"back {i}" / "config.json").read_text())["eos_token_id"] == boundary
+        assert json.loads((tmp_path / f"back {i}" / "config.json").read_text())["eos_token_id"] == eos_id
 
 
 @pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
@@ -300,7 +300,7 @@ def test_what_goes_out_comes_in_again(branch, bpe, tmp_path):
     assert weights(back).keys() == weights(ours).keys()
     assert all(mx.array_equal(value, weights(ours)[path]) for path, value in weights(back).items())
     assert back.config.to_dict() == {**ours.config.to_dict(), "seq_len": ours.config.max_len}
-    assert (tokenizer.boundary, tokenizer.lossless) == (bpe.boundary, True)
+    assert (tokenizer.eos_id, tokenizer.lossless) == (bpe.eos_id, True)
 
 
 def test_mlx_lm_loads_what_it_can_hold(bpe, tmp_path):
@@ -344,9 +344,9 @@ def auto(bpe, tmp_path_factory):
 def test_their_tokenizer_gives_the_same_pieces_and_the_same_text(bpe, auto, text):
     pieces = bpe.encode(text)
     assert auto(text, add_special_tokens=False).input_ids == pieces
-    assert auto(text).input_ids == [bpe.boundary, *pieces]
+    assert auto(text).input_ids == [bpe.eos_id, *pieces]
     assert auto.decode(pieces) == text
-    assert auto.decode([bpe.boundary, *pieces], skip_special_tokens=True) == text
+    assert auto.decode([bpe.eos_id, *pieces], skip_special_tokens=True) == text
 
 
 def test_their_tokenizer_over_real_texts(shared_data, tmp_path):
@@ -369,7 +369,7 @@ def test_their_tokenizer_over_real_texts(shared_data, tmp_path):
 def test_where_the_tokenizers_differ(bpe, auto):
     """The two cases that the docstring of the export names."""
     text = "a<|endoftext|>b"
-    assert auto(text, add_special_tokens=False).input_ids == [*bpe.encode("a"), bpe.boundary, *bpe.encode("b")]
+    assert auto(text, add_special_tokens=False).input_ids == [*bpe.encode("a"), bpe.eos_id, *bpe.encode("b")]
     assert auto(text, add_special_tokens=False, split_special_tokens=True).input_ids == bpe.encode(text)
     half = bpe.encode("🙂")[:2]
     assert (bpe.decode(half), auto.decode(half)) == ("\ufffd", "\ufffd\ufffd")

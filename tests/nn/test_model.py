@@ -66,7 +66,7 @@ def test_the_ledger_adds_weighted_values_and_reports_means():
     ctx.at(0).record("balance", mx.array(2.0), weight=0.5)
     ctx.at(1).record("balance", mx.array(4.0), weight=0.5)
     ctx.record("seen", mx.array(7.0))
-    total, means = ctx.settle()
+    total, means = ctx.auxiliary_loss()
     assert total.item() == 3.0
     assert {name: value.item() for name, value in means.items()} == {"balance": 3.0, "seen": 7.0}
 

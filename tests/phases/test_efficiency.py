@@ -184,7 +184,7 @@ def run(part, x):
     """What the layer makes, and what it noted."""
     ctx = tiny(phase4.Model).context(tokens())
     out = part(x, ctx)
-    return out, {name: value.item() for name, value, _ in ctx.ledger}
+    return out, {name: value.item() for name, value, _ in ctx.auxiliary}
 
 
 def token_by_token(part, x, renormalise=True):

@@ -16,7 +16,7 @@ from mlx_transformer.train.optim.groups import Group, UpdateRule
 from mlx_transformer.train.optim.schedules import InverseSqrt, Linear
 from mlx_transformer.train.optim.stopping import Plateau
 from mlx_transformer.train.step import Evaluator, TrainingStep
-from mlx_transformer.train.trainer import Eval, Habits, Limits, Resumed, Saved, Step, Stopped, fit
+from mlx_transformer.train.trainer import Eval, Limits, Resumed, RunOptions, Saved, Step, Stopped, fit
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 
@@ -58,11 +58,11 @@ def make_model(seed=0, **numbers):
     return phase1.Model(replace(CONFIG, **numbers), seed)
 
 
-def train(model=None, recipe=RECIPE, data=DATA, *, seed=0, habits=None, **limits):
+def train(model=None, recipe=RECIPE, data=DATA, *, seed=0, options=None, **limits):
     """All events of a run, and its model."""
     model = model or make_model()
     limits = Limits(**(limits or {"max_steps": 8}))
-    return list(fit(model, recipe, data, seed=seed, limits=limits, habits=Habits(**(habits or {})))), model
+    return list(fit(model, recipe, data, seed=seed, limits=limits, options=RunOptions(**(options or {})))), model
 
 
 def of(kind, events):
@@ -101,7 +101,7 @@ def scripted(monkeypatch):
 
 
 def test_it_learns():
-    events, _ = train(max_steps=60, habits={"eval_every": 20})
+    events, _ = train(max_steps=60, options={"eval_every": 20})
     losses = [event.valid_loss for event in of(Eval, events)]
     assert len(losses) == 3
     assert losses[-1] < losses[0] - 0.05
@@ -110,7 +110,7 @@ def test_it_learns():
 def test_a_plateau_stops_it_after_its_patience_with_the_best_weights(scripted):
     seen = scripted(4.0, 3.0, 2.95, 2.99, 3.5)
     recipe = replace(RECIPE, stop=Plateau(patience=3, min_improvement=0.1))
-    events, model = train(recipe=recipe, max_steps=99, habits={"eval_every": 2})
+    events, model = train(recipe=recipe, max_steps=99, options={"eval_every": 2})
     stopped = events[-1]
     assert (stopped.why, stopped.progress.step) == ("plateau", 10)
     assert stopped.progress.best_valid_loss == 2.95, "too small a gain does not count, but it is the best"
@@ -126,7 +126,7 @@ def test_many_small_gains_are_one_large_one(scripted):
     """Patience counts from the best loss there is, not from the last one that counted."""
     scripted(3.0, 2.95, 2.91, 2.85, 2.84, 2.83)
     recipe = replace(RECIPE, stop=Plateau(patience=5, min_improvement=0.1))
-    assert train(recipe=recipe, max_steps=99, habits={"eval_every": 1})[0][-1].progress.step == 6
+    assert train(recipe=recipe, max_steps=99, options={"eval_every": 1})[0][-1].progress.step == 6
 
 
 LIMITS = {"max_steps": 5, "max_tokens": 4 * STEP_TOKENS + 1, "max_epochs": 0.1}
@@ -134,7 +134,7 @@ LIMITS = {"max_steps": 5, "max_tokens": 4 * STEP_TOKENS + 1, "max_epochs": 0.1}
 
 @pytest.mark.parametrize(("name", "limit"), LIMITS.items())
 def test_each_limit_stops_it_with_an_evaluation(name, limit):
-    events, _ = train(**{name: limit}, habits={"eval_every": 3})
+    events, _ = train(**{name: limit}, options={"eval_every": 3})
     stopped = events[-1]
     assert (stopped.why, stopped.progress.step) == (name, 5)
     assert stopped.progress.tokens == 5 * STEP_TOKENS
@@ -144,7 +144,7 @@ def test_each_limit_stops_it_with_an_evaluation(name, limit):
 
 def test_the_target_stops_it_and_is_noted(scripted):
     scripted(4.0, 3.0, 2.0)
-    events, _ = train(max_steps=99, target_loss=2.5, habits={"eval_every": 2})
+    events, _ = train(max_steps=99, target_loss=2.5, options={"eval_every": 2})
     now = events[-1].progress
     assert (events[-1].why, now.step) == ("target", 6)
     assert (now.seconds_to_target, now.tokens_to_target) == (now.train_seconds, 6 * STEP_TOKENS)
@@ -159,8 +159,8 @@ def test_a_target_that_is_not_met_is_not_noted(scripted):
 
 @pytest.mark.parametrize("eval_every", [1, 100], ids=["seen in an evaluation", "seen in a step"])
 def test_divergence_stops_it_and_names_the_step(eval_every, tmp_path):
-    habits = {"eval_every": eval_every, "checkpoints": tmp_path}
-    events, model = train(recipe=replace(RECIPE, learning_rate=1e25), max_steps=50, habits=habits)
+    options = {"eval_every": eval_every, "checkpoints": tmp_path}
+    events, model = train(recipe=replace(RECIPE, learning_rate=1e25), max_steps=50, options=options)
     stopped = events[-1]
     assert stopped.why == "diverged"
     assert stopped.message.startswith(f"diverged at step {stopped.progress.step}: ")
@@ -171,8 +171,8 @@ def test_divergence_stops_it_and_names_the_step(eval_every, tmp_path):
 
 def test_a_stop_from_outside_saves_without_an_evaluation(tmp_path):
     steps = iter([False, False, True])
-    habits = {"checkpoints": tmp_path, "eval_every": 3, "should_stop": lambda: next(steps)}
-    events, _ = train(max_steps=9, habits=habits)
+    options = {"checkpoints": tmp_path, "eval_every": 3, "should_stop": lambda: next(steps)}
+    events, _ = train(max_steps=9, options=options)
     assert [type(event) for event in events] == [Step, Step, Step, Saved, Stopped]
     assert events[-1].why == "interrupted"
 
@@ -211,8 +211,8 @@ def clock(monkeypatch):
 
 
 def test_the_clock_leaves_out_evaluations_and_checkpoints(clock, tmp_path):
-    habits = {"clock": clock, "eval_every": 5, "checkpoints": tmp_path, "save_every": 2}
-    events, _ = train(max_steps=12, habits=habits)
+    options = {"clock": clock, "eval_every": 5, "checkpoints": tmp_path, "save_every": 2}
+    events, _ = train(max_steps=12, options=options)
     now = events[-1].progress
     assert now.train_seconds == 21
     assert now.eval_seconds == 300
@@ -222,37 +222,37 @@ def test_the_clock_leaves_out_evaluations_and_checkpoints(clock, tmp_path):
 
 
 def test_seconds_are_a_limit_of_the_clock(clock):
-    events, _ = train(max_seconds=14, habits={"clock": clock, "eval_every": 2})
+    events, _ = train(max_seconds=14, options={"clock": clock, "eval_every": 2})
     assert (events[-1].why, events[-1].progress.step) == ("max_seconds", 5)
 
 
 def test_what_the_reader_of_the_events_does_is_on_the_clock(clock):
-    for event in fit(make_model(), RECIPE, DATA, limits=Limits(max_steps=3), habits=Habits(clock=clock)):
+    for event in fit(make_model(), RECIPE, DATA, limits=Limits(max_steps=3), options=RunOptions(clock=clock)):
         clock.now += 7 if isinstance(event, Step) and event.step < 3 else 0
     assert event.progress.train_seconds == 12 + 2 * 7
 
 
 def test_checkpoints_come_by_the_clock(clock, tmp_path, monkeypatch):
-    habits = {"clock": clock, "checkpoints": tmp_path, "eval_every": 9, "save_seconds": 3}
-    events, _ = train(max_steps=11, habits=habits)
+    options = {"clock": clock, "checkpoints": tmp_path, "eval_every": 9, "save_seconds": 3}
+    events, _ = train(max_steps=11, options=options)
     assert [event.step for event in of(Saved, events)] == [1, 4, 7, 9, 11]
 
 
 def test_tokens_per_second_wait_for_ten_steps(clock):
-    events, _ = train(max_steps=9, habits={"clock": clock})
+    events, _ = train(max_steps=9, options={"clock": clock})
     assert events[-1].progress.tokens_per_second is None
-    assert train(max_steps=10, habits={"clock": clock})[0][-1].progress.tokens_per_second == STEP_TOKENS
+    assert train(max_steps=10, options={"clock": clock})[0][-1].progress.tokens_per_second == STEP_TOKENS
 
 
 def test_a_resumed_run_counts_its_tokens_per_second_from_step_six_too(clock, tmp_path):
-    habits = {"clock": clock, "checkpoints": tmp_path}
-    train(max_steps=9, habits=habits)
-    assert train(max_steps=10, habits=habits)[0][-1].progress.tokens_per_second == STEP_TOKENS
+    options = {"clock": clock, "checkpoints": tmp_path}
+    train(max_steps=9, options=options)
+    assert train(max_steps=10, options=options)[0][-1].progress.tokens_per_second == STEP_TOKENS
 
 
 def test_the_wait_for_data_is_a_share_of_the_clock(clock, monkeypatch):
     clock.slow(monkeypatch, trainer.Prefetch, "__next__", 1)
-    last = of(Step, train(max_steps=6, habits={"clock": clock})[0])[-1]
+    last = of(Step, train(max_steps=6, options={"clock": clock})[0])[-1]
     assert last.seconds == 21
     assert last.data_wait_share == pytest.approx(6 / 21)
 
@@ -275,30 +275,30 @@ def test_the_seed_draws_the_dropout():
 
 
 def test_compiled_and_eager_steps_agree():
-    events = [train(max_steps=15, habits={"compile": compiled, "eval_every": 5})[0] for compiled in (True, False)]
+    events = [train(max_steps=15, options={"compile": compiled, "eval_every": 5})[0] for compiled in (True, False)]
     for kind, values in ((Step, lambda e: (e.metrics["loss"], e.gradient_norm)), (Eval, lambda e: e.valid_loss)):
         one, other = ([values(event) for event in of(kind, run)] for run in events)
         np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
 def test_evaluating_more_often_changes_nothing():
-    _, often = train(max_steps=9, habits={"eval_every": 1})
-    _, seldom = train(max_steps=9, habits={"eval_every": 9})
-    losses = of(Eval, train(max_steps=9, habits={"eval_every": 1})[0])
+    _, often = train(max_steps=9, options={"eval_every": 1})
+    _, seldom = train(max_steps=9, options={"eval_every": 9})
+    losses = of(Eval, train(max_steps=9, options={"eval_every": 1})[0])
     assert losses[-1].improved, "else the weights kept are not the last ones"
     assert_equal_weights(often, seldom)
 
 
 def test_saving_changes_nothing(tmp_path):
-    _, saved = train(habits={"checkpoints": tmp_path, "save_every": 1})
+    _, saved = train(options={"checkpoints": tmp_path, "save_every": 1})
     _, plain = train()
     assert_equal_weights(saved, plain)
 
 
 def test_resumed_is_uninterrupted(tmp_path):
-    events, whole = train(max_steps=16, habits={"eval_every": 4})
-    train(max_steps=4, habits={"eval_every": 4, "checkpoints": tmp_path})
-    again, resumed = train(make_model(seed=9), max_steps=16, habits={"eval_every": 4, "checkpoints": tmp_path})
+    events, whole = train(max_steps=16, options={"eval_every": 4})
+    train(max_steps=4, options={"eval_every": 4, "checkpoints": tmp_path})
+    again, resumed = train(make_model(seed=9), max_steps=16, options={"eval_every": 4, "checkpoints": tmp_path})
     assert isinstance(again[0], Resumed)
     assert again[0].step == 4
     assert_equal_weights(resumed, whole)
@@ -307,34 +307,34 @@ def test_resumed_is_uninterrupted(tmp_path):
 
 
 def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(tmp_path):
-    whole, _ = train(max_steps=8, habits={"eval_every": 4})
-    habits = {"eval_every": 4, "checkpoints": tmp_path}
+    whole, _ = train(max_steps=8, options={"eval_every": 4})
+    options = {"eval_every": 4, "checkpoints": tmp_path}
     count = iter(range(99))
-    train(max_steps=8, habits={**habits, "should_stop": lambda: next(count) == 3})
-    again, _ = train(max_steps=8, habits=habits)
+    train(max_steps=8, options={**options, "should_stop": lambda: next(count) == 3})
+    again, _ = train(max_steps=8, options=options)
     assert [type(event) for event in again[:4]] == [Resumed, Eval, Saved, Step]
     assert [event.valid_loss for event in of(Eval, again)] == [event.valid_loss for event in of(Eval, whole)]
 
 
 def test_a_target_given_when_resuming(tmp_path, scripted):
     scripted(3.0)
-    habits = {"eval_every": 4, "checkpoints": tmp_path}
-    train(max_steps=4, habits=habits)
-    events, _ = train(max_steps=99, target_loss=3.5, habits=habits)
+    options = {"eval_every": 4, "checkpoints": tmp_path}
+    train(max_steps=4, options=options)
+    events, _ = train(max_steps=99, target_loss=3.5, options=options)
     now = events[-1].progress
     assert (events[-1].why, now.step, now.tokens_to_target) == ("target", 4, 4 * STEP_TOKENS)
     assert now.seconds_to_target == now.train_seconds
     scripted(2.0)
-    now = train(max_steps=5, target_loss=1.0, habits=habits)[0][-1].progress
+    now = train(max_steps=5, target_loss=1.0, options=options)[0][-1].progress
     assert (now.step, now.seconds_to_target, now.tokens_to_target) == (5, None, None)
 
 
 def test_a_checkpoint_of_another_model_is_bad_input(tmp_path):
-    train(habits={"checkpoints": tmp_path})
+    train(options={"checkpoints": tmp_path})
     with pytest.raises(BadInput, match=r"of another model or version: .* does not fit"):
-        train(make_model(d_ff=32), habits={"checkpoints": tmp_path})
+        train(make_model(d_ff=32), options={"checkpoints": tmp_path})
     with pytest.raises(BadInput, match=r"of another model or version: .* does not fit"):
-        train(make_model(n_layers=3), habits={"checkpoints": tmp_path})
+        train(make_model(n_layers=3), options={"checkpoints": tmp_path})
 
 
 def test_a_text_shorter_than_a_row_is_bad_input():
@@ -460,9 +460,9 @@ def test_half_precision_computes_in_it_and_keeps_float32_weights(dtype, monkeypa
         return objective(self, h, targets, ctx)
 
     monkeypatch.setattr(phase1.Model, "objective", spied)
-    events, model = train(recipe=replace(RECIPE, dtype=dtype), max_steps=30, habits={"eval_every": 10})
+    events, model = train(recipe=replace(RECIPE, dtype=dtype), max_steps=30, options={"eval_every": 10})
     assert seen == {getattr(mx, dtype)}
-    full, _ = train(max_steps=30, habits={"eval_every": 10})
+    full, _ = train(max_steps=30, options={"eval_every": 10})
     assert {value.dtype for _, value in tree_flatten(model.parameters())} == {mx.float32}
     halves, wholes = ([event.valid_loss for event in of(Eval, run)] for run in (events, full))
     assert halves != wholes
@@ -471,7 +471,7 @@ def test_half_precision_computes_in_it_and_keeps_float32_weights(dtype, monkeypa
 
 def test_a_run_whose_schedule_is_over_stops_at_the_next_evaluation():
     over = replace(RECIPE, schedule=Linear(warmup_tokens=1, total_tokens=7 * STEP_TOKENS))
-    events, _ = train(recipe=over, max_steps=40, habits={"eval_every": 5})
+    events, _ = train(recipe=over, max_steps=40, options={"eval_every": 5})
     *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
     assert (last.step, stopped.why) == (10, "plateau"), "the rate is 0 from step 7 on"
 
@@ -480,7 +480,7 @@ def test_a_run_whose_schedule_is_over_stops_at_the_next_evaluation():
 def test_an_average_is_waited_for(steps, end):
     over = replace(RECIPE, schedule=Linear(warmup_tokens=1, total_tokens=7 * STEP_TOKENS))
     events, _ = train(
-        recipe=replace(over, average=EMA(horizon_tokens=steps * STEP_TOKENS)), max_steps=40, habits={"eval_every": 5}
+        recipe=replace(over, average=EMA(horizon_tokens=steps * STEP_TOKENS)), max_steps=40, options={"eval_every": 5}
     )
     *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
     assert (last.step, stopped.why) == (end, "plateau"), "the rate is 0 from step 7 on"

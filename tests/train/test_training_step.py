@@ -149,7 +149,7 @@ def test_an_overflow_is_survived():
 
 
 def test_a_run_that_overflows_goes_on_and_says_so():
-    events, _ = train(recipe=HALF, max_steps=40, habits={"eval_every": 20})
+    events, _ = train(recipe=HALF, max_steps=40, options={"eval_every": 20})
     steps = of(Step, events)
     assert events[-1].why == "max_steps"
     assert steps[0].metrics["loss_scale"] == 2.0**40
@@ -181,7 +181,7 @@ def test_two_hundred_steps_in_half_precision_end_where_float32_does(dtype):
     for own in ("float32", dtype):
         recipe = replace(phase2.RECIPE.at("nano"), dtype=own, stop=NoStop())
         model = phase2.Model(phase2.Config(**{**SIZES["nano"], "vocab_size": 61}, dropout=0.0))
-        events, _ = train(model, recipe, data, max_steps=200, habits={"eval_every": 200})
+        events, _ = train(model, recipe, data, max_steps=200, options={"eval_every": 200})
         losses.append(of(Eval, events)[-1].valid_loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
@@ -192,9 +192,9 @@ def test_two_hundred_steps_in_half_precision_end_where_float32_does(dtype):
 def test_the_average_is_evaluated_and_kept_and_training_does_not_see_it(scripted):  # noqa: F811
     average = EMA(horizon_tokens=4 * STEP_TOKENS)
     seen = scripted(*[5.0 - 0.1 * i for i in range(30)])
-    _, model = train(recipe=replace(RECIPE, average=average), max_steps=30, habits={"eval_every": 1})
+    _, model = train(recipe=replace(RECIPE, average=average), max_steps=30, options={"eval_every": 1})
     weights = scripted(*[5.0 - 0.1 * i for i in range(30)])
-    train(max_steps=30, habits={"eval_every": 1})
+    train(max_steps=30, options={"eval_every": 1})
     expected: dict[str, np.ndarray] = weights[0]
     for i, (own, after) in enumerate(zip(seen, weights, strict=True)):
         share = average.share(STEP_TOKENS, (i + 1) * STEP_TOKENS)
@@ -240,15 +240,15 @@ BY_TIME = replace(
 
 def test_a_schedule_by_time_follows_the_clock_and_goes_on_from_it(tmp_path):
     limits = {"max_seconds": 60}
-    events, _ = train(recipe=BY_TIME, **limits, habits={"clock": Walk()})
+    events, _ = train(recipe=BY_TIME, **limits, options={"clock": Walk()})
     steps = of(Step, events)
     assert steps[0].learning_rate == 0
     for before, event in pairwise(steps):
         assert event.learning_rate == pytest.approx(BY_TIME.schedule(1000 * before.seconds / 60))
     assert steps[-1].learning_rate < 0.1
-    habits = {"clock": Walk(), "checkpoints": tmp_path, "save_every": 5}
-    first, _ = train(recipe=BY_TIME, max_steps=10, **limits, habits=habits)
-    second, _ = train(recipe=BY_TIME, max_steps=12, **limits, habits={**habits, "clock": Walk()})
+    options = {"clock": Walk(), "checkpoints": tmp_path, "save_every": 5}
+    first, _ = train(recipe=BY_TIME, max_steps=10, **limits, options=options)
+    second, _ = train(recipe=BY_TIME, max_steps=12, **limits, options={**options, "clock": Walk()})
     assert of(Step, second)[0].learning_rate == pytest.approx(BY_TIME.schedule(1000 * of(Step, first)[-1].seconds / 60))
 
 
@@ -263,7 +263,7 @@ def test_a_schedule_by_time_without_an_end_is_bad_input():
 def test_any_rule_may_end_a_run(scripted):  # noqa: F811
     scripted(4.0, 3.0, 3.1, 3.2, 3.3)
     recipe = replace(RECIPE, stop=SuccessiveRises(times=2))
-    events, _ = train(recipe=recipe, max_steps=99, habits={"eval_every": 1})
+    events, _ = train(recipe=recipe, max_steps=99, options={"eval_every": 1})
     assert (events[-1].why, events[-1].progress.step) == ("plateau", 4)
     assert events[-1].progress.valid_losses == [4.0, 3.0, 3.1, 3.2]
 
@@ -283,10 +283,10 @@ EVERYTHING = replace(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_resumed_is_uninterrupted_with_all_that_remembers(dtype, tmp_path):
     recipe = replace(EVERYTHING, dtype=dtype)
-    events, whole = train(recipe=recipe, max_steps=24, habits={"eval_every": 8})
-    train(recipe=recipe, max_steps=5, habits={"eval_every": 8, "checkpoints": tmp_path, "save_every": 5})
-    habits = {"eval_every": 8, "checkpoints": tmp_path}
-    again, resumed = train(make_model(seed=9), recipe, max_steps=24, habits=habits)
+    events, whole = train(recipe=recipe, max_steps=24, options={"eval_every": 8})
+    train(recipe=recipe, max_steps=5, options={"eval_every": 8, "checkpoints": tmp_path, "save_every": 5})
+    options = {"eval_every": 8, "checkpoints": tmp_path}
+    again, resumed = train(make_model(seed=9), recipe, max_steps=24, options=options)
     assert isinstance(again[0], Resumed)
     assert_equal_weights(resumed, whole)
     assert [event.metrics for event in of(Step, again)] == [event.metrics for event in of(Step, events)][5:]
@@ -296,7 +296,7 @@ def test_resumed_is_uninterrupted_with_all_that_remembers(dtype, tmp_path):
 
 @pytest.mark.parametrize("recipe", [replace(EVERYTHING, dtype=dtype) for dtype in DTYPES], ids=DTYPES)
 def test_compiled_and_eager_agree_on_all_of_it(recipe):
-    runs = [train(recipe=recipe, max_steps=18, habits={"compile": on, "eval_every": 6})[0] for on in (True, False)]
+    runs = [train(recipe=recipe, max_steps=18, options={"compile": on, "eval_every": 6})[0] for on in (True, False)]
     ours, eager = ([event.valid_loss for event in of(Eval, run)] for run in runs)
     np.testing.assert_allclose(ours, eager, rtol=1e-4 if recipe.dtype == "float32" else 5e-3)
 
@@ -338,6 +338,6 @@ def test_every_recipe_warms_up_over_as_many_steps_as_phase_1(size):
 def test_every_named_recipe_trains(name):
     recipe = replace(phase2.RECIPES[name].at("nano"), batch_tokens=8 * L, learning_rate=3e-3)
     recipe = replace(recipe, schedule=replace(recipe.schedule, warmup_tokens=1))
-    events, _ = train(recipe=recipe, data=DATA, max_steps=12, habits={"compile": False, "eval_every": 12})
+    events, _ = train(recipe=recipe, data=DATA, max_steps=12, options={"compile": False, "eval_every": 12})
     losses = [event.metrics["loss"] for event in of(Step, events)]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])

@@ -58,15 +58,15 @@ def a_run(name, seed, *, floor=2.3, speed=10_000.0, status="done"):
     }
 
 
-def a_log(contenders=None, seeds=5, **changes):
+def a_log(variants=None, seeds=5, **changes):
     """A whole comparison; contenders: name -> (loss floor, tokens per second, ratio over the first with its bounds)."""
-    contenders = contenders or {
+    variants = variants or {
         "phase 1": (2.45, 10_220.0, None),
         "phase 1 · torch": (2.45, 10_010.0, None),
         "phase 2": (2.2, 9_800.0, (2.31, 1.90, 2.80)),
         "phase 2 · torch": (2.2, 9_650.0, None),
     }
-    first = next(iter(contenders))
+    first = next(iter(variants))
     log = {
         "schema_version": 1,
         "complete": True,
@@ -95,9 +95,7 @@ def a_log(contenders=None, seeds=5, **changes):
         "seeds": list(range(seeds)),
         "budget_tokens": BUDGET,
         "target": {"loss": 2.82, "rule": f"the highest over {seeds} seeds of phase 1's best validation loss"},
-        "runs": [
-            a_run(name, seed, floor=f, speed=s) for name, (f, s, _) in contenders.items() for seed in range(seeds)
-        ],
+        "runs": [a_run(name, seed, floor=f, speed=s) for name, (f, s, _) in variants.items() for seed in range(seeds)],
         "rates": [
             {
                 "name": name,
@@ -106,11 +104,11 @@ def a_log(contenders=None, seeds=5, **changes):
                 "memory_bytes": int(3e8 + s),
                 "parameters": 1_841_664,
             }
-            for name, (_, s, _) in contenders.items()
+            for name, (_, s, _) in variants.items()
         ],
         "speed": [
             {"a": findings.base(name), "b": name, "rounds": 8, **found(1.02, 0.99, 1.05)}
-            for name in contenders
+            for name in variants
             if findings.backend(name)
         ],
         "time_to_target": [
@@ -126,7 +124,7 @@ def a_log(contenders=None, seeds=5, **changes):
                 "tokens": middle(1_500_000, 1_250_000, 1_750_000),
                 "tokens_over_rate": middle(150.2, 141.0, 166.0),
             }
-            for name in contenders
+            for name in variants
         ],
         "speedups": [
             {
@@ -139,7 +137,7 @@ def a_log(contenders=None, seeds=5, **changes):
                 "tokens_over_rate": found(*ratio),
             }
             for share in (0.5, 1)
-            for name, (_, _, ratio) in contenders.items()
+            for name, (_, _, ratio) in variants.items()
             if ratio
         ],
         "parity": [
@@ -160,11 +158,11 @@ def a_log(contenders=None, seeds=5, **changes):
 def an_ablation():
     names = ["rope", "alibi", "t5_bias", "shaw", "transformer_xl", "gqa", "mqa", "rms_norm", "scale_norm", "no_norm"]
     names += ["silu", "glu", "reglu", "geglu", "swiglu", "longformer", "tied", "post_norm", "learned", "erf_gelu"]
-    contenders = {"phase 3": (2.3, 9_000.0, None)}
+    variants = {"phase 3": (2.3, 9_000.0, None)}
     for i, name in enumerate(names):
         ratio = 1.5 - 0.05 * i
-        contenders[f"phase 3/{name}"] = (2.15 + 0.02 * i, 9_000.0 - 200 * i, (ratio, 0.93 * ratio, 1.08 * ratio))
-    return a_log(contenders)
+        variants[f"phase 3/{name}"] = (2.15 + 0.02 * i, 9_000.0 - 200 * i, (ratio, 0.93 * ratio, 1.08 * ratio))
+    return a_log(variants)
 
 
 ODD = 'phase 4/<b>&"$x$_|*'

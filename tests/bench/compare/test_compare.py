@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 from bench.compare import compare, outputs, plan, rates, target
 from bench.compare.compare import Flags
-from bench.compare.plan import Contender, Finished, Run
+from bench.compare.plan import Finished, Run, Variant
 from bench.compare.stats import Interval
 from bench.workers import rounds, training
 from bench.workers.ours import TrainingRounds
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import TrainFlags, parse
 from mlx_transformer.train.optim.schedules import BatchWarmup, Linear
-from mlx_transformer.train.trainer import Habits, fit
+from mlx_transformer.train.trainer import RunOptions, fit
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from phases import phase1
 from tests.faults.runs import command, write_text
@@ -66,7 +66,7 @@ class World:
         self.odd, self.executed, self.measured = odd, [], []
 
     def __call__(self, run, cache):
-        name, seed = run.contender.name, run.plan.seed
+        name, seed = run.variant.name, run.plan.seed
         self.executed.append((name, seed))
         own = {"learns": 1.0, "computes": 1.0, "befalls": lambda seed: "done", **self.odd.get(name, {})}
         status = own["befalls"](seed)
@@ -91,12 +91,12 @@ class World:
 
     def measure(self, runs, count, least, say):
         """A group as rates.measure makes it."""
-        draw, own = np.random.default_rng(7), [self.odd.get(run.contender.name, {}) for run in runs]
-        self.measured.append([run.contender.name for run in runs])
+        draw, own = np.random.default_rng(7), [self.odd.get(run.variant.name, {}) for run in runs]
+        self.measured.append([run.variant.name for run in runs])
         if any("dies" in one for one in own):
             raise RunFailed("a contestant failed: ended by signal 9")
         return {
-            run.contender.name: {
+            run.variant.name: {
                 "step_tokens": 1000,
                 "steps_per_round": 1,
                 "seconds_per_step": (draw.normal(1, 0.01, count) / one.get("computes", 1.0)).tolist(),
@@ -276,7 +276,7 @@ def test_a_complete_comparison_stays_so_when_the_command_is_repeated(made_up, mo
     finished = {(run["name"], run["seed"]): run for run in log["runs"]}
 
     def look(run, cache):
-        known = finished[run.contender.name, run.plan.seed]
+        known = finished[run.variant.name, run.plan.seed]
         return Finished(status="done", result=known["result"], evals=tuple(known["evals"]))
 
     monkeypatch.setattr(plan, "look", look)
@@ -293,13 +293,13 @@ def test_a_complete_comparison_stays_so_when_the_command_is_repeated(made_up, mo
 
 def test_contenders_are_named_and_read():
     for text in ("phase 3/rope:original #2 · torch", "phase 1"):
-        own = Contender(phase=1) if text == "phase 1" else None
-        own = own or Contender(phase=3, branch="rope", recipe="original", copy=2, backend="torch")
+        own = Variant(phase=1) if text == "phase 1" else None
+        own = own or Variant(phase=3, branch="rope", recipe="original", copy=2, backend="torch")
         assert own.name == text
-    assert Contender.read("1") == Contender(phase=1)
+    assert Variant.read("1") == Variant(phase=1)
     for text, said in (("9", "present are 1"), ("1/none", "'none'"), ("1:none", "'none'"), ("one", "'one'")):
         with pytest.raises(BadInput, match=said):
-            Contender.read(text)
+            Variant.read(text)
 
 
 def test_an_ablation_is_every_branch_and_recipe_of_one_phase(planned, monkeypatch):
@@ -308,7 +308,7 @@ def test_an_ablation_is_every_branch_and_recipe_of_one_phase(planned, monkeypatc
 
     monkeypatch.setattr(phase1, "BRANCHES", {"wide": Wide})
     monkeypatch.setattr(phase1, "RECIPES", {"slow": replace(phase1.RECIPE, learning_rate=1e-5)})
-    names = [run.contender.name for run in planned("--phases", 1, "--ablate").runs]
+    names = [run.variant.name for run in planned("--phases", 1, "--ablate").runs]
     assert names == ["phase 1", "phase 1/wide", "phase 1:slow"]
     for line in (("1", "1"), ("1/wide",)):
         with pytest.raises(BadInput, match="expected one phase"):
@@ -321,7 +321,7 @@ def test_an_ablation_is_every_branch_and_recipe_of_one_phase(planned, monkeypatc
 
 def test_an_idea_alone_is_compared_with_the_phase_before(planned):
     comparison = planned("--phases", 6, "--ablate")
-    over = {run.contender.name: comparison.over(run.contender).name for run in comparison.runs[1:]}
+    over = {run.variant.name: comparison.over(run.variant).name for run in comparison.runs[1:]}
     assert comparison.baseline.name == over["phase 6"] == "phase 5"
     assert over["phase 6/alone_softcap:phase_5"] == over["phase 6/phase_5:alone_muon"] == "phase 5"
     assert (
@@ -334,20 +334,20 @@ def test_an_idea_alone_is_compared_with_the_phase_before(planned):
 
 def test_the_trunk_of_an_ablation_has_the_reference(planned):
     pytest.importorskip("torch", reason="torch is not installed")
-    names = [run.contender.name for run in planned("--phases", 2, "--ablate", "--reference", "torch").runs]
+    names = [run.variant.name for run in planned("--phases", 2, "--ablate", "--reference", "torch").runs]
     assert names[:3] == ["phase 1", "phase 2", "phase 2 · torch"]
     assert sum("torch" in name for name in names) == 1
 
 
 def test_a_cpu_does_not_ablate_halves_of_a_float32(planned):
-    names = [run.contender.name for run in planned("--phases", 2, "--ablate").runs]
+    names = [run.variant.name for run in planned("--phases", 2, "--ablate").runs]
     assert not {"phase 2:fp16", "phase 2:bf16"} & set(names)
     assert "phase 2:original" in names
 
 
 def test_the_lowest_trunk_is_the_baseline(planned, monkeypatch):
     monkeypatch.setattr(phase1, "RECIPES", {"slow": phase1.RECIPE})
-    assert [run.contender.name for run in planned("--phases", "1:slow", 1).runs] == ["phase 1", "phase 1:slow"]
+    assert [run.variant.name for run in planned("--phases", "1:slow", 1).runs] == ["phase 1", "phase 1:slow"]
 
 
 def test_evaluations_are_so_dense_that_a_budget_has_ten(planned):
@@ -393,7 +393,7 @@ def test_a_missing_reference_is_said_and_left_out(planned, monkeypatch):
     flags = Flags(phases=("1", "1"))
     runs = planned("--phases", 1, 1).runs
     families = compare._with_references(runs, ("torch",), flags, said.append)
-    assert [[run.contender.name for run in family] for family in families] == [
+    assert [[run.variant.name for run in family] for family in families] == [
         ["phase 1", "phase 1 · torch"],
         ["phase 1 #2"],
     ]
@@ -447,7 +447,7 @@ def test_a_fingerprint_is_of_everything_that_decides_a_result(planned, monkeypat
     (more,) = planned("--phases", 1, "--max-tokens", 2 * BUDGET).runs
     (dry,) = planned("--phases", 1, "--dropout", 0).runs
     (deep,) = planned("--phases", 1, "--n-layers", 3).runs
-    copy = replace(run, contender=replace(run.contender, copy=2))
+    copy = replace(run, variant=replace(run.variant, copy=2))
     prints = [one.fingerprint for one in (run, run.with_settings(seed=1), more, dry, deep, copy)]
     assert len(set(prints)) == len(prints)
     assert planned("--phases", 1).runs[0].fingerprint == run.fingerprint
@@ -512,16 +512,16 @@ def family(name, *backends, size="nano", step_tokens=2048, accumulate=1):
     made = SimpleNamespace(config=SimpleNamespace(**SIZES[size]), recipe=SimpleNamespace(accumulate=accumulate))
     return [
         SimpleNamespace(
-            contender=SimpleNamespace(name=f"{name}{own}", backend=own or "mlx"), plan=made, step_tokens=step_tokens
+            variant=SimpleNamespace(name=f"{name}{own}", backend=own or "mlx"), plan=made, step_tokens=step_tokens
         )
         for own in ("", *backends)
     ]
 
 
 def grouped(*families, parameters=250_000, bases=("a",)):
-    names = [run.contender.name for family in families for run in family]
+    names = [run.variant.name for family in families for run in family]
     groups = rates.grouped(families, dict.fromkeys(names, parameters), bases)
-    return [[run.contender.name for run in group] for group in groups]
+    return [[run.variant.name for run in group] for group in groups]
 
 
 def test_the_baseline_is_measured_in_every_group():
@@ -576,7 +576,7 @@ TINY = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "seq_len": 24, "
 def tiny(text):
     def make(**settings):
         flags = TrainFlags(size="nano", data=str(text), max_tokens=2000, eval_every=10, seed=0, **TINY, **settings)
-        return Run.of(Contender(phase=1), flags)
+        return Run.of(Variant(phase=1), flags)
 
     return make
 
@@ -658,7 +658,7 @@ def test_a_closed_terminal_ends_as_ctrl_c_does():
 
 def test_steps_are_timed_at_a_rate_at_which_none_diverges(tiny, tmp_path):
     ours = tiny(learning_rate=1e6)
-    runs = [ours, replace(ours, contender=replace(ours.contender, backend="torch"))]
+    runs = [ours, replace(ours, variant=replace(ours.variant, backend="torch"))]
     first, second = (one.settings for one in rates._contestants(runs, tmp_path))
     assert first["learning_rate"] == second["recipe"]["learning_rate"] == 1e-6
 
@@ -669,9 +669,9 @@ def test_steps_are_timed_with_the_full_batch(tmp_path, monkeypatch):
     config = phase1.Config(**{**SIZES["nano"], **{name: TINY[name] for name in TINY if name != "batch_size"}})
     np.save(tmp_path / "tokens.npy", training.text_like(1000, config.vocab_size))
     settings = {"phase": 1, "size": "nano", "rows": 8, "config": config.to_dict(), "recipe": "growing", "device": "cpu"}
-    contestant = TrainingRounds(tokens=str(tmp_path / "tokens.npy"), folder=str(tmp_path), **settings)
-    assert next(contestant.events).tokens == 8 * config.seq_len
-    contestant.events.close()
+    worker = TrainingRounds(tokens=str(tmp_path / "tokens.npy"), folder=str(tmp_path), **settings)
+    assert next(worker.events).tokens == 8 * config.seq_len
+    worker.events.close()
 
 
 def test_a_run_that_cannot_be_made_says_why(tiny, tmp_path):
@@ -719,7 +719,7 @@ def test_a_reference_run_starts_as_ours_and_goes_on_as_if_never_stopped(tiny, tm
     from bench.reference import train
 
     ours = tiny(dropout=0.1)
-    run = replace(ours, contender=replace(ours.contender, backend="torch"))
+    run = replace(ours, variant=replace(ours.variant, backend="torch"))
     ends = []
     for name, stop_at in (("whole", None), ("stopped", 13)):
         folder = tmp_path / name
@@ -753,11 +753,11 @@ def test_a_reference_sees_our_rows_and_stops_by_our_rule(tiny, cache):
     from bench.reference import train
 
     run = tiny()
-    run = replace(run, contender=replace(run.contender, backend="torch"))
+    run = replace(run, variant=replace(run.variant, backend="torch"))
     finished = plan.execute(run, cache)
     assert finished.status == "done", finished.error
     assert finished.result["parameters"]["total"] == run.plan.make_model().count_parameters()["total"]
-    mine = plan.execute(replace(run, contender=Contender(phase=1)), cache)
+    mine = plan.execute(replace(run, variant=Variant(phase=1)), cache)
     assert [one["tokens"] for one in finished.evals] == [one["tokens"] for one in mine.evals]
     np.testing.assert_allclose(*([one["valid_loss"] for one in own.evals] for own in (finished, mine)), atol=0.05)
     assert not list(finished.folder.glob("*.np[yz]"))
@@ -771,14 +771,14 @@ def test_a_reference_sees_our_rows_and_stops_by_our_rule(tiny, cache):
 def test_a_reference_ends_with_its_schedule_as_ours_does(text, tmp_path):
     from bench.reference import train
 
-    run = Run.of(Contender(phase=2), TrainFlags(size="nano", data=str(text), max_tokens=2000, eval_every=10, **TINY))
+    run = Run.of(Variant(phase=2), TrainFlags(size="nano", data=str(text), max_tokens=2000, eval_every=10, **TINY))
     ending = replace(run.plan.recipe, schedule=Linear(warmup_tokens=100, total_tokens=1440))
-    run = Run(contender=Contender(phase=2, backend="torch"), plan=replace(run.plan, recipe=ending))
+    run = Run(variant=Variant(phase=2, backend="torch"), plan=replace(run.plan, recipe=ending))
     plan._lay_out(run, tmp_path)
     theirs = train.Run(tmp_path)
     assert theirs.train() == "plateau"
     ours = list(
-        fit(run.plan.make_model(), ending, run.plan.tokens, limits=run.plan.limits, habits=Habits(eval_every=10))
+        fit(run.plan.make_model(), ending, run.plan.tokens, limits=run.plan.limits, options=RunOptions(eval_every=10))
     )
     assert (theirs.progress.step, "plateau") == (20, ours[-1].why) == (ours[-1].progress.step, "plateau")
 
@@ -786,7 +786,7 @@ def test_a_reference_ends_with_its_schedule_as_ours_does(text, tmp_path):
 @needs_torch
 def test_what_has_no_reference_says_why(tiny):
     own = tiny()
-    branch = replace(own, contender=replace(own.contender, branch="none"))
+    branch = replace(own, variant=replace(own.variant, branch="none"))
     odd = replace(own, plan=replace(own.plan, recipe=replace(own.plan.recipe, dtype="float16")))
     first, second, third = plan.lacks_reference([own, branch, odd])
     assert first is None

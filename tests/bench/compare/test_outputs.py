@@ -74,9 +74,9 @@ def on_terminal(log, width=200):
 def test_every_contender_is_in_everything(written, name):
     page = Page((written[name] / "compare.html").read_text()).text
     markdown = (written[name] / "compare.md").read_text().replace("\\", "")
-    for contender in findings.contenders(LOGS[name]()):
+    for variant in findings.variants(LOGS[name]()):
         for where in (page, markdown, on_terminal(LOGS[name]())):
-            assert contender in where
+            assert variant in where
 
 
 @pytest.mark.parametrize("name", LOGS)
@@ -233,7 +233,7 @@ def test_an_ablation_is_a_ladder_of_all_its_rows():
     ladder, tokens, *_ = plots.draw(log)
     (axes,) = ladder.figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [f"phase 3/{name[8:]}" for name in findings.contenders(log)[1:]]  # the soonest first
+    assert labels == [f"phase 3/{name[8:]}" for name in findings.variants(log)[1:]]  # the soonest first
     panels = [axes.get_title(loc="left") for axes in tokens.figure.axes if axes.get_visible()]
     assert panels == labels
     assert any("by chance alone" in remark for remark in findings.remarks(log))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench.compare import compare, findings
-from bench.compare.plan import Contender, Finished
+from bench.compare.plan import Finished, Variant
 from bench.compare.record import Comparison, Record
 
 SAID_ELSEWHERE = {"phases", "ablate", "reference", "seeds", "target", "size", "data", "valid", "device"}
@@ -16,8 +16,8 @@ DECIDES_NOTHING = {"plan", "out"}
 
 def a_record(finished, settings, seeds=5, aim=None):
     plan = SimpleNamespace(size="nano", seed=0, settings=settings)
-    run = SimpleNamespace(contender=Contender(phase=1), plan=plan)
-    run.with_settings = lambda seed: SimpleNamespace(contender=run.contender, plan=SimpleNamespace(seed=seed))
+    run = SimpleNamespace(variant=Variant(phase=1), plan=plan)
+    run.with_settings = lambda seed: SimpleNamespace(variant=run.variant, plan=SimpleNamespace(seed=seed))
     comparison = Comparison(families=[[run]], seeds=range(seeds), budget=1000, target=aim, shares=(1.0,), quick=False)
     return Record(
         comparison=comparison, machine={}, corpus={}, parameters={}, finished={"phase 1": dict(enumerate(finished))}

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from bench.compare import target
-from bench.compare.plan import Contender, Finished
+from bench.compare.plan import Finished, Variant
 from bench.compare.stats import Interval
 from bench.compare.target import Rates
 
-ONE = Contender(phase=1)
+ONE = Variant(phase=1)
 
 
 def seeds(*ends):

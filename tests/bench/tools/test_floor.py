@@ -56,7 +56,7 @@ def made(monkeypatch):
 
     def execute(run, cache):
         runs.append(run)
-        return finished(run.contender.phase, run.plan.seed, diverged=run.contender.phase == 2 and run.plan.seed == 4)
+        return finished(run.variant.phase, run.plan.seed, diverged=run.variant.phase == 2 and run.plan.seed == 4)
 
     monkeypatch.setattr(fables, "execute", execute)
     return runs
@@ -65,7 +65,7 @@ def made(monkeypatch):
 def test_every_phase_twice_from_every_seed_and_what_came_of_it(command, made, capsys, tmp_path):
     log = command("--max-tokens", 4000, "--max-seconds", 3)
     limits = [(run.plan.limits.max_tokens, run.plan.limits.max_seconds) for run in made]
-    phases = [run.contender.phase for run in made]
+    phases = [run.variant.phase for run in made]
     assert limits == ([(4000, None)] * 6 + [(None, 3)] * 6) * 5
     assert phases == [1, 2, 3, 4, 5, 6] * 10
     assert [run.plan.seed for run in made] == [seed for seed in range(5) for _ in range(12)]
@@ -106,7 +106,7 @@ def test_a_median_with_its_bounds_of_what_is_known(values):
 def test_one_seed_and_no_evaluation_are_drawn_too(command, monkeypatch):
     nothing = finished(1, 0)
     nothing.result["best_valid_bpb"], nothing.result["quality"] = None, {}
-    monkeypatch.setattr(fables, "execute", lambda run, cache: nothing if run.contender.phase == 1 else finished(3, 0))
+    monkeypatch.setattr(fables, "execute", lambda run, cache: nothing if run.variant.phase == 1 else finished(3, 0))
     log = command("--phases", "1", "3", "--seeds", 1)
     assert log["rows"][0]["ratio"] == {"median": None, "low": None, "high": None}
     assert log["rows"][1]["ratio"] == pytest.approx({"median": 2.1, "low": None, "high": None})

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from bench.compare.plan import Contender, Finished, Run
+from bench.compare.plan import Finished, Run, Variant
 from bench.tools import length
 from mlx_transformer.run.flags import TrainFlags
 from mlx_transformer.train.step import Evaluator
@@ -49,7 +49,7 @@ def test_the_curve_is_what_a_position_behind_the_trained_length_costs():
 @pytest.fixture(scope="module")
 def run():
     flags = TrainFlags(size="nano", data="fables", stories=200, vocab_size=300, max_tokens=1000)
-    return Run.of(Contender(phase=3), flags)
+    return Run.of(Variant(phase=3), flags)
 
 
 def test_a_run_that_diverged_is_told_and_one_that_failed_is_an_error(run, monkeypatch):

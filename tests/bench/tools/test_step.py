@@ -41,7 +41,7 @@ def toy(tmp_path):
 
     def make(name, size, **environment):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), **environment}
-        return rounds.Contestant(name=name, target="toy:Toy", settings={"size": size}, environment=environment)
+        return rounds.Worker(name=name, target="toy:Toy", settings={"size": size}, environment=environment)
 
     return make
 

@@ -36,7 +36,7 @@ STORY = "Once upon a time, there was a girl named Lily. Lily had a red ball. One
 # %%
 folder = look.find_run(RUN, holding="model/config.json")
 model, tokenizer = load(folder)
-tokens = [tokenizer.boundary, *tokenizer.encode(STORY)][: model.config.seq_len]
+tokens = [tokenizer.eos_id, *tokenizer.encode(STORY)][: model.config.seq_len]
 pieces = ["¶", *(tokenizer.piece(token).replace("▁", "·") for token in tokens[1:])]
 maps = look.attention_maps(model, tokens)
 if not maps:

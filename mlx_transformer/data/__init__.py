@@ -1,9 +1,20 @@
-"""Data: a corpus is loaded, a tokenizer learned from it, both make token files, and those are drawn in batches."""
+"""From a text to batches of tokens.
+
+    corpus     load_corpus      text -> train.txt and valid.txt: UTF-8, one separator line after each document
+    tokenizer  train_tokenizer  learn a vocabulary from train.txt (BPE or words), or read a Hugging Face tokenizer.json
+    tokens     tokenize_corpus  both texts -> one array of token ids each, an EOS token between documents, on disk
+    stream     Batches          the training array -> shuffled sequences of seq_len + 1 token ids; Prefetch draws ahead
+
+`load` does the first three. Each step is cached by the content that it depends on.
+"""
+
+from pathlib import Path
 
 from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents
 from mlx_transformer.data.stream import Batches, Prefetch, validation_rows
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
+from mlx_transformer.utils.errors import BadInput
 
 __all__ = [
     "Batches",
@@ -11,6 +22,7 @@ __all__ = [
     "Prefetch",
     "Tokenizer",
     "Tokens",
+    "load",
     "load_corpus",
     "load_tokenizer",
     "read_documents",
@@ -18,3 +30,33 @@ __all__ = [
     "train_tokenizer",
     "validation_rows",
 ]
+
+
+def load(
+    source: str | Path,
+    *,
+    tokenizer: str | Path | Tokenizer = "bpe",
+    vocab_size: int | None = None,
+    valid: str | Path | None = None,
+    stories: int | None = None,
+) -> Tokens:
+    """Return the token ids of a corpus, ready for `fit`; `.tokenizer` is the tokenizer that made them.
+
+    source: "fables" (built in), "tinystories" (from the Hugging Face hub), "auto" (TinyStories if it is in the cache or
+        can be fetched, else fables), or the path of a UTF-8 text with a line `<|endoftext|>` between documents.
+    tokenizer: "bpe" or "word" (learned from the training text), the path of a tokenizer.json, or a Tokenizer.
+    vocab_size: size of a learned vocabulary; None: 8,192, or fewer where the text supports no more.
+    valid: path of a validation text; None: the last 5 % of the documents are held out.
+    stories: number of training documents to keep; None: all of a text, 30,000 fables, 100,000 of TinyStories.
+
+    Raises BadInput if a text cannot be read, split or fetched, or does not support the vocabulary.
+    """
+    corpus = load_corpus(str(source), None if valid is None else str(valid), stories, say=_discard)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = train_tokenizer(str(tokenizer), corpus, vocab_size)
+    elif vocab_size not in (None, tokenizer.vocab_size):
+        raise BadInput(f"vocab_size {vocab_size} does not fit the tokenizer, which has {tokenizer.vocab_size} tokens")
+    return tokenize_corpus(corpus, tokenizer, say=_discard)
+
+
+def _discard(_message: str) -> None: ...

@@ -35,6 +35,7 @@ class Tokens:
     floor_bits: float | None  # of exactly these documents
     unknown_rate: float  # unknown pieces among the validation pieces, boundaries not counted
     lossless: bool  # every validation document came back from its pieces: bits per byte mean something
+    tokenizer: Tokenizer | None = None  # that made the token ids
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> Tokens:
@@ -58,7 +59,8 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
         say(f"evaluating on the first {facts['valid_bytes']:,} of {corpus.valid_bytes:,} bytes of validation text")
     train = np.memmap(folder / "train.bin", dtype, mode="r")
     valid = np.fromfile(folder / "valid.bin", dtype)
-    return Tokens(train, valid, tokenizer.eos_id, floor_bits=corpus.floor_bits if whole else None, **facts)
+    floor_bits = corpus.floor_bits if whole else None
+    return Tokens(train, valid, tokenizer.eos_id, floor_bits=floor_bits, tokenizer=tokenizer, **facts)
 
 
 def _write_train(

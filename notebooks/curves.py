@@ -15,7 +15,6 @@
 # side (`compare.json`). Unless you name others, these are the newest run and the newest comparison, or published ones.
 
 # %%
-import json
 import math
 import os
 
@@ -24,6 +23,7 @@ from IPython.display import display
 
 from bench.compare import findings, plots
 from bench.report import look
+from bench.report.logs import read_log
 from mlx_transformer.run.plots import series, short, title
 
 # %matplotlib inline
@@ -93,7 +93,7 @@ for axes, (key, label) in zip(
 # seed could have turned the order round.
 
 # %%
-log = json.loads(look.find_comparison(COMPARISON).read_text(encoding="utf-8"))
+log = read_log(look.find_comparison(COMPARISON))
 print(findings.setting(log))
 for remark in findings.remarks(log):
     print("-", remark)

@@ -14,7 +14,6 @@
 # Reads the `compare.json` of `python -m bench.compare`: the newest one, or that which you name.
 
 # %%
-import json
 import os
 
 import matplotlib.pyplot as plt
@@ -22,6 +21,7 @@ from IPython.display import Markdown, display
 
 from bench.compare import findings, plots, tables
 from bench.report import look
+from bench.report.logs import read_log
 
 # %matplotlib inline
 plt.rcParams.update(plots.STYLE)
@@ -29,7 +29,7 @@ plt.rcParams.update(plots.STYLE)
 COMPARISON = os.environ.get("MLX_TRANSFORMER_COMPARISON")  # a compare.json
 
 # %%
-log = json.loads(look.find_comparison(COMPARISON).read_text(encoding="utf-8"))
+log = read_log(look.find_comparison(COMPARISON))
 for sentence in (*findings.headline(log), findings.setting(log), findings.machine(log), *findings.remarks(log)):
     print(sentence)
 

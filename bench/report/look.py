@@ -1,6 +1,5 @@
 """What the notebooks look at: a run, a comparison, and where the attention of a trained model goes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from bench.report.logs import read_log
 from bench.workers.rounds import ROOT
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.model import Model
@@ -61,9 +61,8 @@ def _newest(*paths: Path) -> Path | None:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run's result.json, and the lines of its curve.jsonl."""
-    lines = (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
-    return json.loads((folder / "result.json").read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+    """A run's result.json and the lines of its curve.jsonl."""
+    return read_log(folder / "result.json"), read_log(folder / "curve.jsonl")
 
 
 def attention_maps(model: Model, tokens: list[int]) -> list[np.ndarray]:

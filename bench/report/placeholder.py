@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import findings
+from bench.report.logs import read_log
 from mlx_transformer.run.plots import short
 from mlx_transformer.utils.errors import BadInput
 
@@ -38,7 +39,7 @@ class Logs:
         self.names: dict[str, str] = {}
 
     def read(self, name: str) -> Any:
-        """A log: .json as its value, .jsonl as its lines' values, folder/ as the JSON logs in it, else the text."""
+        """A log as read_log reads it; folder/ is the list of the JSON logs in it."""
         path = self.folder / self.names.get(name, name)
         if name.endswith("/"):
             return [_read(log) for log in sorted(path.glob("*.json"))]
@@ -67,15 +68,7 @@ class Logs:
         return numbers_at(log, path) if isinstance(log, str) else values_at(log, path.strip())
 
 
-@functools.lru_cache
-def _read(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines()]
-        return json.loads(text) if path.suffix == ".json" else text
-    except ValueError as error:
-        raise BadInput(f"'{path.name}' is no {path.suffix[1:].upper()} ({error})") from error
+_read = functools.lru_cache(read_log)
 
 
 def values_at(log: Any, path: str) -> list[Any]:

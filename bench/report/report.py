@@ -110,8 +110,7 @@ def step_table(log: Mapping[str, Any]) -> str:
     """Tokens per second of a training step, of a log of bench.step."""
     ratios = {one["b"]: write_ratio(one) for one in log["ratios"]}
     rows = [
-        (f"`{name}`", f"{one['tokens_per_second']:,.0f}", ratios.get(name, ""))
-        for name, one in log["contestants"].items()
+        (f"`{name}`", f"{one['tokens_per_second']:,.0f}", ratios.get(name, "")) for name, one in log["workers"].items()
     ]
     return table(("contestant", "tokens/s", "`mlx` is faster by"), rows)
 
@@ -143,7 +142,7 @@ def _order(log: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _kernel(log: Mapping[str, Any]) -> str:
     """Such as Haswell, of OpenBLAS 0.3.34 (Haswell kernel)."""
-    found = re.search(r"\((.+) kernel\)", log["contestants"]["mlx"]["facts"]["blas"] or "")
+    found = re.search(r"\((.+) kernel\)", log["workers"]["mlx"]["facts"]["blas"] or "")
     return found[1] if found else "—"
 
 
@@ -153,7 +152,7 @@ def decode_table(log: Mapping[str, Any]) -> str:
     rows = [
         (
             f"{part['batch']}",
-            *(f"{one['tokens_per_second']:,.0f}" for name, one in part["contestants"].items() if name == "mlx"),
+            *(f"{one['tokens_per_second']:,.0f}" for name, one in part["workers"].items() if name == "mlx"),
             *map(write_ratio, part["ratios"]),
         )
         for part in log["batches"]

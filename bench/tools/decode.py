@@ -173,7 +173,7 @@ def compare(task: Task, batch: int, against: list[str], count: int, say: Callabl
         for name in answers
     }
     ratios = [asdict(rounds.compare("mlx", name, seconds)) for name in against]
-    return {"batch": batch, "contestants": found, "ratios": ratios}
+    return {"batch": batch, "workers": found, "ratios": ratios}
 
 
 def show(log: dict[str, Any]) -> Table:
@@ -183,7 +183,7 @@ def show(log: dict[str, Any]) -> Table:
     table = Table(*heads, title=title, caption=log["machine"]["device"])
     for part in log["batches"]:
         ratios = {one["b"]: str(Ratio(**one)) for one in part["ratios"]}
-        for name, one in part["contestants"].items():
+        for name, one in part["workers"].items():
             table.add_row(str(part["batch"]), name, f"{one['tokens_per_second']:,.0f}", ratios.get(name, ""))
     return table
 
@@ -202,7 +202,7 @@ def main() -> None:
     rounds.check_out(flags.out)
     terminal = Terminal(width=120)
     count = flags.rounds or 8
-    log: dict[str, Any] = {"schema_version": 1, "measures": "decode", "machine": rounds.machine(), "warm_up": WARM_UP}
+    log: dict[str, Any] = {"schema_version": 2, "measures": "decode", "machine": rounds.machine(), "warm_up": WARM_UP}
     log |= {name: getattr(task, name) for name in ("phase", "size", "prompt_tokens", "new_tokens", "seed")}
     log |= {"config": task.config.to_dict(), "rounds": count}
     log["batches"] = [compare(task, batch, against, count, terminal.print) for batch in batches]

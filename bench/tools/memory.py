@@ -115,11 +115,11 @@ def measure(flags: Flags) -> dict[str, Any]:
         with rounds.started([one]) as children:
             workers[name] = {**children[name].ask(steps=_STEPS), "facts": rounds.told(children[name])}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "measures": "memory",
         "machine": rounds.machine(),
         **shared,
-        "contestants": workers,
+        "workers": workers,
     }
 
 
@@ -127,7 +127,7 @@ def show(log: dict[str, Any]) -> Table:
     """What was found, for people."""
     title = f"phase {log['phase']}, {log['size']}, batch {log['rows']} x {log['config']['seq_len']}: peak of a step"
     table = Table("recipe", "MLX's peak", "resident", "loss", title=title, caption=log["machine"]["device"])
-    for name, one in log["contestants"].items():
+    for name, one in log["workers"].items():
         sizes = (f"{one[key] / 1e9:.2f} GB" for key in ("peak_bytes", "max_rss_bytes"))
         table.add_row(name, *sizes, f"{one['loss']:.4f}")
     return table

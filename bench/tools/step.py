@@ -149,11 +149,11 @@ def compare(
     described |= {"recipe": task.recipe.to_dict(), "rounds": count, "steps_per_round": steps, "warm_up": WARM_UP}
     ratios = [asdict(rounds.compare("mlx", name, per_step)) for name in against]
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "measures": "step",
         "machine": machine,
         **described,
-        "contestants": found,
+        "workers": found,
         "ratios": ratios,
     }
 
@@ -166,7 +166,7 @@ def show(log: dict[str, Any]) -> Table:
         "contestant", "tokens/s", "ms a step", "mlx is faster by (95 %)", title=title, caption=log["machine"]["device"]
     )
     ratios = {one["b"]: str(Ratio(**one)) for one in log["ratios"]}
-    for name, one in log["contestants"].items():
+    for name, one in log["workers"].items():
         milliseconds = 1000 * float(np.median(one["seconds_per_step"]))
         table.add_row(name, f"{one['tokens_per_second']:,.0f}", f"{milliseconds:.1f}", ratios.get(name, ""))
     return table

@@ -106,7 +106,7 @@ def test_a_log_can_have_a_short_name_on_its_page(root):
         ("run/result.json", "expected LOG: PATH"),
         ("counts.txt: 7-gram #", "the text nowhere has '7-gram #'"),
         ("counts.txt: 5-gram", "one of them # for the number"),
-        ("bad.json: a", "'bad.json' is no JSON"),
+        ("bad.json: a", "'bad.json' is not valid JSON"),
         ("story: stories.md 3", "the file has no story 3"),
         ("table: pie step.json", "'pie' is no kind of table: expected one of step, shapes"),
         ("table: step run/result.json", "this log makes no table of the kind step"),
@@ -208,7 +208,7 @@ def test_steps_stand_phase_by_phase_with_the_rivals_that_were_measured():
     ratio = {"a": "mlx", "b": "torch", "ratio": 2.0, "low": 1.5, "high": 2.5}
     facts = {"blas": "OpenBLAS 0.3 (SkylakeX kernel)"}
     log = {"measures": "step", "size": "base", "rows": 8, "config": {"seq_len": 64, "dropout": 0.0}, "ratios": [ratio]}
-    log["contestants"] = {"mlx": {"tokens_per_second": 1234.5, "facts": facts}}
+    log["workers"] = {"mlx": {"tokens_per_second": 1234.5, "facts": facts}}
     rows = report.shapes_table([{**log, "phase": 2}, {**log, "phase": 1}, {"measures": "memory"}]).splitlines()
     assert rows[0] == "| batch | dropout | our BLAS | `mlx`, tokens/s | faster than `torch` by |"
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| phase 1, base, 8 × 64", "| phase 2, base, 8 × 64"]

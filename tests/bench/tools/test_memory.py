@@ -12,7 +12,7 @@ from mlx_transformer.utils.errors import BadInput
 
 def test_the_plain_loss_takes_more_and_computes_the_same():
     log = measure(Flags(size="nano", batch_size=64))
-    ours, plain = (log["contestants"][name] for name in ("default", "plain"))
+    ours, plain = (log["workers"][name] for name in ("default", "plain"))
     assert plain["peak_bytes"] > ours["peak_bytes"] > 0
     assert plain["loss"] == pytest.approx(ours["loss"], rel=1e-4)
     assert memory.show(log).row_count == 2

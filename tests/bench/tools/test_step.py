@@ -148,17 +148,15 @@ def test_a_step_is_measured_from_end_to_end(monkeypatch, tmp_path, capsys):
     line = ("--size", "nano", "--batch-size", 2, "--seq-len", 16, "--rounds", 4, "--steps", 1, "--against", "torch")
     run(monkeypatch, step, *line, "--device", "cpu", "--out", out)
     log = json.loads(out.read_text())
-    assert [len(one["seconds_per_step"]) for one in log["contestants"].values()] == [4, 4]
-    ours, theirs = (
-        [loss for answer in one["answers"] for loss in answer["losses"]] for one in log["contestants"].values()
-    )
+    assert [len(one["seconds_per_step"]) for one in log["workers"].values()] == [4, 4]
+    ours, theirs = ([loss for answer in one["answers"] for loss in answer["losses"]] for one in log["workers"].values())
     assert len(ours) == step.WARM_UP + 4
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
     (ratio,) = log["ratios"]
     assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
-    facts = log["contestants"]["torch"]["facts"]
+    facts = log["workers"]["torch"]["facts"]
     assert facts["environment"]["MALLOC_MMAP_MAX_"] == "0"
-    assert facts["threads"] == log["machine"]["threads"] == log["contestants"]["mlx"]["facts"]["threads"]
+    assert facts["threads"] == log["machine"]["threads"] == log["workers"]["mlx"]["facts"]["threads"]
     assert "tokens/s" in capsys.readouterr().out
 
 
@@ -168,8 +166,8 @@ def test_decoding_is_measured_from_end_to_end(monkeypatch, tmp_path):
     line = ("--size", "nano", "--batch-size", "2", "--prompt-tokens", 3, "--new-tokens", 4, "--rounds", 1)
     run(monkeypatch, decode, *line, "--against", "torch,mlx-uncached", "--device", "cpu", "--out", out)
     (part,) = json.loads(out.read_text())["batches"]
-    assert list(part["contestants"]) == ["mlx", "torch", "mlx-uncached"]
-    assert all(one["tokens_per_second"] > 0 for one in part["contestants"].values())
+    assert list(part["workers"]) == ["mlx", "torch", "mlx-uncached"]
+    assert all(one["tokens_per_second"] > 0 for one in part["workers"].values())
 
 
 @needs_torch
@@ -182,7 +180,7 @@ def test_transformers_decodes_what_interop_exports(monkeypatch, tmp_path):
         run(monkeypatch, decode, *line, "--phase", 1)
     run(monkeypatch, decode, *line, "--phase", 3)
     log = json.loads(out.read_text())
-    found = log["batches"][0]["contestants"]
+    found = log["batches"][0]["workers"]
     facts = found["transformers"]["facts"]
     assert list(found) == ["mlx", "transformers"]
     assert facts["threads"] == found["mlx"]["facts"]["threads"] == log["machine"]["threads"]

@@ -1,0 +1,51 @@
+"""Read logs in one form: `migrate` gives a log of schema version 1 the keys and names of version 2."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mlx_transformer.utils.errors import BadInput
+
+KEYS = {  # version 1 -> version 2
+    "contestants": "workers",
+}
+_DROPPED = ("pace",)  # of a recipe
+_ADD_ONE = re.compile(r"(^|[/:])alone_(?=\w)")
+_PHASE = re.compile(r"phase (\d+)")
+
+
+def read_log(path: Path) -> Any:
+    """A log in version 2: the value of a .json, the lines' values of a .jsonl, else the text. Raises BadInput."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines()]
+        return migrate(json.loads(text)) if path.suffix == ".json" else text
+    except ValueError as error:
+        raise BadInput(f"'{path.name}' is not valid {path.suffix[1:].upper()} ({error})") from error
+
+
+def migrate(log: Any, phase: int | None = None) -> Any:
+    """A log's value in version 2, whichever version it has. phase: of the part of a log that `log` is."""
+    if isinstance(log, list):
+        return [migrate(value, phase) for value in log]
+    if isinstance(log, str):
+        return _migrate_name(log, phase)
+    if not isinstance(log, dict):
+        return log
+    phase = log["phase"] if isinstance(log.get("phase"), int) else phase
+    renamed = {**KEYS, "rate": "lr_multiplier"} if {"optimizer", "select"} <= log.keys() else KEYS
+    new = {
+        renamed.get(key) or _migrate_name(key, phase): migrate(value, phase)
+        for key, value in log.items()
+        if key not in _DROPPED
+    }
+    return new | ({"schema_version": 2} if "schema_version" in new else {})
+
+
+def _migrate_name(name: str, phase: int | None) -> str:
+    """`phase 6/alone_softcap` -> `phase 6/phase_5_with_softcap`: the previous phase with one addition."""
+    if found := _PHASE.match(name):
+        phase = int(found[1])
+    return name if phase is None else _ADD_ONE.sub(rf"\1phase_{phase - 1}_with_", name)

@@ -16,8 +16,8 @@ from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
 from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
 from mlx_transformer.interop.weights import Weights, to_ours, to_theirs
+from mlx_transformer.nn.weights import check_finite, save_arrays
 from mlx_transformer.run.saved import (
-    check_finite,
     find_branch,
     find_phase,
     load,
@@ -26,7 +26,6 @@ from mlx_transformer.run.saved import (
     read_numbers,
     save_model,
 )
-from mlx_transformer.train.checkpoint import save_arrays
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import atomic_write, check_place, usable, write_json
 from mlx_transformer.utils.trees import by_path

@@ -15,12 +15,23 @@ else:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-class Numbers:
-    """A base whose every heir is a frozen, keyword-only dataclass without being decorated."""
+class Hyperparameters:
+    """A base class whose subclasses become frozen, keyword-only dataclasses without a decorator.
+
+    A direct subclass is a mixin of fields for `leaf`; its `__post_init__`, if it has one, ends in super()'s.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(frozen=True, kw_only=True)(cls)
+
+    def __post_init__(self) -> None:
+        """Derive and check fields; the end of the chain of super() calls."""
+
+    def derive(self, name: str, value: int) -> None:
+        """Set field `name` to `value` if it was left at 0. Only for use in `__post_init__`."""
+        if getattr(self, name) == 0:
+            object.__setattr__(self, name, value)
 
 
 SIZES: dict[str, dict[str, int]] = {
@@ -37,7 +48,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class Config(Numbers):
+class Config(Hyperparameters):
     """The numbers of a model; a phase that needs another number adds a field in a subclass.
 
     Raises BadInput (a ValueError) where a whole number is below 1 or beyond what a shape may be, another number is not
@@ -68,11 +79,6 @@ class Config(Numbers):
         if self.norm_eps <= 0:
             raise BadInput(f"norm_eps = {self.norm_eps!r}: expected a number above 0")
         _ = self.head_dim  # raises BadInput where the heads do not divide d_model
-
-    def derive(self, name: str, value: int) -> None:
-        """Set a number that was left at 0 to what follows from others; only while a Config is made."""
-        if getattr(self, name) == 0:
-            object.__setattr__(self, name, value)
 
     def divided_width(self) -> int:
         """d_model / n_heads. Raises BadInput where that is no whole number."""

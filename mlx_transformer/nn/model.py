@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx import nn
@@ -181,3 +181,21 @@ class Model(nn.Module):
         loss = self.objective(self.hidden(ctx), targets, ctx)
         extra, metrics = ctx.auxiliary_loss()
         return loss + extra, {"loss": loss, **metrics}
+
+
+M = TypeVar("M", bound=Model)
+
+
+def leaf(model: type[M], *numbers: type[config.Hyperparameters], **slots: Slot) -> type[M]:
+    """Return a branch of `model`: a subclass with the given slots and class attributes.
+
+    `numbers` are mixins of Config fields (direct subclasses of Hyperparameters), which take precedence over the fields
+    of model.Config: `leaf(Model, RoPENumbers, Position=RotaryPosition)`. Raises TypeError for a name in `slots` that
+    the model does not have.
+    """
+    if unknown := [name for name in slots if not hasattr(model, name)]:
+        raise TypeError(f"{model.__module__}.{model.__name__} has no slot '{unknown[0]}'")
+    here = {"__module__": model.__module__}
+    if numbers:
+        slots["Config"] = type("Config", (*numbers, model.Config), dict(here))
+    return type("Leaf", (model,), {**here, **slots})

@@ -18,8 +18,9 @@ from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.config import SIZES, Config
 from mlx_transformer.nn.model import Model
+from mlx_transformer.nn.weights import load_weights
 from mlx_transformer.run.flags import TrainFlags, parse, read_sampling, train_flags
-from mlx_transformer.run.saved import find_branch, find_phase, load_weights, model_folder, read_config
+from mlx_transformer.run.saved import find_branch, find_phase, model_folder, read_config
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput

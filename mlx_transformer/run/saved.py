@@ -8,16 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import mlx.core as mx
-
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
-from mlx_transformer.train.checkpoint import save_arrays
+from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_weights, save_arrays
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import usable, write_json
 from mlx_transformer.utils.trees import by_path
 
-WEIGHTS = "model.safetensors"
 _PHASES = tuple(range(1, 7))
 
 
@@ -84,56 +81,6 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
         return kind.Config(**described["config"])
     except TypeError as error:
         raise BadInput(f"'{folder / 'config.json'}' does not fit phase {described['phase']}: {error}") from error
-
-
-def read_weights(folder: Path) -> dict[str, mx.array]:
-    """A folder's weights by name, not yet in memory. Raises BadInput if they cannot be read."""
-    path = folder / WEIGHTS
-    try:
-        return mx.load(str(path))  # type: ignore[return-value]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
-
-
-def check_depth(n_layers: int, arrays: dict[str, mx.array], folder: Path) -> None:
-    """Raises BadInput for another number of layers than there are weights of, before so many are made."""
-    layers = {int(found[1]) for name in arrays if (found := re.match(r"blocks\.(\d+)\.", name))}
-    if len(layers) != n_layers:
-        path = folder / WEIGHTS
-        raise BadInput(f"'{path}' does not fit this model: {len(layers)} layers in it, {n_layers} in config.json")
-
-
-def load_weights(model: Model, folder: Path) -> None:
-    """Put a folder's weights into a model. Raises BadInput if they cannot be read or do not fit."""
-    put_weights(model, read_weights(folder), folder)
-
-
-def put_weights(model: Model, arrays: dict[str, mx.array], folder: Path) -> None:
-    """Put weights, read from a folder, into a model.
-
-    Raises BadInput if a name or a shape differs, none is silently dropped, or a number is not finite.
-    """
-    path = folder / WEIGHTS
-    own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
-    found = {name: tuple(value.shape) for name, value in arrays.items()}
-    if own != found:
-        name = sorted(set(own.items()) ^ set(found.items()))[0][0]
-        expected, got = own.get(name, "no such weight"), found.get(name, "none")
-        raise BadInput(f"'{path}' does not fit this model: '{name}' should be {expected} and is {got}")
-    check_finite(arrays, path)
-    model.load_weights(list(arrays.items()))
-    mx.eval(model.parameters())
-
-
-def check_finite(arrays: dict[str, mx.array], path: Path) -> None:
-    """Raises BadInput for weights that are nan or infinite, as a run that diverged leaves them, or no real numbers."""
-    for name, value in arrays.items():
-        if not mx.issubdtype(value.dtype, mx.floating):
-            raise BadInput(f"'{path}' holds {value.dtype} in '{name}': expected floating-point numbers")
-    finite = {name: mx.isfinite(value).all() for name, value in arrays.items()}
-    mx.eval(finite)
-    if broken := [name for name, whole in finite.items() if not whole.item()]:
-        raise BadInput(f"'{path}' holds numbers that are not finite in '{broken[0]}': expected weights of a sound run")
 
 
 def find_phase(phase: object) -> ModuleType:

@@ -7,15 +7,14 @@ checkpoints/step_00001200/sums.json             size and checksum of both
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_transformer.nn.weights import save_arrays
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import sync_folder, write_json
 
@@ -81,18 +80,6 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     arrays: dict[str, mx.array] = mx.load(str(path / _ARRAYS))  # type: ignore[assignment]
     mx.eval(arrays)  # MLX reads a file when it needs it, and by then it may be gone
     return arrays, json.loads((path / _STATE).read_text(encoding="utf-8"))
-
-
-def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
-    """Write safetensors and sync it; the same arrays give the same bytes. Raises OSError if it did not get whole."""
-    mx.save_safetensors(str(path), dict(sorted(arrays.items())), {"format": "mlx"})
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        (header,) = struct.unpack("<Q", file.read(8))
-        names = json.loads(file.read(header))
-    end = max((entry["data_offsets"][1] for name, entry in names.items() if name != "__metadata__"), default=0)
-    if path.stat().st_size != 8 + header + end:  # MLX does not look whether the disk took every byte
-        raise OSError(f"'{path.name}' was cut short: the disk is full")
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_transformer.nn.config import SIZES, Config
-from mlx_transformer.nn.model import in_turn
-from mlx_transformer.nn.position import SinusoidalPosition
+from mlx_transformer.nn.config import SIZES, Config, Hyperparameters
+from mlx_transformer.nn.model import in_turn, leaf
+from mlx_transformer.nn.position import RotaryPosition, SinusoidalPosition
+from mlx_transformer.run.flags import _meaning
 from mlx_transformer.train.recipe import BySize
 from mlx_transformer.utils.errors import BadInput
-from phases import phase1
+from phases import phase1, phase4
 from tests.ladder import tiny, tokens
 
 
@@ -54,6 +55,41 @@ def test_config_is_a_frozen_keyword_only_value_extended_by_inheritance():
 def test_a_number_out_of_range_is_named(numbers, words):
     with pytest.raises(BadInput, match=words):
         Config(**numbers)
+
+
+class Rope(Hyperparameters):
+    rope_theta: float = 500.0  # base of the wavelengths
+
+
+class Window(Hyperparameters):
+    window: int = 0  # tokens that a query attends to
+
+    def __post_init__(self):
+        self.derive("window", self.seq_len // 2)
+        super().__post_init__()
+
+
+def test_a_leaf_combines_mixins_of_fields_and_slots():
+    kind = leaf(phase4.Model, Rope, Window, Position=RotaryPosition)
+    assert issubclass(kind, phase4.Model)
+    assert kind.Position is RotaryPosition
+    assert phase4.Model.Position is not RotaryPosition
+    config = kind.Config(**SIZES["nano"])
+    assert isinstance(config, phase4.Config)
+    assert (config.rope_theta, config.window, config.n_kv_heads) == (500.0, 32, 2)  # phase 4's own is derived as well
+    assert kind.Config(**config.to_dict()) == config
+    for field, words in (("window", "window = -1"), ("n_heads", "n_heads = -1"), ("rope_theta", "rope_theta = nan")):
+        with pytest.raises(BadInput, match=words):
+            kind.Config(**{field: float("nan") if field == "rope_theta" else -1})
+    assert _meaning(kind.Config, "window") == "tokens that a query attends to"
+    assert _meaning(kind.Config, "rope_theta") == "base of the wavelengths"
+    assert kind(config)(tokens() % 7).shape == (2, 17, 1024)
+    assert leaf(phase4.Model).Config is phase4.Config
+
+
+def test_a_leaf_with_an_unknown_slot_is_an_error():
+    with pytest.raises(TypeError, match=r"phases.phase4.Model has no slot 'Positions'"):
+        leaf(phase4.Model, Positions=RotaryPosition)
 
 
 def test_layers_take_the_classes_of_a_tuple_in_turn():

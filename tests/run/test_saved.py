@@ -12,7 +12,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_transformer import load
-from mlx_transformer.run.saved import find_branch, find_phase, load_weights, model_folder, save_model
+from mlx_transformer.nn.weights import load_weights
+from mlx_transformer.run.saved import find_branch, find_phase, model_folder, save_model
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 from tests.faults import runs

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_transformer.nn import weights
+from mlx_transformer.nn.weights import save_arrays
 from mlx_transformer.train import checkpoint
-from mlx_transformer.train.checkpoint import list_checkpoints, load_newest, save_arrays, save_checkpoint
+from mlx_transformer.train.checkpoint import list_checkpoints, load_newest, save_checkpoint
 from mlx_transformer.utils.errors import BadInput, RunFailed
 
 
@@ -203,7 +205,7 @@ def test_a_disk_that_takes_only_a_part_is_noticed(tmp_path, monkeypatch):
             file.truncate(os.path.getsize(path) - 4)
 
     save(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "mx", type("mx", (), {**vars(mx), "save_safetensors": staticmethod(half)}))
+    monkeypatch.setattr(weights, "mx", type("mx", (), {**vars(mx), "save_safetensors": staticmethod(half)}))
     with pytest.raises(RunFailed, match="cut short"):
         save(tmp_path, 2)
     monkeypatch.undo()

@@ -1,0 +1,80 @@
+"""Model weights on disk: safetensors files, written and read without a run."""
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_transformer.nn.model import Model
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.trees import by_path
+
+WEIGHTS = "model.safetensors"
+
+
+def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
+    """Write arrays by name as safetensors and sync the file; equal arrays give equal bytes.
+
+    Raises OSError if the file is incomplete.
+    """
+    mx.save_safetensors(str(path), dict(sorted(arrays.items())), {"format": "mlx"})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        (header,) = struct.unpack("<Q", file.read(8))
+        names = json.loads(file.read(header))
+    end = max((entry["data_offsets"][1] for name, entry in names.items() if name != "__metadata__"), default=0)
+    if path.stat().st_size != 8 + header + end:  # MLX does not check that the disk took every byte
+        raise OSError(f"'{path.name}' was cut short: the disk is full")
+
+
+def read_weights(folder: Path) -> dict[str, mx.array]:
+    """Return the weights in a folder by parameter path, loaded lazily. Raises BadInput if they cannot be read."""
+    path = folder / WEIGHTS
+    try:
+        return mx.load(str(path))  # type: ignore[return-value]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): the weights are missing or damaged") from error
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Load the weights in a folder into a model. Raises BadInput if they cannot be read or do not fit."""
+    put_weights(model, read_weights(folder), folder)
+
+
+def put_weights(model: Model, arrays: dict[str, mx.array], folder: Path) -> None:
+    """Set every parameter of a model; `folder` is named in errors.
+
+    Raises BadInput if any path or shape differs, or as `check_finite` does.
+    """
+    path = folder / WEIGHTS
+    own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
+    found = {name: tuple(value.shape) for name, value in arrays.items()}
+    if own != found:
+        name = sorted(set(own.items()) ^ set(found.items()))[0][0]
+        expected, got = own.get(name, "no such weight"), found.get(name, "none")
+        raise BadInput(f"'{path}' does not fit this model: '{name}' should be {expected} and is {got}")
+    check_finite(arrays, path)
+    model.load_weights(list(arrays.items()))
+    mx.eval(model.parameters())
+
+
+def check_depth(n_layers: int, arrays: dict[str, mx.array], folder: Path) -> None:
+    """Raise BadInput if the weights have another number of blocks than n_layers; call it before building the model."""
+    layers = {int(match[1]) for name in arrays if (match := re.match(r"blocks\.(\d+)\.", name))}
+    if len(layers) != n_layers:
+        path = folder / WEIGHTS
+        raise BadInput(f"'{path}' does not fit this model: {len(layers)} layers in it, {n_layers} in config.json")
+
+
+def check_finite(arrays: dict[str, mx.array], path: Path) -> None:
+    """Raise BadInput for weights that are nan, infinite or not of a floating-point dtype."""
+    for name, value in arrays.items():
+        if not mx.issubdtype(value.dtype, mx.floating):
+            raise BadInput(f"'{path}' holds {value.dtype} in '{name}': expected floating-point numbers")
+    finite = {name: mx.isfinite(value).all() for name, value in arrays.items()}
+    mx.eval(finite)
+    if broken := [name for name, whole in finite.items() if not whole.item()]:
+        raise BadInput(f"'{path}' holds numbers that are not finite in '{broken[0]}': expected weights of a sound run")

@@ -69,9 +69,11 @@ def _decaying(weight_decay: float, name: str) -> Technique:
 def _layer_rates(recipe: Recipe) -> Recipe:
     """A rate for each kind of layer (Howard & Ruder 2018, arXiv 1801.06146, sec. 3.2), the decay of ends as before."""
     (first, _), (matrices, vectors) = phase1.RECIPE.groups, recipe.groups
-    embedding = replace(first, name="embedding", select=_TABLES, rate=3.0)
-    head = replace(first, name="head", select=_HEAD, rate=12.0, optional=True)
-    return replace(recipe, groups=(replace(matrices, select=Inner()), embedding, head, replace(vectors, rate=3.0)))
+    embedding = replace(first, name="embedding", select=_TABLES, lr_multiplier=3.0)
+    head = replace(first, name="head", select=_HEAD, lr_multiplier=12.0, optional=True)
+    return replace(
+        recipe, groups=(replace(matrices, select=Inner()), embedding, head, replace(vectors, lr_multiplier=3.0))
+    )
 
 
 def _accumulated(recipe: Recipe) -> Recipe:

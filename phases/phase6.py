@@ -86,8 +86,13 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
         "learning_rate": BySize(nano=0.04, small=0.04, base=0.02),  # tune/phase6_*.json; base: modded-nanogpt's
         "groups": (
             Group(name="matrices", select=Paths(r".*_proj\.weight"), optimizer=Muon()),
-            Group(name="embeddings", select=Paths(r"(.*\.)?(value_)?embedding\.weight"), optimizer=_ADAM, rate=15.0),
-            Group(name="head", select=Paths(r"head\.weight"), optimizer=_ADAM, rate=0.4),
+            Group(
+                name="embeddings",
+                select=Paths(r"(.*\.)?(value_)?embedding\.weight"),
+                optimizer=_ADAM,
+                lr_multiplier=15.0,
+            ),
+            Group(name="head", select=Paths(r"head\.weight"), optimizer=_ADAM, lr_multiplier=0.4),
             Group(name="vectors", select=Vectors(), optimizer=_ADAM),
         ),
     },

@@ -133,7 +133,7 @@ class Run:
 
     @property
     def step_tokens(self) -> int:
-        return self.plan.recipe.rows(self.plan.config.seq_len) * self.plan.config.seq_len
+        return self.plan.recipe.batch_size(self.plan.config.seq_len) * self.plan.config.seq_len
 
     @property
     def evaluate_every(self) -> int:
@@ -404,7 +404,7 @@ def _tokens_of(run: Run) -> int:
     """How many a run will train on: its budget, or up to the first evaluation at which its recipe is over."""
     plan, between = run.plan, run.evaluate_every * run.step_tokens
     budget = plan.limits.max_tokens or 0
-    ends = (at for at in range(between, budget, between) if plan.recipe.is_over(at, 0.0, plan.limits.max_seconds))
+    ends = (at for at in range(between, budget, between) if plan.recipe.is_finished(at))
     return next(ends, budget)
 
 

@@ -155,9 +155,8 @@ OWNS: Owns = {
 
 # What is not built here, and how a recipe says that it does without.
 NEUTRAL: dict[str, Any] = {
-    "rates": {1.0},  # of the groups
+    "multipliers": {1.0},  # of the groups
     "dtype": "float32",
-    "pace": {"kind": "ByTokens"},
     "batch_warmup": None,
     "average": None,
     "accumulate": 1,
@@ -182,7 +181,7 @@ def check(
         **{group["optimizer"]["kind"]: optimizers for group in groups},
     }
     odd = [kind for kind, kinds in built.items() if kind not in kinds]
-    values = {**recipe, "rates": {group["rate"] for group in groups}}
+    values = {**recipe, "multipliers": {group["lr_multiplier"] for group in groups}}
     odd += [f"{name} {values[name]}" for name, value in neutral.items() if values[name] != value]
     if odd:
         raise ValueError(f"this reference does not train by {', '.join(odd)}")
@@ -201,7 +200,10 @@ def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def numbers(recipe: Mapping[str, Any], owns: Owns) -> dict[str, Any]:
     """Those of the optimizers and of clipping."""
-    groups = [{"owns": owns[selector_of(own)], "rate": own["rate"], **own["optimizer"]} for own in recipe["groups"]]
+    groups = [
+        {"owns": owns[selector_of(own)], "lr_multiplier": own["lr_multiplier"], **own["optimizer"]}
+        for own in recipe["groups"]
+    ]
     return {"learning_rate": recipe["learning_rate"], "groups": groups, "max_norm": recipe["clip"]["max_norm"]}
 
 
@@ -238,7 +240,7 @@ class Training:
         rows = torch.from_numpy(batch).to(self.device).long()
         self.tokens += rows[:, 1:].numel()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * self.factor() * group["rate"]
+            group["lr"] = self.learning_rate * self.factor() * group["lr_multiplier"]
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.backward(rows)
         nn.utils.clip_grad_norm_(self.parameters, self.max_norm)

@@ -52,7 +52,7 @@ OWNS: Owns = {
     r"Paths (embedding|position)\.weight|.*\.relative_(keys|values)": lambda name, parameter: name in TABLES,
     r"Paths head\.weight": lambda name, parameter: name == HEAD,
 }
-BUILT = ("rates", "accumulate", "label_smoothing")
+BUILT = ("multipliers", "accumulate", "label_smoothing")
 NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in BUILT}
 
 

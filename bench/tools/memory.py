@@ -66,7 +66,7 @@ class Steps:
         kind = find_branch(find_phase(phase), branch)
         name = None if recipe in (DEFAULT, PLAIN) else recipe
         rules = ours.make_recipe(phase, size, rows, config["seq_len"], name)
-        self.plain, self.rows, self.config = recipe == PLAIN, rules.rows(config["seq_len"]), kind.Config(**config)
+        self.plain, self.rows, self.config = recipe == PLAIN, rules.batch_size(config["seq_len"]), kind.Config(**config)
         model = kind(self.config)
         model.train()
         self.step = TrainingStep(model, rules)
@@ -101,7 +101,7 @@ def measure(flags: Flags) -> dict[str, Any]:
             )
     numbers: dict[str, Any] = {**SIZES[size], "dropout": 0.0} | ({"seq_len": flags.seq_len} if flags.seq_len else {})
     config = find_branch(module, flags.branch).Config(**numbers)
-    rows = flags.batch_size or module.RECIPE.at(size).rows(config.seq_len)
+    rows = flags.batch_size or module.RECIPE.at(size).batch_size(config.seq_len)
     check_tokens(rows, config.seq_len)
     shared = {"phase": phase, "branch": flags.branch, "size": size, "rows": rows, "config": config.to_dict()}
     workers = {}

@@ -73,7 +73,7 @@ def read_task(flags: Flags) -> Task:
     numbers |= {"seq_len": flags.seq_len} if flags.seq_len else {}
     config = find_phase(phase).Config(**numbers)
     recipe = make_recipe(phase, size, flags.batch_size, config.seq_len)
-    training.check_tokens(recipe.rows(config.seq_len), config.seq_len)
+    training.check_tokens(recipe.batch_size(config.seq_len), config.seq_len)
     return Task(phase=phase, size=size, config=config, recipe=recipe, device=device)
 
 

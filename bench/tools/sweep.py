@@ -90,7 +90,7 @@ class Grid:
         use_device(device)
         size = read_size(flags.size)
         own = SIZES[size]
-        rows = make_recipe(phase, size, None, own["seq_len"]).rows(own["seq_len"])
+        rows = make_recipe(phase, size, None, own["seq_len"]).batch_size(own["seq_len"])
         memory = flags.max_memory * 1e9 if flags.max_memory else FOR_THE_GPU * device_info().memory_bytes
         grid = cls(
             phase=phase,

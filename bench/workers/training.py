@@ -37,7 +37,7 @@ class Task:
     @property
     def rows(self) -> int:
         """Of a step."""
-        return self.recipe.rows(self.config.seq_len)
+        return self.recipe.batch_size(self.config.seq_len)
 
     @property
     def step_tokens(self) -> int:

@@ -125,7 +125,6 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
     recipe.check_model(config)
     if "batch_size" in settings:
         recipe = replace(recipe, batch_tokens=settings["batch_size"] * config.seq_len)
-    recipe.rate(1, 0.0, limits.max_seconds)  # raises what training would
     sampling = read_sampling(flags if not flags.resume else _Attributes(settings))
     corpus = load_corpus(settings.get("data", "auto"), settings.get("valid"), settings.get("stories"), say)
     if source is None:

@@ -298,7 +298,10 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     for name, count in groups.items():
         console.say(f"  {name:<24}{count:>12,}")
     console.say(f"  {'parameters':<24}{model.count_parameters()['total']:>12,}")
-    rows, parts = recipe.rows(plan.config.seq_len), "" if recipe.accumulate == 1 else f" ({recipe.accumulate} parts)"
+    rows, parts = (
+        recipe.batch_size(plan.config.seq_len),
+        "" if recipe.accumulate == 1 else f" ({recipe.accumulate} parts)",
+    )
     console.say(f"steps of {rows} x {plan.config.seq_len} tokens{parts} in {recipe.dtype}; everything goes to {folder}")
     if recipe.dtype != "float32" and device_info().backend == "cpu":
         console.say(f"note: on a CPU {recipe.dtype} is several times slower than float32")

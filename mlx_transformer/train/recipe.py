@@ -8,7 +8,7 @@ from mlx_transformer.train.optim.average import EMA
 from mlx_transformer.train.optim.clip import Clip
 from mlx_transformer.train.optim.groups import Group
 from mlx_transformer.train.optim.scaling import LossScale
-from mlx_transformer.train.optim.schedules import BatchWarmup, ByTokens, Pace, Schedule
+from mlx_transformer.train.optim.schedules import BatchWarmup, Schedule
 from mlx_transformer.train.optim.stopping import StopRule
 from mlx_transformer.utils.errors import BadInput
 
@@ -34,7 +34,7 @@ class Recipe:
     remembers steps.
     """
 
-    batch_tokens: Any  # predicted tokens of a step: rows = batch_tokens / seq_len
+    batch_tokens: Any  # predicted tokens of a step: batch size = batch_tokens / seq_len
     learning_rate: Any  # the peak, times the schedule
     schedule: Schedule
     groups: tuple[Group, ...]  # which optimizer owns which parameter
@@ -43,7 +43,6 @@ class Recipe:
     eval_tokens: Any  # training tokens between two evaluations, unless the validation text is longer
     dtype: str = "float32"  # what forward and backward compute in; the weights stay float32
     loss_scale: LossScale = field(default_factory=LossScale)  # in float16; the other dtypes need none
-    pace: Pace = field(default_factory=ByTokens)  # what leads the schedule
     batch_warmup: BatchWarmup | None = None
     accumulate: Any = 1  # parts of a step that are computed one after the other: the memory of one, the sum of all
     checkpoint: str = "none"  # block: a block's insides are computed again in the backward pass, not kept in memory
@@ -77,26 +76,19 @@ class Recipe:
                 "other numbers the second time; give a dropout of 0, or a recipe without checkpointing"
             )
 
-    def rows(self, seq_len: int, tokens: int | None = None) -> int:
-        """Of a step that begins when so many tokens were seen (None: once the batch is full)."""
+    def batch_size(self, seq_len: int, tokens: int | None = None) -> int:
+        """Sequences of the step that begins after `tokens` training tokens (None: after the batch warm-up)."""
         full = max(1, self.batch_tokens // seq_len)
-        return full if tokens is None or self.batch_warmup is None else self.batch_warmup.rows(full, tokens)
+        return full if tokens is None or self.batch_warmup is None else self.batch_warmup.batch_size(full, tokens)
 
-    def rate(self, tokens: int, seconds: float, max_seconds: float | None) -> float:
-        """The learning rate of a step: tokens seen once it is done, the clock when it begins, --max-seconds.
+    def learning_rate_at(self, tokens: int) -> float:
+        """The learning rate of the step after which `tokens` training tokens have been seen."""
+        return self.learning_rate * self.schedule(tokens)
 
-        Raises BadInput if the pace is the clock's and there is no --max-seconds.
-        """
-        share = None if max_seconds is None else seconds / max_seconds
-        return self.learning_rate * self.schedule(self.pace(tokens, share))
-
-    def is_over(self, tokens: int, seconds: float, max_seconds: float | None) -> bool:
-        """Whether nothing will change any more: the rate is at 0, and was for as long as the average looks back.
-
-        Arguments and errors as of `rate`.
-        """
+    def is_finished(self, tokens: int) -> bool:
+        """Whether the weights no longer change: a learning rate of 0 now, and over the horizon of the average."""
         since = tokens - (self.average.horizon_tokens if self.average else 0)
-        return since > 0 and not any(self.rate(at, seconds, max_seconds) for at in (since, tokens))
+        return since > 0 and not any(map(self.learning_rate_at, (since, tokens)))
 
     def to_dict(self) -> dict[str, Any]:
         """Every number, with the class name of each part as "kind": what result.json records."""

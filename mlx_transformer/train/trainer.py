@@ -143,9 +143,9 @@ def fit(
 ) -> Iterator[Event]:
     """Train model in place and yield what happens; goes on from habits.checkpoints if it holds a checkpoint.
 
-    The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one row, the schedule
-    follows a clock without an end, the recipe cannot train the model (gradient checkpointing with dropout), or the
-    checkpoint is another model's or damaged; RunFailed if the disk refuses a checkpoint.
+    The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one sequence, the recipe
+    cannot train the model (gradient checkpointing with dropout), or the checkpoint is another model's or damaged;
+    RunFailed if the disk refuses a checkpoint.
     """
     with divided_blas(), _Run(model, recipe, data, seed, limits, options) as run:
         yield from run.events()
@@ -153,7 +153,7 @@ def fit(
 
 def default_eval_every(recipe: Recipe, data: Tokens, seq_len: int) -> int:
     """Steps between evaluations: the recipe's tokens, no fewer than the validation text has, which costs a third."""
-    return -(-max(recipe.eval_tokens, len(data.valid)) // (recipe.rows(seq_len) * seq_len))
+    return -(-max(recipe.eval_tokens, len(data.valid)) // (recipe.batch_size(seq_len) * seq_len))
 
 
 class _Run:
@@ -164,11 +164,10 @@ class _Run:
     ) -> None:
         self.model, self.recipe, self.limits, self.options = model, recipe, limits, options
         seq_len = model.config.seq_len
-        recipe.rate(1, 0.0, limits.max_seconds)  # raises now what it would raise at the first step
         self.pieces = len(data.train) - 1  # the opening boundary is never predicted
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         mx.random.seed(seed)
-        self.batches = Batches(data.train, partial(recipe.rows, seq_len), seq_len, seed)
+        self.batches = Batches(data.train, partial(recipe.batch_size, seq_len), seq_len, seed)
         self.evaluate = Evaluator(model, data.valid, seq_len, compiled=options.compile)
         self.take_step = TrainingStep(model, recipe, compiled=options.compile)
         self.progress = Progress()
@@ -219,9 +218,9 @@ class _Run:
         now.data_seconds += clock() - asked
         step_tokens = batch[:, 1:].size
         tokens = now.tokens + step_tokens
-        rate = self.recipe.rate(tokens, now.train_seconds, self.limits.max_seconds)
+        learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
-        metrics, norm = self.take_step(mx.array(batch), rate, share)
+        metrics, norm = self.take_step(mx.array(batch), learning_rate, share)
         mx.eval(metrics, norm, self.take_step.state)
         before, self.mark = self.mark, clock()
         spent = self.mark - before
@@ -234,7 +233,7 @@ class _Run:
             epochs=now.epochs,
             seconds=now.train_seconds,
             metrics={name: float(value) for name, value in metrics.items()},
-            learning_rate=rate,
+            learning_rate=learning_rate,
             gradient_norm=float(norm),
             tokens_per_second=now.timed_tokens / now.timed_seconds if now.timed_seconds else None,
             data_wait_share=now.data_seconds / now.train_seconds if now.train_seconds else 0.0,
@@ -302,8 +301,8 @@ class _Run:
             return "diverged"
         if self._target_is_met():
             return "target"
-        over = self.recipe.is_over(now.tokens, now.train_seconds, self.limits.max_seconds)
-        return "plateau" if over or self.recipe.stop(now.valid_losses) else ""
+        finished = self.recipe.is_finished(now.tokens) or self.recipe.stop(now.valid_losses)
+        return "plateau" if finished else ""
 
     def _limit_reached(self) -> str:
         now = {"steps": self.progress.step, "tokens": self.progress.tokens, "epochs": self.progress.epochs}

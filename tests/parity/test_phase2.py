@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: make test i
 from bench.reference import phase1 as reference1  # noqa: E402
 from bench.reference import phase2 as reference2  # noqa: E402
 
-HALVED = tuple(replace(group, rate=0.5) for group in phase1.RECIPE.groups)
+HALVED = tuple(replace(group, lr_multiplier=0.5) for group in phase1.RECIPE.groups)
 ORIGINAL = replace(phase2.RECIPES["original"].at("nano"), learning_rate=3e-4)
 NUMBERS = {"warmup_tokens": 300, "total_tokens": 2000, "final": 0.1}
 SCHEDULES = {
@@ -44,7 +44,7 @@ def our_losses(recipe, rows):
     step = TrainingStep(model, recipe)
     with divided_blas():
         for i, batch in enumerate(batches(rows)):
-            metrics, _ = step(batch, recipe.rate((i + 1) * rows * 17, 0.0, None))
+            metrics, _ = step(batch, recipe.learning_rate_at((i + 1) * rows * 17))
             mx.eval(metrics, step.state)
             losses.append(metrics["loss"].item())
     return np.array(losses)
@@ -69,9 +69,9 @@ def test_its_own_recipe_trains_alike_and_each_group_s_numbers_count():
     rules = reference2.rules(recipe.to_dict())
     losses = our_losses(recipe, 4)
     np.testing.assert_allclose(losses, their_losses(rules, 4), atol=1e-3)
-    rates = ((i, "rate", 1.0) for i in (1, 2))
+    multipliers = ((i, "lr_multiplier", 1.0) for i in (1, 2))
     decays = ((i, "weight_decay", 50.0) for i in (0, 1, 2))
-    for i, number, other in (*rates, *decays):
+    for i, number, other in (*multipliers, *decays):
         groups = [{**group, number: other} if i == j else group for j, group in enumerate(rules["groups"])]
         assert abs(losses - their_losses({**rules, "groups": groups}, 4)).max() > 1e-3
 
@@ -103,7 +103,7 @@ def test_a_group_of_other_paths_is_refused():
 
 
 LATER = {name: phase2.RECIPES[f"alone_{name}"] for name in ("accumulate", "label_smoothing", "linear", "layer_rates")}
-LATER |= {"original": phase2.RECIPES["original"], "rate": replace(phase1.RECIPE, groups=HALVED)}
+LATER |= {"original": phase2.RECIPES["original"], "lr_multiplier": replace(phase1.RECIPE, groups=HALVED)}
 
 
 @pytest.mark.parametrize("recipe", LATER.values(), ids=LATER)

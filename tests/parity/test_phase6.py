@@ -22,10 +22,12 @@ def normal(shape, seed):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def ours(rule, rate=1.0):
+def ours(rule, lr_multiplier=1.0):
     """The weights after STEPS steps."""
     weights = {str(i): mx.array(normal(shape, i)) for i, shape in enumerate(SHAPES)}
-    optimizers = Optimizers([Group(name="all", select=Paths(".*"), optimizer=rule, rate=rate)], weights)
+    optimizers = Optimizers(
+        [Group(name="all", select=Paths(".*"), optimizer=rule, lr_multiplier=lr_multiplier)], weights
+    )
     for step in range(STEPS):
         optimizers.advance(mx.array(RATE))
         gradients = {str(i): mx.array(normal(shape, (step, i))) for i, shape in enumerate(SHAPES)}
@@ -68,7 +70,7 @@ def test_muon_is_the_reference_s():
         rows = [[len(w)] for w in weights]
         return MuonAndAdamW([{"params": weights, "rows": rows, "weight_decay": DECAY, **numbers}])
 
-    agree(ours(rule, rate=0.5), theirs(make, rate=0.5), atol=1e-5)
+    agree(ours(rule, lr_multiplier=0.5), theirs(make, rate=0.5), atol=1e-5)
 
 
 def test_the_reference_s_state_is_saved_and_restored():
@@ -97,7 +99,9 @@ def test_the_reference_s_state_is_saved_and_restored():
 def test_the_reference_s_other_groups_are_adamw_s():
     rule = AdamW(betas=(0.8, 0.95), eps=1e-10, weight_decay=DECAY)
     numbers = {"betas": rule.betas, "eps": rule.eps, "weight_decay": DECAY}
-    agree(ours(rule, rate=0.5), theirs(lambda w: MuonAndAdamW([{"params": w, **numbers}]), rate=0.5), atol=1e-5)
+    agree(
+        ours(rule, lr_multiplier=0.5), theirs(lambda w: MuonAndAdamW([{"params": w, **numbers}]), rate=0.5), atol=1e-5
+    )
 
 
 def test_maps_that_stand_in_one_matrix_are_orthogonalised_apart():

@@ -126,7 +126,7 @@ def test_fifty_steps_of_training_agree(reference):
     own, expected = np.array(losses).T
     np.testing.assert_allclose(own, expected, atol=1e-3)
     assert own[-5:].mean() < own[:5].mean() - 0.1, "nothing was learnt, so that nothing was compared"
-    bound = 50 * 3e-4 * max(group.rate for group in recipe.groups)
+    bound = 50 * 3e-4 * max(group.lr_multiplier for group in recipe.groups)
     for path, value in theirs.by_our_path().items():
         apart = np.abs(arrays(ours)[path] - value.numpy()).max()
         assert apart <= bound, path

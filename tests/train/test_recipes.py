@@ -8,7 +8,6 @@ import pytest
 
 from mlx_transformer.run import plan, training
 from mlx_transformer.run.plan import Plan
-from mlx_transformer.train.optim.schedules import ByTime
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase2
 from tests.faults.runs import TINY, command, result, write_text
@@ -55,18 +54,8 @@ def test_the_original_recipe_is_recorded_resumed_and_logged(tiny, tmp_path):
 def test_the_original_recipe_at_base_is_what_it_was():
     """Two batches of 256 x 128."""
     recipe = phase2.RECIPES["original"].at("base")
-    assert recipe.rows(128) // recipe.accumulate == 256
+    assert recipe.batch_size(128) // recipe.accumulate == 256
     assert recipe.groups[0].optimizer.weight_decay == 0.01
-
-
-def test_a_recipe_by_time_needs_an_end(tiny, tmp_path, monkeypatch):
-    by_time = replace(phase2.RECIPE, pace=ByTime(tokens=1_000_000))
-    monkeypatch.setitem(phase2.RECIPES, "by_time", by_time)
-    refused = train(*tiny, "--recipe", "by_time", "--out", tmp_path / "run")
-    assert (refused.code, refused.out) == (2, "")
-    assert "give --max-seconds" in refused.err
-    assert not (tmp_path / "run").exists()
-    assert train(*tiny, "--recipe", "by_time", "--max-seconds", 60, "--out", tmp_path / "run").code == 0
 
 
 def test_the_memory_that_is_asked_for_is_that_of_one_part(monkeypatch):

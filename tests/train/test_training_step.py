@@ -15,18 +15,16 @@ from mlx_transformer.train.optim.average import EMA
 from mlx_transformer.train.optim.clip import GlobalNorm, ZClip
 from mlx_transformer.train.optim.groups import Group
 from mlx_transformer.train.optim.scaling import LossScale
-from mlx_transformer.train.optim.schedules import BatchWarmup, ByTime, Linear
+from mlx_transformer.train.optim.schedules import BatchWarmup
 from mlx_transformer.train.optim.stopping import NoStop, SuccessiveRises
 from mlx_transformer.train.recipe import DTYPES
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.train.trainer import Eval, Resumed, Saved, Step
-from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase2
 from tests.train.test_trainer import (
     DATA,
     RECIPE,
     STEP_TOKENS,
-    Clock,
     Descent,
     Everything,
     L,
@@ -220,41 +218,6 @@ def test_the_batch_grows_by_tokens():
     tokens = [event.tokens // L for event in of(Step, events)]
     assert tokens == [2, 4, 6, 8, 10, 12, 16, 20, 24]
     assert of(Step, train(recipe=WARMING, max_steps=10)[0])[-1].tokens == 32 * L
-
-
-# By time
-
-
-class Walk(Clock):
-    """Each look at the clock takes half a second."""
-
-    def __call__(self):
-        self.now += 0.5
-        return self.now
-
-
-BY_TIME = replace(
-    RECIPE, schedule=Linear(warmup_tokens=200, total_tokens=1000), pace=ByTime(tokens=1000), learning_rate=1.0
-)
-
-
-def test_a_schedule_by_time_follows_the_clock_and_goes_on_from_it(tmp_path):
-    limits = {"max_seconds": 60}
-    events, _ = train(recipe=BY_TIME, **limits, options={"clock": Walk()})
-    steps = of(Step, events)
-    assert steps[0].learning_rate == 0
-    for before, event in pairwise(steps):
-        assert event.learning_rate == pytest.approx(BY_TIME.schedule(1000 * before.seconds / 60))
-    assert steps[-1].learning_rate < 0.1
-    options = {"clock": Walk(), "checkpoints": tmp_path, "save_every": 5}
-    first, _ = train(recipe=BY_TIME, max_steps=10, **limits, options=options)
-    second, _ = train(recipe=BY_TIME, max_steps=12, **limits, options={**options, "clock": Walk()})
-    assert of(Step, second)[0].learning_rate == pytest.approx(BY_TIME.schedule(1000 * of(Step, first)[-1].seconds / 60))
-
-
-def test_a_schedule_by_time_without_an_end_is_bad_input():
-    with pytest.raises(BadInput, match="give --max-seconds"):
-        train(recipe=BY_TIME, max_steps=3)
 
 
 # Stopping

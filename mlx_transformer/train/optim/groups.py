@@ -88,12 +88,12 @@ class AdamW(UpdateRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One row of the table: the parameters it takes, their optimizer, their factor of the recipe's learning rate."""
+    """One row of the table: the parameters it takes and their optimizer."""
 
     name: str
     select: Selector
     optimizer: UpdateRule
-    rate: Any = 1.0
+    lr_multiplier: Any = 1.0  # times the recipe's learning rate
     optional: bool = False  # a model may have no such parameter, as one with a tied head has no matrix of its own
 
 
@@ -111,10 +111,10 @@ class Optimizers:
         for group, optimizer in zip(groups, self.optimizers, strict=True):
             optimizer.init({path: flat[path] for path in self.paths[group.name]})
 
-    def advance(self, rate: mx.array) -> None:
+    def advance(self, learning_rate: mx.array) -> None:
         """Begin a step at the schedule's learning rate, a scalar."""
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
-            optimizer.learning_rate = rate * group.rate
+            optimizer.learning_rate = learning_rate * group.lr_multiplier
             optimizer.state["step"] = optimizer.step + 1
 
     def update(self, gradients: Arrays, parameters: Arrays) -> Arrays:

@@ -3,9 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from mlx_transformer.utils.errors import BadInput
+from typing import Any
 
 # Every number of tokens below is an int, or in an unsized recipe a BySize.
 
@@ -100,36 +98,6 @@ class WSD(Linear):
         return min(1.0, max(0.0, 1 - (self.total_tokens - tokens) / self.decay_tokens))
 
 
-class Pace(Protocol):
-    """What a learning-rate schedule is led by."""
-
-    def __call__(self, tokens: int, time_share: float | None) -> float:
-        """Tokens seen, and the share of --max-seconds that is over (None: there is no limit) -> tokens to look up."""
-
-
-@dataclass(frozen=True)
-class ByTokens:
-    """The tokens seen: the same on every machine."""
-
-    def __call__(self, tokens: int, time_share: float | None) -> float:
-        return tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByTime:
-    """The clock: --max-seconds take the schedule through so many tokens, however many are seen.
-
-    Raises BadInput where there is no --max-seconds.
-    """
-
-    tokens: Any
-
-    def __call__(self, tokens: int, time_share: float | None) -> float:
-        if time_share is None:
-            raise BadInput("this recipe's learning rate follows the clock: give --max-seconds")
-        return time_share * self.tokens
-
-
 @dataclass(frozen=True, kw_only=True)
 class BatchWarmup:
     """Small steps first: the batch doubles `doublings` times at even distances, to the recipe's once `tokens` are seen.
@@ -141,7 +109,7 @@ class BatchWarmup:
     tokens: Any
     doublings: int
 
-    def rows(self, full: int, tokens: int) -> int:
-        """Rows of the step that begins when so many tokens were seen; full: those of the recipe's batch."""
+    def batch_size(self, full: int, tokens: int) -> int:
+        """Sequences of the step that begins after `tokens` tokens; full: those of the recipe's batch."""
         left = self.doublings - min(self.doublings, tokens * self.doublings // self.tokens)
         return max(1, full >> left)

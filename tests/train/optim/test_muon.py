@@ -111,8 +111,8 @@ def test_a_half_precision_gradient_is_orthogonalised_in_float32():
 
 def test_each_group_has_its_own_rate():
     groups = [
-        Group(name="matrices", select=Paths(r".*_proj\.weight"), optimizer=Muon(), rate=2.0),
-        Group(name="vectors", select=Vectors(), optimizer=Muon(), rate=0.5),
+        Group(name="matrices", select=Paths(r".*_proj\.weight"), optimizer=Muon(), lr_multiplier=2.0),
+        Group(name="vectors", select=Vectors(), optimizer=Muon(), lr_multiplier=0.5),
     ]
     weights = {"q_proj.weight": mx.zeros((2, 2)), "bias": mx.zeros((2,))}
     optimizers = Optimizers(groups, weights)

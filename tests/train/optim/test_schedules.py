@@ -11,8 +11,6 @@ from bench.tools import schedules as picture
 from mlx_transformer.train.optim.schedules import (
     WSD,
     BatchWarmup,
-    ByTime,
-    ByTokens,
     Constant,
     Cosine,
     CosineRestarts,
@@ -21,7 +19,6 @@ from mlx_transformer.train.optim.schedules import (
     Schedule,
 )
 from mlx_transformer.train.recipe import BySize
-from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 
 WARMUP, TOTAL = 100, 1100
@@ -111,18 +108,10 @@ def test_a_schedule_is_sized_with_its_recipe():
     assert recipe.schedule(TOTAL / 2) == 0.5
 
 
-def test_the_clock_leads_a_schedule_through_its_tokens():
-    assert ByTokens()(300, None) == 300
-    assert ByTokens()(300, 0.9) == 300
-    assert ByTime(tokens=TOTAL)(300, 0.5) == TOTAL / 2
-    with pytest.raises(BadInput, match="give --max-seconds"):
-        ByTime(tokens=TOTAL)(300, None)
-
-
 @given(st.integers(1, 10**4), st.integers(1, 6), st.integers(1, 10**9))
 def test_the_batch_grows_to_the_full_one_in_few_sizes(full, doublings, tokens):
     warmup = BatchWarmup(tokens=tokens, doublings=doublings)
-    rows = [warmup.rows(full, tokens * k // 97) for k in range(200)]
+    rows = [warmup.batch_size(full, tokens * k // 97) for k in range(200)]
     assert rows == sorted(rows)
     assert rows[0] == max(1, full // 2**doublings)
     assert set(rows[97:]) == {full}
@@ -131,7 +120,7 @@ def test_the_batch_grows_to_the_full_one_in_few_sizes(full, doublings, tokens):
 
 def test_the_batch_doubles_at_even_distances():
     warmup = BatchWarmup(tokens=200, doublings=2)
-    assert [warmup.rows(16, tokens) for tokens in (0, 99, 100, 199, 200, 10**9)] == [4, 4, 8, 8, 16, 16]
+    assert [warmup.batch_size(16, tokens) for tokens in (0, 99, 100, 199, 200, 10**9)] == [4, 4, 8, 8, 16, 16]
 
 
 def test_the_picture_shows_every_schedule_and_is_drawn(tmp_path):

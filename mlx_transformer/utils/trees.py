@@ -1,5 +1,6 @@
 """Parameter trees by path."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -11,3 +12,22 @@ Tree = dict[str, Any]
 def by_path(tree: Tree) -> dict[str, mx.array]:
     """{"blocks": [{"ffn": {"bias": b}}]} -> {"blocks.0.ffn.bias": b}."""
     return dict(tree_flatten(tree))
+
+
+def flatten_settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """{"clip": {"kind": "GlobalNorm", "max_norm": 1}} -> ("clip", "GlobalNorm"), ("clip.max_norm", 1).
+
+    Items of a list of objects go by their "name", else by their index.
+    """
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = {
+            item["name"] if isinstance(item, dict) and "name" in item else i: (
+                {key: part for key, part in item.items() if key != "name"} if isinstance(item, dict) else item
+            )
+            for i, item in enumerate(value)
+        }
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for name, item in value.items():
+        yield from flatten_settings(item, path if name == "kind" and path else f"{path}.{name}".lstrip("."))

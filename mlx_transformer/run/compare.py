@@ -1,0 +1,129 @@
+"""Comparison of finished or unfinished runs: a table of settings that differ, a table of results, one picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from mlx_transformer.run.plots import finite, series, short
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import atomic_write
+from mlx_transformer.utils.trees import flatten_settings
+
+# Okabe & Ito 2008, in an order in which neighbors differ in lightness too
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+MARKERS = "os^Dv<>"
+_SETTINGS = ("phase", "branch", "recipe_name", "size", "seed", "corpus", "tokenizer", "config", "recipe", "code")
+_RESULTS = {  # key of result.json: column head, format
+    "best_valid_loss": ("best loss (nats/token)", ".4f"),
+    "best_valid_bpb": ("bits per byte", ".4f"),
+    "tokens": ("tokens", ",d"),
+    "train_seconds": ("training (s)", ",.1f"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "peak_memory_bytes": ("peak memory (bytes)", ",d"),
+}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder as it was written: its name, result.json (settings.json alone while it is unfinished), its curve."""
+
+    name: str
+    result: Mapping[str, Any]
+    curve: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """Read a run folder. Raises BadInput where it holds neither a result nor settings, or they are damaged."""
+        for name in ("result.json", "settings.json"):
+            if (folder / name).is_file():
+                curve = folder / "curve.jsonl"
+                lines = curve.read_text(encoding="utf-8").splitlines() if curve.is_file() else []
+                return cls(str(folder), _read_json(folder / name), [line for text in lines if (line := _parse(text))])
+        raise BadInput(f"'{folder}' is no run: expected a folder with result.json or settings.json")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decided the run, flat: {"config.d_ff": 256, "recipe.schedule": "Linear", ...}."""
+        return dict(flatten_settings({key: self.result[key] for key in _SETTINGS if key in self.result}))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    value = _parse(path.read_text(encoding="utf-8", errors="replace"))
+    if value is None:
+        raise BadInput(f"'{path}' is damaged: expected the JSON object that a run writes")
+    return value
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """Decode one JSON object; None for anything else, such as the cut-off last line of a killed run."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def settings_table(runs: Sequence[RunRecord]) -> Table:
+    """One row for each setting that is not the same in all runs."""
+    table = Table(
+        "setting", *(Column(Text(run.name)) for run in runs), title="settings that differ", title_justify="left"
+    )
+    settings = [run.settings for run in runs]
+    for key in dict.fromkeys(key for own in settings for key in own):
+        values = [own.get(key) for own in settings]
+        if any(value != values[0] for value in values):
+            table.add_row(Text(key), *("" if value is None else Text(str(value)) for value in values))
+    return table
+
+
+def results_table(runs: Sequence[RunRecord]) -> Table:
+    """One row for each run, the lowest validation loss first."""
+    heads = [head for head, _ in _RESULTS.values()]
+    table = Table("run", *heads, "stopped", title="results", title_justify="left")
+    for run in sorted(runs, key=_best_loss):
+        cells = [
+            "" if run.result.get(key) is None else format(run.result[key], form) for key, (_, form) in _RESULTS.items()
+        ]
+        table.add_row(Text(run.name), *cells, str(run.result.get("stopped", "unfinished")))
+    return table
+
+
+def _best_loss(run: RunRecord) -> float:
+    loss = run.result.get("best_valid_loss")
+    return float("inf") if loss is None else loss
+
+
+def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
+    """Write a PNG of every run's validation loss, over tokens (left) and over training time (right).
+
+    Raises BadInput where no run was evaluated, OSError where the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that only pictures need
+    from matplotlib.figure import Figure
+
+    if not any(len(finite(series(run.curve, "eval", "valid_loss")[1])) for run in runs):
+        raise BadInput(
+            f"none of {', '.join(run.name for run in runs)} has been evaluated yet: there is no curve to draw"
+        )
+    figure = Figure(figsize=(10, 4.4), dpi=150, layout="constrained")
+    by_tokens, by_time = figure.subplots(1, 2, sharey=True)
+    for i, run in enumerate(runs):
+        tokens, losses = series(run.curve, "eval", "valid_loss")
+        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+        by_tokens.plot(tokens, losses, label=run.name, **style)
+        by_time.plot(series(run.curve, "eval", "seconds")[1], losses, **style)
+    by_tokens.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
+    by_tokens.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
+    by_time.set(xlabel="training time (s)")
+    for axes in (by_tokens, by_time):
+        axes.grid(color="#dddddd", linewidth=0.6)
+    figure.legend(loc="outside lower center", ncols=min(3, len(runs)), fontsize=8)
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    atomic_write(path, buffer.getvalue())

@@ -1,0 +1,54 @@
+"""run compare: what differs between runs, what came of each, and one picture."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from mlx_transformer.run.compare import RunRecord, draw_curves, results_table, settings_table
+from mlx_transformer.utils.errors import BadInput
+
+
+def a_run(folder, d_ff, losses, finished=True):
+    folder.mkdir()
+    settings = {"phase": 1, "seed": 0, "config": {"d_ff": d_ff}, "recipe": {"clip": {"kind": "GlobalNorm", "max": 1}}}
+    result = {**settings, "best_valid_loss": min(losses), "tokens": 100, "train_seconds": 2.0, "stopped": "max_steps"}
+    name = "result.json" if finished else "settings.json"
+    (folder / name).write_text(json.dumps(result if finished else settings))
+    lines = [
+        {"kind": "eval", "step": i, "tokens": 10 * i, "seconds": i, "valid_loss": x} for i, x in enumerate(losses, 1)
+    ]
+    (folder / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut')
+    return RunRecord.read(folder)
+
+
+def shown(table):
+    out = io.StringIO()
+    Console(file=out, width=200).print(table)
+    return out.getvalue()
+
+
+def test_only_what_differs_is_shown_and_the_best_run_comes_first(tmp_path):
+    runs = [a_run(tmp_path / "worse[x]", 8, [3.0, 2.5]), a_run(tmp_path / "better", 16, [3.0, 2.0])]
+    settings, results = shown(settings_table(runs)), shown(results_table(runs))
+    assert "config.d_ff" in settings
+    assert "recipe.clip" not in settings
+    assert "worse[x]" in settings
+    assert results.index("better") < results.index("worse[x]")
+    draw_curves(tmp_path / "out.png", runs)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unfinished_run_compares_too(tmp_path):
+    runs = [a_run(tmp_path / "a", 8, [3.0]), a_run(tmp_path / "b", 8, [2.0, 1.0], finished=False)]
+    assert "unfinished" in shown(results_table(runs))
+    assert len(runs[1].curve) == 2
+
+
+def test_no_run_and_no_curve_are_one_sentence_each(tmp_path):
+    with pytest.raises(BadInput, match="is no run"):
+        RunRecord.read(tmp_path)
+    run = a_run(tmp_path / "a", 8, [1.0])
+    with pytest.raises(BadInput, match="no curve to draw"):
+        draw_curves(tmp_path / "out.png", [RunRecord(run.name, run.result, [])])

@@ -25,8 +25,10 @@ from rich.table import Column, Table
 from bench.compare import outputs, plan, rates
 from bench.compare.plan import BACKENDS, DEFAULT, Finished, Run, Variant
 from bench.compare.record import Comparison, Record
-from bench.workers import rounds, training
+from bench.defaults import BUDGETS, SEEDS
+from bench.workers import rounds
 from mlx_transformer.backend.runtime import device_info, use_device
+from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import (
     Device,
     Extent,
@@ -47,8 +49,7 @@ from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.utils.files import check_place, usable, write_json
 
 RESULTS = Path("results/bench")
-BUDGETS = {"nano": 2_000_000, "small": 5_000_000, "base": 20_000_000}  # tokens of a run
-SEEDS, QUICK_SEEDS, QUICK_TOKENS = 5, 2, 200_000
+QUICK_SEEDS, QUICK_TOKENS = 2, 200_000
 EVALUATIONS, QUICK_EVALUATIONS = 10, 5  # of a budget, at least: a target is met between two of them
 _ROUNDS, _ROUND_SECONDS = 8, 2.0
 _QUICK_ROUNDS, _QUICK_ROUND_SECONDS = 3, 0.5
@@ -109,7 +110,7 @@ def read(flags: Flags, say: Say) -> Comparison:
         raise BadInput(f"--two-budgets and --target {flags.target} exclude each other: two budgets have two targets")
     use_device(flags.device or "auto")
     names = _variants(flags, say)
-    size = training.read_size(flags.size or ("nano" if flags.quick else "auto"))
+    size = choose_size(flags.size or ("nano" if flags.quick else None))
     budget = flags.max_tokens or (QUICK_TOKENS if flags.quick else BUDGETS[size])
     asked = {
         name: getattr(flags, name)

@@ -107,7 +107,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def step_table(log: Mapping[str, Any]) -> str:
-    """Tokens per second of a training step, of a log of bench.step."""
+    """Tokens per second of a training step, of a log of bench step."""
     ratios = {one["b"]: write_ratio(one) for one in log["ratios"]}
     rows = [
         (f"`{name}`", f"{one['tokens_per_second']:,.0f}", ratios.get(name, "")) for name, one in log["workers"].items()
@@ -116,7 +116,7 @@ def step_table(log: Mapping[str, Any]) -> str:
 
 
 def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each log of bench.step in a folder: how many times faster than PyTorch, and the share of the GEMMs."""
+    """A row for each log of bench step in a folder: how many times faster than PyTorch, and the share of the GEMMs."""
     steps = sorted((log for log in logs if log["measures"] == "step"), key=_order)
     phases = {log["phase"] for log in steps}
     ratios = [{one["b"]: one for one in log["ratios"]} for log in steps]
@@ -147,7 +147,7 @@ def _kernel(log: Mapping[str, Any]) -> str:
 
 
 def decode_table(log: Mapping[str, Any]) -> str:
-    """Tokens per second of decoding by batch size, of a log of bench.decode."""
+    """Tokens per second of decoding by batch size, of a log of bench decode."""
     against = [one["b"] for one in log["batches"][0]["ratios"]]
     rows = [
         (
@@ -161,7 +161,7 @@ def decode_table(log: Mapping[str, Any]) -> str:
 
 
 def baselines_table(text: str, *results: Mapping[str, Any]) -> str:
-    """Nats per piece and bits per byte of what bench.baselines printed, then of runs on the same text."""
+    """Nats per piece and bits per byte of what bench baselines printed, then of runs on the same text."""
     rows = re.findall(r"^(\S+(?: \S+)*) {2,}([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     rows += [
         (f"**{describe(one)}**", f"**{one['best_valid_loss']:.4f}**", f"**{one['best_valid_bpb']:.4f}**")
@@ -179,7 +179,7 @@ def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tune_table(*logs: Mapping[str, Any]) -> str:
-    """What logs of bench.tune found: the rates that were tried, each with its median loss, the best in bold."""
+    """What logs of bench tune found: the rates that were tried, each with its median loss, the best in bold."""
     rows = []
     for log in logs:
         tried = (f"{one['learning_rate']:g}: {_loss(one['median'])}" for one in log["rates"])
@@ -199,7 +199,7 @@ def _loss(value: float | None) -> str:
 
 
 def sweep_table(log: Mapping[str, Any]) -> str:
-    """The fastest setting of each width, of a log of bench.sweep."""
+    """The fastest setting of each width, of a log of bench sweep."""
     rows = []
     for best in log["best"]:
         one = next(one for one in log["settings"] if best.items() <= one.items())
@@ -210,7 +210,7 @@ def sweep_table(log: Mapping[str, Any]) -> str:
 
 
 def precision_table(log: Mapping[str, Any]) -> str:
-    """Validation losses in each precision and how far from float32's of the same seed, of a log of bench.precision."""
+    """Validation losses in each precision and how far from float32's of the same seed, of a log of bench precision."""
     rows = [
         (one["dtype"], *(f"{loss:.4f}" for loss in one["losses"]), f"{max(one['above'], key=abs):+.2%}")
         for one in log["dtypes"]
@@ -219,7 +219,7 @@ def precision_table(log: Mapping[str, Any]) -> str:
 
 
 def length_table(log: Mapping[str, Any]) -> str:
-    """Nats per piece on rows of each length, of a log of bench.length: medians over the seeds, and ranges."""
+    """Nats per piece on rows of each length, of a log of bench length: medians over the seeds, and ranges."""
     done = [row for row in log["rows"] if row["status"] == "done"]
     lengths = list(done[0]["losses"])
     rows = [
@@ -236,7 +236,7 @@ def length_table(log: Mapping[str, Any]) -> str:
 
 
 def longcontext_table(log: Mapping[str, Any]) -> str:
-    """Time and memory of one row at each length, of a log of bench.longcontext: medians over the rounds."""
+    """Time and memory of one row at each length, of a log of bench longcontext: medians over the rounds."""
     rows = []
     for row in log["rows"]:
         found = [row["status"]] * 3
@@ -250,7 +250,7 @@ def longcontext_table(log: Mapping[str, Any]) -> str:
 
 
 def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
-    """Tokens per second of phase 1 by machine, of what bench.machine wrote, the fastest first."""
+    """Tokens per second of phase 1 by machine, of what bench machine wrote, the fastest first."""
     sizes = ("nano", "small", "base")
     fastest = sorted(machines, key=lambda one: -one["matmul_gflops"])
     rows = [
@@ -267,7 +267,7 @@ def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rate(run: Mapping[str, Any] | None) -> str:
-    """Of a machine at one size: what was measured, and behind it what bench.roofline predicts."""
+    """Of a machine at one size: what was measured, and behind it what bench roofline predicts."""
     if run is None or run["tokens_per_second"] is None:
         return "—"
     predicted = run["predicted_tokens_per_second"]

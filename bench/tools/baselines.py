@@ -1,6 +1,6 @@
 """What counting reaches: uniform, unigram, bigram ... 5-gram models over the pieces that the validation loss covers.
 
-`python -m bench.baselines --data PATH --valid PATH --vocab-size 4096` prints nats per piece and bits per byte by order.
+`python -m bench baselines --data PATH --valid PATH --vocab-size 4096` prints nats per piece and bits per byte by order.
 A neural model that does not beat the 5-gram has learnt less than a table of counts.
 """
 
@@ -222,7 +222,7 @@ def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float,
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.baselines")
+    flags = parse(Flags, "python -m bench baselines")
     corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories)
     explicit = flags.vocab_size is not None
     tokenizer = train_tokenizer(flags.tokenizer or "bpe", corpus, flags.vocab_size or 4096, explicit=explicit)

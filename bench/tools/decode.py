@@ -1,6 +1,6 @@
 """Tokens per second of greedy decoding, ours against PyTorch's, measured interleaved in one run.
 
-`python -m bench.decode --size base --batch-size 1,16 --new-tokens 128 --out FILE.json`. Contestants:
+`python -m bench decode --size base --batch-size 1,16 --new-tokens 128 --out FILE.json`. Contestants:
 
     mlx              generate.decode: cached, compiled
     mlx-uncached     our model over all tokens so far for each new one, uncompiled, since every length is another graph
@@ -25,11 +25,11 @@ from rich.table import Table
 
 from bench.workers import rounds
 from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Ratio, Worker, environment
-from bench.workers.training import check_tokens, read_size
+from bench.workers.training import check_tokens
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.data.tokenizer import Imported
 from mlx_transformer.interop import export_model
-from mlx_transformer.nn.config import SIZES, Config
+from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Device, File, Seed, Size, Text, WholeNumber, parse
 from mlx_transformer.run.saved import find_phase, save_model
@@ -83,7 +83,7 @@ class Task:
         """Raises BadInput for a phase that is not there."""
         device = flags.device or "auto"
         use_device(device)
-        size = read_size(flags.size)
+        size = choose_size(flags.size)
         prompt, new = flags.prompt_tokens or 16, flags.new_tokens or 128
         config = find_phase(flags.phase or 1).Config(**{**SIZES[size], "seq_len": prompt + new, "dropout": 0.0})
         return cls(flags.phase or 1, size, config, prompt, new, flags.seed or 0, device)
@@ -190,7 +190,7 @@ def show(log: dict[str, Any]) -> Table:
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.decode")
+    flags = parse(Flags, "python -m bench decode")
     batches = rounds.read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
     against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
     task = Task.read(flags)

@@ -1,6 +1,6 @@
 """How near each phase comes to the entropy of the fables, and how consistent its stories are, at equal tokens and time.
 
-`python -m bench.fables --size nano` trains each phase on the built-in corpus, from each seed twice: for so many tokens,
+`python -m bench fables --size nano` trains each phase on the built-in corpus, from each seed twice: for so many tokens,
 and for so many seconds of the training clock. The corpus's entropy is known exactly, and its parser judges what a model
 writes. Finished runs are found again (bench/plan.py), so the same command goes on where it was cut off. It writes
 fables.json, a picture, and into runs/ what each run says of itself.
@@ -21,14 +21,15 @@ import numpy as np
 from rich.console import Console
 
 from bench.compare import stats, tables
-from bench.compare.compare import BUDGETS, SEEDS, Phases, present_phases, told
+from bench.compare.compare import Phases, present_phases, told
 from bench.compare.findings import FEWEST_SEEDS
 from bench.compare.plan import RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute, keep_logs
+from bench.defaults import BUDGETS, SEEDS
 from bench.tools import floor
 from bench.tools.floor import MEASURES, SHARES
 from bench.workers import rounds
-from bench.workers.training import read_size
 from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, TrainFlags, WholeNumber, parse
 from mlx_transformer.run.plan import DEFAULT_SECONDS
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
@@ -74,7 +75,7 @@ class Task:
     def read(cls, flags: Flags, say: Say) -> "Task":
         """Raises BadInput for what cannot be trained."""
         use_device(flags.device or "auto")
-        size = read_size(flags.size)
+        size = choose_size(flags.size)
         variants = dict.fromkeys(Variant.read(text) for text in flags.phases or map(str, present_phases()))
         budgets = {
             "max_tokens": flags.max_tokens or BUDGETS[size],
@@ -183,7 +184,7 @@ def check_out(out: Path, identity: str) -> None:
 def main() -> None:
     """The command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench.fables")
+    flags = parse(Flags, "python -m bench fables")
     terminal = Console(width=120)
 
     def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""How near to the entropy floor, and how consistent: the table and the picture of a log of bench.fables."""
+"""How near to the entropy floor, and how consistent: the table and the picture of a log of bench fables."""
 
 from collections import Counter
 from collections.abc import Sequence

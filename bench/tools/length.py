@@ -1,6 +1,6 @@
 """Length extrapolation: models trained on rows of one length, evaluated on rows twice and four times as long.
 
-`python -m bench.length --size nano` trains phase 3's trunk and its branches about positions (bench/plan.py keeps the
+`python -m bench length --size nano` trains phase 3's trunk and its branches about positions (bench/plan.py keeps the
 runs, so the same command goes on where it was cut off), cuts the validation text into longer and longer rows, and
 writes a JSON log and a picture: nats per piece at each length, and what each position in the longest rows costs or
 gains. All lengths predict the same pieces.
@@ -23,11 +23,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.compare import BUDGETS
 from bench.compare.plan import RUNS, Run, Variant, end_as_by_ctrl_c, execute
+from bench.defaults import BUDGETS
 from bench.workers import rounds
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.data.stream import validation_rows
+from mlx_transformer.nn.config import choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, TrainFlags, WholeNumber, parse
 from mlx_transformer.run.saved import load
@@ -99,8 +100,8 @@ def measure(model: Model, valid: np.ndarray, seq_len: int) -> dict[str, Any]:
 
 def runs_of(flags: Flags, say: Say) -> list[Run]:
     """Every branch with every seed. Raises BadInput for what cannot be trained."""
-    backend = use_device(flags.device or "auto").backend
-    size = flags.size if flags.size in BUDGETS else "small" if backend == "cpu" else "base"
+    use_device(flags.device or "auto")
+    size = choose_size(flags.size)
     budget = flags.max_tokens or int(SHARE * BUDGETS[size])
     given = {name: getattr(flags, name) for name in ("data", "valid", "device", "seq_len")}
     train = TrainFlags(size=size, max_tokens=budget, **given)
@@ -210,7 +211,7 @@ def draw(log: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """The command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench.length")
+    flags = parse(Flags, "python -m bench length")
     terminal = Console(width=100)
 
     def say(text: str) -> None:

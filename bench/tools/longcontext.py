@@ -1,6 +1,6 @@
 """What a long context costs: full attention against a branch that is to grow linearly, over the length of a row.
 
-`python -m bench.longcontext` takes one row of 256 to 4,096 tokens, and measures for phase 3's trunk and its branch
+`python -m bench longcontext` takes one row of 256 to 4,096 tokens, and measures for phase 3's trunk and its branch
 `longformer`, interleaved and each in a process of its own: forward and backward pass, their peak memory, and a step of
 decoding behind such a row. It writes a JSON log and a picture. A length that memory has no room for (predicted from the
 step's graph) is left out, and said.
@@ -28,7 +28,7 @@ from bench.workers.passes import Passes, predict_bytes
 from bench.workers.rounds import Worker
 from mlx_transformer.backend.runtime import device_info, use_device
 from mlx_transformer.generate.decoding import Decoder
-from mlx_transformer.nn.config import SIZES
+from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Size, Text, WholeNumber, parse
 from mlx_transformer.run.saved import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
@@ -167,11 +167,12 @@ def draw(log: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.longcontext")
+    flags = parse(Flags, "python -m bench longcontext")
     device = flags.device or "auto"
-    backend, branch = use_device(device).backend, flags.branch or BRANCH
+    use_device(device)
+    branch = flags.branch or BRANCH
     find_branch(find_phase(PHASE), branch)
-    size = flags.size if flags.size in SIZES else "small" if backend == "cpu" else "base"
+    size = choose_size(flags.size)
     terminal = Console(width=110)
     out = flags.out or RUNS.parent / f"longcontext_{size}.json"
     rounds.check_json(out)

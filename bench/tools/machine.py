@@ -1,6 +1,6 @@
 """How fast this machine trains phase 1: a minute at each size, one JSON named by chip for the community's table.
 
-`python -m bench.machine` runs `python -m phases.phase1` at nano, small and base on the built-in fables, each in a
+`python -m bench machine` runs `python -m phases.phase1` at nano, small and base on the built-in fables, each in a
 process of its own, and writes results/bench/machines/CHIP.json as bench/machine.schema.json describes it. A person who
 wants to share it copies it to results/published/machines/ and opens a pull request.
 """
@@ -50,7 +50,7 @@ def slug(chip: str) -> str:
 
 
 def predicted(chip: str, size: str) -> float | None:
-    """Tokens per second by bench.roofline; None for a chip that it does not know."""
+    """Tokens per second by bench roofline; None for a chip that it does not know."""
     known = chips().get(slug(chip).removeprefix("apple-"))
     return None if known is None else asked(RooflineFlags(phase=PHASE, size=size))[1].tokens_per_second(known)
 
@@ -127,7 +127,7 @@ def read_sizes(text: str | None) -> list[str]:
 def main() -> None:
     """The command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench.machine")
+    flags = parse(Flags, "python -m bench machine")
     sizes, seconds, device = read_sizes(flags.sizes), flags.seconds or SECONDS, flags.device or "auto"
     chip = use_device(device).name
     out = flags.out or MACHINES / f"{slug(chip)}.json"

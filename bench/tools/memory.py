@@ -1,6 +1,6 @@
 """Peak memory of a training step: as it is, and with the plain loss, whose logits are whole in memory.
 
-`python -m bench.memory --size base --batch-size 256 --out FILE.json`. A contestant is a recipe of the phase (`default`
+`python -m bench memory --size base --batch-size 256 --out FILE.json`. A contestant is a recipe of the phase (`default`
 is its own), or `plain`: the phase's own with every plain form of `ops`, under the same BLAS and streams. Each makes two
 steps in a process of its own; the peak is what MLX counts, and the process's largest resident set stands beside it.
 """
@@ -20,10 +20,10 @@ from rich.table import Table
 from bench.compare.plan import DEFAULT
 from bench.workers import ours, rounds
 from bench.workers.rounds import Worker
-from bench.workers.training import check_tokens, read_size, text_like
+from bench.workers.training import check_tokens, text_like
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.backend.streams import divided_blas
-from mlx_transformer.nn.config import SIZES
+from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.ops import fastmath, loss
 from mlx_transformer.run.flags import Device, Extent, File, Size, Text, WholeNumber, parse
 from mlx_transformer.run.saved import find_branch, find_phase
@@ -92,7 +92,7 @@ def measure(flags: Flags) -> dict[str, Any]:
     """Everything that was found, as the log holds it. Raises BadInput for what is not there."""
     device, phase = flags.device or "auto", flags.phase or 1
     use_device(device)
-    size = read_size(flags.size)
+    size = choose_size(flags.size)
     module, names = find_phase(phase), (flags.recipes or f"{DEFAULT},{PLAIN}").split(",")
     for name in names:
         if name not in (DEFAULT, PLAIN, *module.RECIPES):
@@ -135,7 +135,7 @@ def show(log: dict[str, Any]) -> Table:
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.memory")
+    flags = parse(Flags, "python -m bench memory")
     rounds.check_out(flags.out)
     log = measure(flags)
     rounds.write_log(flags.out, log)

@@ -1,6 +1,6 @@
 """What half precision costs in loss: the same runs in float32, float16 and bfloat16, from the same seeds.
 
-`python -m bench.precision --phase 2 --size nano --data stories.txt` trains 200 steps in each, five seeds, and sets each
+`python -m bench precision --phase 2 --size nano --data stories.txt` trains 200 steps in each, five seeds, and sets each
 validation loss at the end against float32's of the same seed. Nothing is timed: a CPU computes halves in software, and
 on a GPU `bench.compare --phases 2 2:fp16` times them. Finished runs are found again (bench/plan.py).
 """
@@ -119,7 +119,7 @@ def show(log: dict[str, Any]) -> Table:
 def main() -> None:
     """The command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench.precision")
+    flags = parse(Flags, "python -m bench precision")
     terminal = Console(width=120)
 
     def say(text: str) -> None:

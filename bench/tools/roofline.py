@@ -1,6 +1,6 @@
 """What a Mac would reach, predicted from the graph: FLOPs, bytes and launches against a chip's public peak figures.
 
-`python -m bench.roofline --chip m1-max --phase 1 --size base` predicts the tokens per second of a training step. Nobody
+`python -m bench roofline --chip m1-max --phase 1 --size base` predicts the tokens per second of a training step. Nobody
 has measured them. A kernel takes the longer of its arithmetic and its memory traffic, a launch a fixed time:
 
     seconds = sum over kernels of max(FLOPs / (peak * MATMUL), bytes / (bandwidth * TRAFFIC)) + launches * LAUNCH
@@ -183,7 +183,7 @@ def table(what: str, work: Work) -> Table:
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.roofline")
+    flags = parse(Flags, "python -m bench roofline")
     known = chips()
     if flags.chip not in (None, "all", *known):
         raise BadInput(f"chip '{flags.chip}' is unknown: expected all or one of {', '.join(known)}")

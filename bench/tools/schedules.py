@@ -1,6 +1,6 @@
 """The picture of every learning-rate schedule and of the batch warm-up, drawn from the classes that training uses.
 
-`python -m bench.schedules` writes docs/schedules.png.
+`python -m bench schedules` writes docs/schedules.png.
 """
 
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def draw(path: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.schedules")
+    flags = parse(Flags, "python -m bench schedules")
     draw(flags.out)
     print(f"drawn: {flags.out}")
 

@@ -1,6 +1,6 @@
 """Tokens per second of a training step, ours against PyTorch's, measured interleaved in one run.
 
-`python -m bench.step --size base --batch-size 32 --seq-len 64 --rounds 8 --out FILE.json`. Contestants:
+`python -m bench step --size base --batch-size 32 --seq-len 64 --rounds 8 --out FILE.json`. Contestants:
 
     mlx              the real fit() with its curve and console; a round is the next so many of its Step events
     torch            the reference of the phase, with the allocator settings that ours makes for itself
@@ -28,7 +28,7 @@ from bench.workers.ours import make_recipe
 from bench.workers.rounds import Child, Ratio, Worker
 from bench.workers.training import BATCHES, WARM_UP, Task
 from mlx_transformer.backend.runtime import use_device
-from mlx_transformer.nn.config import SIZES
+from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Number, Size, Text, WholeNumber, parse
 from mlx_transformer.run.saved import find_phase
 from mlx_transformer.utils.errors import RunFailed, exit_cleanly
@@ -68,7 +68,7 @@ def read_task(flags: Flags) -> Task:
     """Raises BadInput for a phase or numbers that cannot be."""
     device = flags.device or "auto"
     use_device(device)
-    phase, size = flags.phase or 1, training.read_size(flags.size)
+    phase, size = flags.phase or 1, choose_size(flags.size)
     numbers = {**SIZES[size], "dropout": flags.dropout or 0.0}
     numbers |= {"seq_len": flags.seq_len} if flags.seq_len else {}
     config = find_phase(phase).Config(**numbers)
@@ -174,7 +174,7 @@ def show(log: dict[str, Any]) -> Table:
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.step")
+    flags = parse(Flags, "python -m bench step")
     against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
     task = read_task(flags)
     if any(name.startswith("torch") for name in against):

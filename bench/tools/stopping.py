@@ -1,6 +1,6 @@
 """Early-stopping rules compared on finished runs: when each would have stopped, and what waiting longer was worth.
 
-`python -m bench.stopping RUN ...` reads curve.jsonl. A rule changes nothing before it stops, so one long curve judges
+`python -m bench stopping RUN ...` reads curve.jsonl. A rule changes nothing before it stops, so one long curve judges
 them all; a run that stopped by a rule of its own tells nothing of those that would have waited longer.
 """
 
@@ -81,9 +81,9 @@ def show(run: Path, outcomes: Sequence[Outcome]) -> Table:
 
 def main() -> None:
     """The command line."""
-    flags = parse(Flags, "python -m bench.stopping")
+    flags = parse(Flags, "python -m bench stopping")
     if not flags.runs:
-        raise BadInput("expected: python -m bench.stopping RUN ...")
+        raise BadInput("expected: python -m bench stopping RUN ...")
     for run in flags.runs:
         curve = read(run)
         Console(width=120).print(show(run, [judge(rule, *curve) for rule in RULES]))

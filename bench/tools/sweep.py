@@ -1,10 +1,10 @@
 """Tokens per second and memory of a training step over batch size, sequence length and width.
 
-`python -m bench.sweep --phase 1 --size small` measures every setting in a process of its own: the forward pass alone,
+`python -m bench sweep --phase 1 --size small` measures every setting in a process of its own: the forward pass alone,
 forward and backward, and the whole step, in turn. A setting that needs more than --max-memory (predicted from its
 graph, said by the allocator, or ended by the system) counts as out of memory, and none that is larger is tried. It
 writes sweep.json and a heat map, sweep.png. One setting is measured minutes after another, so that small differences
-are the machine's: bench.step compares. MFU is the share of the machine's own matmul rate (float32, 2048 x 2048) by the
+are the machine's: bench step compares. MFU is the share of the machine's own matmul rate (float32, 2048 x 2048) by the
 formula of bench/passes.py.
 """
 
@@ -29,9 +29,9 @@ from bench.tools.roofline import FOR_THE_GPU
 from bench.workers import rounds
 from bench.workers.ours import make_recipe
 from bench.workers.passes import FULL, is_about_memory
-from bench.workers.training import check_tokens, read_size
+from bench.workers.training import check_tokens
 from mlx_transformer.backend.runtime import device_info, use_device
-from mlx_transformer.nn.config import SIZES
+from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
 from mlx_transformer.run.saved import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
@@ -88,7 +88,7 @@ class Grid:
         """Raises BadInput for a phase, a branch or numbers that cannot be."""
         device, phase = flags.device or "auto", flags.phase or 1
         use_device(device)
-        size = read_size(flags.size)
+        size = choose_size(flags.size)
         own = SIZES[size]
         rows = make_recipe(phase, size, None, own["seq_len"]).batch_size(own["seq_len"])
         memory = flags.max_memory * 1e9 if flags.max_memory else FOR_THE_GPU * device_info().memory_bytes
@@ -265,7 +265,7 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench.sweep")
+    flags = parse(Flags, "python -m bench sweep")
     grid = Grid.read(flags)
     folder = flags.out or Path("results/bench") / f"sweep_{time.strftime('%Y%m%d_%H%M%S')}"
     path, terminal = folder / LOG, Console(width=120)

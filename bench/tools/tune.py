@@ -1,6 +1,6 @@
 """The learning rate of a phase, found by one procedure and one budget for all phases.
 
-`python -m bench.tune --phase 2 --size small --data stories.txt` trains with five rates, a factor of two apart around
+`python -m bench tune --phase 2 --size small --data stories.txt` trains with five rates, a factor of two apart around
 the recipe's own, two seeds each, for 30 % of the size's bench budget. What counts is the median over the seeds of the
 best validation loss within the budget; a run that diverges counts as infinitely bad. While the best rate is the lowest
 or the highest one, the next on that side is tried, up to MOST_RATES in all. Finished runs are found again
@@ -21,10 +21,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.compare import BUDGETS
 from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute
+from bench.defaults import BUDGETS
 from bench.workers import rounds
 from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, TrainFlags, WholeNumber, parse
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 
@@ -174,8 +175,8 @@ class Task:
     @classmethod
     def read(cls, flags: Flags, say: Callable[[str], None]) -> "Task":
         """Raises BadInput for what cannot be trained."""
-        backend = use_device(flags.device or "auto").backend
-        size = flags.size if flags.size in BUDGETS else "small" if backend == "cpu" else "base"
+        use_device(flags.device or "auto")
+        size = choose_size(flags.size)
         recipe = flags.recipe or DEFAULT
         variant = Variant(phase=flags.phase or 1, branch=flags.branch, recipe=recipe)
         given = {name: getattr(flags, name) for name in ("data", "valid", "batch_size", "device")}
@@ -280,7 +281,7 @@ def logged_rates(path: Path, task: Task) -> list[float]:
 def main() -> None:
     """The command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench.tune")
+    flags = parse(Flags, "python -m bench tune")
     terminal = Console(width=120)
 
     def say(text: str) -> None:

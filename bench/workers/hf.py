@@ -1,4 +1,4 @@
-"""Hugging Face's side of bench.decode: `generate` of transformers as it is installed, driven by bench.child."""
+"""Hugging Face's side of bench decode: `generate` of transformers as it is installed, driven by bench.child."""
 
 from typing import Any
 

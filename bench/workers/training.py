@@ -10,7 +10,6 @@ import numpy as np
 
 from bench.workers import rounds
 from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Child, Worker, environment
-from mlx_transformer.backend.runtime import device_info
 from mlx_transformer.data.stream import Batches
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.model import Model
@@ -42,11 +41,6 @@ class Task:
     @property
     def step_tokens(self) -> int:
         return self.rows * self.config.seq_len
-
-
-def read_size(size: str | None) -> str:
-    """--size: where none is named, small on a CPU and base on a GPU."""
-    return ("small" if device_info().backend == "cpu" else "base") if size in (None, "auto") else size
 
 
 def check_tokens(rows: int, seq_len: int) -> None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from mlx_transformer.backend.runtime import device_info
 from mlx_transformer.utils.errors import BadInput
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"vocab_size": 4096, "d_model": 128, "n_layers": 4, "n_heads": 4, "d_ff": 512, "seq_len": 128},
     "base": {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 8, "d_ff": 1024, "seq_len": 128},
 }
+
+
+def choose_size(size: str | None) -> str:
+    """Return the size's name; None or "auto" is "small" on a CPU and "base" on a GPU."""
+    if size is None or size == "auto":
+        return "small" if device_info().backend == "cpu" else "base"
+    return size
 
 
 LARGEST = 2**31 - 1  # MLX counts the length of an axis in 32 bits

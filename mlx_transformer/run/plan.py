@@ -16,7 +16,7 @@ from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_toke
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.attention import Attention
-from mlx_transformer.nn.config import SIZES, Config
+from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import load_weights
 from mlx_transformer.run.flags import TrainFlags, parse, read_sampling, train_flags
@@ -109,8 +109,7 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
     use_device(settings.get("device", "auto"))
     module = find_phase(phase)
     kind = find_branch(module, settings.get("branch"))
-    size = settings.get("size", "auto")
-    size = ("small" if device_info().backend == "cpu" else "base") if size == "auto" else size
+    size = choose_size(settings.get("size"))
     source = model_folder(settings["init_from"]) if "init_from" in settings else None
     if source is not None and (own := {"vocab_size", "tokenizer"} & settings.keys()):
         raise BadInput(

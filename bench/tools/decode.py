@@ -28,9 +28,9 @@ from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Ratio, Worker, environmen
 from bench.workers.training import check_tokens
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.data.tokenizer import Imported
-from mlx_transformer.interop import export_model
 from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
+from mlx_transformer.run.commands.interop import export_model
 from mlx_transformer.run.flags import Device, File, Seed, Size, Text, WholeNumber, parse
 from mlx_transformer.run.saved import find_phase, save_model
 from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly

@@ -1,21 +1,17 @@
-"""Cached decoding, batched over prompts, and `python -m mlx_transformer.generate RUN`."""
+"""Cached decoding, batched over prompts."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.backend.streams import divided_blas, in_parts, streams
 from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.generate.ready import ready
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.cache import Cache
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
-from mlx_transformer.run.saved import load
 from mlx_transformer.utils.errors import BadInput
 
 GREEDY = Sampling(temperature=0.0)
@@ -220,73 +216,3 @@ def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cac
         return model.unembed(model.read(mx.array([list(prompt) for prompt in prompts]), cache)[:, -1]), cache
     read = [_read(model, [prompt]) for prompt in prompts]
     return mx.concatenate([logits for logits, _ in read]), Cache.merge([cache for _, cache in read])
-
-
-@dataclass
-class Flags:
-    """Write stories with a trained model; without --prompt, one line at a time from the keyboard."""
-
-    run: Argument
-    """a run folder, or its model/"""
-    prompt: Words = ()
-    """the first words of a story (repeatable)"""
-    max_tokens: WholeNumber = None
-    """pieces to write at most (default: as many as the context holds)"""
-    temperature: Number = None
-    """0 takes the likeliest piece each time (default: 0.8)"""
-    top_k: WholeNumber = None
-    """draw from the k likeliest pieces"""
-    top_p: Number = None
-    """draw from the likeliest pieces that together have this probability"""
-    min_p: Number = None
-    """draw from pieces of at least this share of the likeliest one's probability"""
-    seed: Seed = 0
-    """of the draw (default: 0)"""
-    device: Device = "auto"
-    """where to compute (default: auto)"""
-    stream: Switch = False
-    """show a story while it is written; prompts are then told one by one, each with a draw of its own"""
-
-
-def main() -> None:
-    """The command line."""
-    flags = parse(Flags, "python -m mlx_transformer.generate")
-    use_device(flags.device or "auto")
-    sampling, seed = read_sampling(flags), flags.seed or 0
-    model, tokenizer = load(flags.run)
-    if flags.prompt and not flags.stream:
-        stories = tell(model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=seed)
-        print("\n\n".join(story.text for story in stories))
-        return
-    refused = 0
-    for prompt in flags.prompt or _typed():
-        try:
-            _show(stream(model, tokenizer, prompt, flags.max_tokens, sampling, seed), prompt)
-        except BadInput as error:
-            if flags.prompt:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            refused += 1
-    if refused and not sys.stdin.isatty():  # who types has seen it and gone on
-        raise BadInput(f"{refused} of the lines told no story: see above")
-
-
-def _typed() -> Iterator[str]:
-    """Lines from the keyboard until its end; empty ones are passed over."""
-    if sys.stdin is None:
-        raise BadInput("there is nothing to read prompts from: give --prompt")
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        if line.strip():
-            yield line.rstrip("\r")
-
-
-def _show(story: Iterator[str], prompt: str) -> None:
-    first = next(story, "")  # a bad prompt is said before anything is shown
-    print(prompt + first, end="", flush=True)
-    for text in story:
-        print(text, end="", flush=True)
-    print("\n")

@@ -1,8 +1,8 @@
-"""Hugging Face in and out: `python -m mlx_transformer.interop import DIR RUN`, or `export RUN DIR`.
+"""Hugging Face folders to models and back.
 
-Only safetensors and JSON. An architecture is a `Format` in `formats.py`: two tables that are read both ways.
+Only safetensors and JSON are read. An architecture is a `Format` in `formats.py`: tables that serve both directions.
 """
 
-from mlx_transformer.interop.folders import export_model, import_model
+from mlx_transformer.interop.folders import ImportedModel, read_model, write_model
 
-__all__ = ["export_model", "import_model"]
+__all__ = ["ImportedModel", "read_model", "write_model"]

@@ -1,12 +1,9 @@
-"""Import and export: a folder of Hugging Face's to a run of ours and back."""
+"""Conversion between a Hugging Face folder and a model in memory."""
 
 import json
-import os
 import re
-import shlex
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +13,41 @@ from mlx_transformer.data.tokenizer import Tokenizer
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
 from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
 from mlx_transformer.interop.weights import Weights, to_ours, to_theirs
+from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import check_finite, save_arrays
-from mlx_transformer.run.saved import (
-    find_branch,
-    find_phase,
-    load,
-    model_folder,
-    read_config,
-    read_numbers,
-    save_model,
-)
-from mlx_transformer.utils.errors import BadInput, RunFailed
-from mlx_transformer.utils.files import atomic_write, check_place, usable, write_json
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import atomic_write, check_new, new_folder, write_json
 from mlx_transformer.utils.trees import by_path
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
-def export_model(run: Path, folder: Path) -> str:
-    """Write a run's model as Hugging Face's `from_pretrained` reads it; a sentence on who can load it.
+FindModel = Callable[[int, str | None], type[Model]]
 
-    Raises BadInput for a phase or a tokenizer without such a form, and if folder is not new or empty; RunFailed if the
-    disk refuses.
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model read from a Hugging Face folder."""
+
+    model: Model
+    tokenizer: Tokenizer
+    phase: int
+    branch: str | None  # of the phase
+    dropout: float  # of config.json, in training
+    notes: tuple[str, ...]  # sentences on what differs from the original in training or sampling
+
+
+def read_model(folder: Path, find_model: FindModel) -> ImportedModel:
+    """Read a folder that transformers' save_pretrained wrote: config, weights (as float32) and tokenizer.
+
+    find_model(phase, branch) gives the class of the model. Raises BadInput for an architecture that no phase holds and
+    for weights or a tokenizer that do not fit.
     """
-    _check_new(folder)
-    described = read_config(model_folder(run))
-    form = _form_of(described["phase"], described.get("branch"))
-    model, tokenizer = load(run)
-    config = form.write(described.get("branch"), model.config.to_dict())
-    if why := form.transformers(config):
-        raise BadInput(f"transformers cannot hold such a model: {why}")
-    config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    weights = to_theirs(form.weights, by_path(model.parameters()))
-    files = tokenizer_files(tokenizer, model.config.seq_len)
-    with _new_folder(folder) as temporary:
-        save_arrays(temporary / _WEIGHTS, weights)
-        for name, content in files.items():
-            atomic_write(temporary / name, content)
-        write_json(temporary / _CONFIG, config)
-    hindrance = form.mlx_lm(config)
-    also = f"mlx-lm cannot hold it: {hindrance}" if hindrance else "mlx-lm can hold it too"
-    return f"{form.architecture} in '{folder}', for transformers' AutoModelForCausalLM and AutoTokenizer; {also}"
-
-
-def import_model(folder: Path, run: Path) -> str:
-    """Write a run of ours with the model and the tokenizer of a folder of theirs; sentences on how to go on.
-
-    Raises BadInput for an architecture that no phase holds, for weights that do not fit, if run is not new or empty;
-    RunFailed if the disk refuses.
-    """
-    _check_new(run)
     theirs = _read_json(folder / _CONFIG)
     form = _find_form(theirs, folder)
     branch, numbers = form.read(theirs)
-    kind = find_branch(find_phase(form.phase), branch)
-    config = read_numbers(kind, {"phase": form.phase, "config": numbers}, folder)
+    kind = find_model(form.phase, branch)
+    config = kind.Config(**numbers)
     weights = form.clean(_read_weights(folder), branch)
     if config.n_layers > len(weights):  # before a billion layers are made
         raise BadInput(f"'{folder}' has {len(weights)} weights: too few for {config.n_layers} layers, as {_CONFIG} has")
@@ -82,14 +59,36 @@ def import_model(folder: Path, run: Path) -> str:
     tokenizer = read_tokenizer(folder, theirs.get("eos_token_id"))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise BadInput(
-            f"'{folder}' has a tokenizer of {tokenizer.vocab_size} pieces and a model of {model.config.vocab_size}: "
+            f"'{folder}' has a tokenizer of {tokenizer.vocab_size} tokens and a model of {model.config.vocab_size}: "
             "they do not belong together"
         )
-    with _new_folder(run) as temporary:
-        save_model(temporary / "model", model, tokenizer, form.phase, branch)
-    command = f"python -m phases.phase{form.phase}" + (f" --branch {branch}" if branch else "")
-    goes_on = f"phase {form.phase} in '{run}'; train on with: {command} --init-from {shlex.quote(str(run))} --data TEXT"
-    return "\n".join([*_notes(form, theirs, branch, numbers, tokenizer), goes_on])
+    model.eval()
+    notes = tuple(_notes(form, theirs, branch, numbers, tokenizer))
+    return ImportedModel(model, tokenizer, form.phase, branch, numbers.get("dropout", 0.0), notes)
+
+
+def write_model(model: Model, tokenizer: Tokenizer, phase: int, branch: str | None, folder: Path) -> str:
+    """Write a folder for transformers' from_pretrained; return a sentence that says which libraries load it.
+
+    Raises BadInput for a phase or a tokenizer without such a form and if folder is not new or empty; RunFailed if it
+    cannot be written.
+    """
+    check_new(folder)
+    form = _form_of(phase, branch)
+    config = form.write(branch, model.config.to_dict())
+    if why := form.transformers(config):
+        raise BadInput(f"transformers cannot hold such a model: {why}")
+    config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    weights = to_theirs(form.weights, by_path(model.parameters()))
+    files = tokenizer_files(tokenizer, model.config.seq_len)
+    with new_folder(folder) as temporary:
+        save_arrays(temporary / _WEIGHTS, weights)
+        for name, content in files.items():
+            atomic_write(temporary / name, content)
+        write_json(temporary / _CONFIG, config)
+    hindrance = form.mlx_lm(config)
+    also = f"mlx-lm cannot hold it: {hindrance}" if hindrance else "mlx-lm can hold it too"
+    return f"{form.architecture} in '{folder}', for transformers' AutoModelForCausalLM and AutoTokenizer; {also}"
 
 
 def _form_of(phase: int, branch: str | None) -> Format:
@@ -120,10 +119,7 @@ def _notes(form: Format, theirs: Numbers, branch: str | None, numbers: Numbers, 
     for what, key, own in (("begin", "bos", tokenizer.bos_id), ("end", "eos", tokenizer.eos_id)):
         pieces = theirs.get(f"{key}_token_id")
         if pieces is not None and own not in (pieces if isinstance(pieces, list) else [pieces]):
-            yield f"note: texts {what} with piece {pieces} there, and with {own}, the tokenizer's {what} of text, here"
-    dropout, own = numbers.get("dropout", 0.0), find_phase(form.phase).RECIPE.dropout
-    if dropout != own:
-        yield f"note: dropout is {dropout} there, and {own} in training here unless --dropout says otherwise"
+            yield f"note: texts {what} with token {pieces} there, and with {own}, the tokenizer's {what} of text, here"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -163,32 +159,3 @@ def _weight_files(folder: Path) -> list[Path]:
             "which save_pretrained of transformers writes"
         )
     return [folder / _WEIGHTS]
-
-
-def _check_new(folder: Path) -> None:
-    with usable(folder):
-        check_place(folder)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise BadInput(f"'{folder}' is not empty: expected a folder that is new or empty")
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes this one's place when all is written: it is whole or not there.
-
-    Where there is an empty folder, perhaps somebody's working directory, that stays and what is in it is moved there.
-    """
-    folder = folder.resolve()
-    temporary = folder.with_name(f".{os.getpid()}.tmp")  # no longer than a name may be
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.is_dir():
-            for part in temporary.iterdir():
-                part.rename(folder / part.name)
-        else:
-            temporary.rename(folder)
-    except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
-        raise RunFailed(f"could not write '{folder}' ({error}): free some space, or give another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The command line of `python -m mlx_transformer.run`."""
 
-from mlx_transformer.run.training import list_command
+from mlx_transformer.run.commands.runs import main
 from mlx_transformer.utils.errors import exit_cleanly
 
-exit_cleanly(list_command)
+exit_cleanly(main)

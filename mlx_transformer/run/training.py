@@ -1,4 +1,4 @@
-"""A run on disk: its folder, result.json, curve, report and pictures; `python -m mlx_transformer.run list`."""
+"""A run on disk: its folder, result.json, curve, report and pictures."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import json
 import math
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import rich.console
-from rich.table import Table
 
 from mlx_transformer.backend.runtime import device_info, versions
 from mlx_transformer.generate.decoding import tell, tell_freely
@@ -25,8 +21,8 @@ from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.console import Console
-from mlx_transformer.run.flags import Argument, TrainFlags, parse, train_flags
-from mlx_transformer.run.folder import RESULTS, check_folder, explained, new_folder, owned
+from mlx_transformer.run.flags import TrainFlags, parse, train_flags
+from mlx_transformer.run.folder import check_folder, explained, new_folder, owned
 from mlx_transformer.run.plan import SETTINGS, Plan, make_plan, read_settings
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.run.saved import find_phase, save_model
@@ -48,7 +44,6 @@ from mlx_transformer.utils.trees import by_path
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
 _SCHEMA_VERSION = 1
 _JUDGED_STORIES = 100
-_PIPE_WIDTH = 200  # characters of the table of runs where nobody's window is to be filled
 
 
 def main(phase: int) -> None:
@@ -337,69 +332,3 @@ def _description(phase: int) -> str:
     branches = f" Branches: {', '.join(sorted(module.BRANCHES))}." if module.BRANCHES else ""
     variants = f" Recipes: {', '.join(sorted(module.RECIPES))}." if module.RECIPES else ""
     return f"{title} Defaults for {' / '.join(SIZES)}: {defaults}.{branches}{variants}"
-
-
-@dataclass
-class ListFlags:
-    """Show past runs, newest first."""
-
-    folder: Argument = RESULTS.parent
-    """where runs were saved"""
-
-
-def list_runs(folder: Path) -> Table:
-    """Past runs in or below a folder as a table: phase, size, loss, tokens/s, size on disk, newest first."""
-    table = Table("run", "phase", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
-    found = [path.parent for path in folder.rglob(SETTINGS)]
-    for path in sorted(found, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
-        try:
-            row = _row(path)
-        except (BadInput, KeyError, TypeError, ValueError):
-            row = ["", "", "", "", "", "", "damaged"]
-        name = folder.name if path == folder else str(path.relative_to(folder))
-        table.add_row(name, *row, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
-    return table
-
-
-def _bytes(path: Path) -> int:
-    """Size of a file; 0 for a folder, and for a checkpoint that a running process has just dropped."""
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError:
-        return 0
-
-
-def _row(path: Path) -> list[str]:
-    settings = read_settings(path)
-    try:
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return [str(settings["phase"]), str(settings["flags"].get("size", "")), "", "", "", "", "unfinished"]
-
-    def shown(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
-
-    branch = f" {result['branch']}" if result["branch"] else ""
-    return [
-        f"{result['phase']}{branch}",
-        result["size"],
-        result["corpus"]["name"],
-        shown(result["best_valid_loss"], ".4f"),
-        shown(result["best_valid_bpb"], ".4f"),
-        shown(result["tokens_per_second"], ",.0f"),
-        result["stopped"],
-    ]
-
-
-def list_command() -> None:
-    command, *rest = sys.argv[1:] or [""]
-    if command not in ("list", "-h", "--help"):
-        raise BadInput("expected: python -m mlx_transformer.run list [FOLDER]")
-    args = rest if command == "list" else ["--help"]
-    flags = parse(ListFlags, "python -m mlx_transformer.run list", args=args)
-    if not flags.folder.is_dir():
-        raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
-    terminal = rich.console.Console()
-    if not terminal.is_terminal:
-        terminal.width = _PIPE_WIDTH
-    terminal.print(list_runs(flags.folder))

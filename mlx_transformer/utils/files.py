@@ -4,11 +4,12 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.errors import BadInput, RunFailed
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -70,3 +71,34 @@ def check_place(out: Path) -> None:
         raise BadInput(f"'{out}' cannot be made: '{parent}' is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise BadInput(f"'{out}' cannot be made: '{parent}' is not writable")
+
+
+def check_new(folder: Path) -> None:
+    """Raise BadInput unless folder is empty or can be created."""
+    with usable(folder):
+        check_place(folder)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise BadInput(f"'{folder}' is not empty: expected a folder that is new or empty")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces `folder` when all is written: it is complete or absent.
+
+    An existing empty folder, perhaps somebody's working directory, stays and receives the contents. Raises RunFailed if
+    something cannot be written.
+    """
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{os.getpid()}.tmp")  # short: folder's own name may be as long as names can be
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.is_dir():
+            for part in temporary.iterdir():
+                part.rename(folder / part.name)
+        else:
+            temporary.rename(folder)
+    except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
+        raise RunFailed(f"could not write '{folder}' ({error}): free some space, or give another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

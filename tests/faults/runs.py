@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from mlx_transformer.generate import decoding
 from mlx_transformer.run import training
+from mlx_transformer.run.commands import generate, runs
 from mlx_transformer.utils.errors import exit_cleanly
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,12 +64,12 @@ def train(*args) -> Outcome:
 
 def tell(*args) -> Outcome:
     """`python -m mlx_transformer.generate ARGS` in this process."""
-    return command(lambda: exit_cleanly(decoding.main), *args)
+    return command(lambda: exit_cleanly(generate.main), *args)
 
 
 def list_runs(*args) -> Outcome:
     """`python -m mlx_transformer.run ARGS` in this process."""
-    return command(lambda: exit_cleanly(training.list_command), *args)
+    return command(lambda: exit_cleanly(runs.main), *args)
 
 
 def spawn(*args, **options) -> subprocess.Popen:

@@ -10,9 +10,8 @@ import mlx.core as mx
 import pytest
 
 from bench.tools import baselines
-from mlx_transformer.generate import decoding
-from mlx_transformer.interop import __main__ as interop
 from mlx_transformer.run import training as run_module
+from mlx_transformer.run.commands import generate, interop, runs
 from mlx_transformer.utils.errors import exit_cleanly
 from phases import phase3
 from tests.faults.runs import TINY, assert_bad, command, result, train, weights, write_text
@@ -59,7 +58,7 @@ def test_weights_of_a_run_that_diverged(copied, text, tmp_path):
     arrays = mx.load(str(path))
     mx.save_safetensors(str(path), {**arrays, "head.weight": arrays["head.weight"] * mx.nan})
     said = ("not finite in 'head.weight'",)
-    assert_bad(command(lambda: exit_cleanly(decoding.main), copied, "--prompt", "a cat"), *said)
+    assert_bad(command(lambda: exit_cleanly(generate.main), copied, "--prompt", "a cat"), *said)
     assert_bad(train("--data", text, "--max-steps", 3, "--init-from", copied, "--out", tmp_path / "out"), *said)
 
 
@@ -102,8 +101,8 @@ def test_paths_that_are_no_text(refused, tmp_path, text):
 def test_paths_that_the_system_refuses(path, refused, tmp_path):
     refused("--init-from", path)
     for body, line in (
-        (decoding.main, [path]),
-        (run_module.list_command, ["list", path]),
+        (generate.main, [path]),
+        (runs.main, ["list", path]),
         (interop.main, ["import", path, tmp_path / "run"]),
         (interop.main, ["export", tmp_path, path]),
         (baselines.main, ["--data", path]),

@@ -351,13 +351,13 @@ def test_lines_from_the_keyboard(run, monkeypatch):
     assert said.out == "\n".join(alone) + "\n"
     refused, sum_of_it = said.err.splitlines()
     assert refused.startswith("error: prompt 'dog dog")
-    assert sum_of_it == "error: 1 of the lines told no story: see above"
+    assert sum_of_it == "error: 1 of the lines could not be continued: see above"
 
 
 def test_no_stdin(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     said = runs.tell(run)
-    assert (said.code, said.err) == (2, "error: there is nothing to read prompts from: give --prompt\n")
+    assert (said.code, said.err) == (2, "error: there is no standard input to read prompts from: give --prompt\n")
 
 
 def test_a_line_that_is_no_text(run, monkeypatch):

@@ -13,11 +13,11 @@ from mlx_transformer import load
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.tokenizer import Imported, Word, train_tokenizer
 from mlx_transformer.generate.decoding import GREEDY, decode, tell
-from mlx_transformer.interop import __main__ as command_line
-from mlx_transformer.interop import export_model, folders, import_model
 from mlx_transformer.interop.formats import FORMATS, GPT2
 from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
 from mlx_transformer.run import training
+from mlx_transformer.run.commands import interop as command_line
+from mlx_transformer.run.commands.interop import export_model, import_model
 from mlx_transformer.run.saved import find_branch, find_phase, save_model
 from mlx_transformer.utils.errors import RunFailed, exit_cleanly
 from phases import phase1, phase3
@@ -251,11 +251,11 @@ def test_what_differs_in_training_is_said(tmp_path):
     assert said[:4] == [
         "note: embd_pdrop = 0.3 there is 0.2 here",
         "note: attn_pdrop = 0.1 there is 0.0 here",
-        "note: texts end with piece [5, 7] there, and with 0, the tokenizer's end of text, here",  # 5 is a plain piece
-        "note: dropout is 0.2 there, and 0.0 in training here unless --dropout says otherwise",
+        "note: texts end with token [5, 7] there, and with 0, the tokenizer's end of text, here",  # 5 is a plain piece
+        "note: dropout is 0.2 there, and 0.0 in training here without --dropout",
     ]
     train = "python -m phases.phase3 --branch tied --init-from"
-    assert said[4].startswith(f"phase 3 in '{tmp_path / 'run'}'; train on with: {train}")
+    assert said[4].startswith(f"phase 3 in '{tmp_path / 'run'}'; train it with: {train}")
     assert len(said) == 5
 
 
@@ -597,7 +597,7 @@ def test_a_tokenizer_that_does_not_belong_to_it(theirs):
     content = json.loads(path.read_text())
     content["model"]["vocab"]["one more"] = 257
     path.write_text(json.dumps(content))
-    refused(theirs, "a tokenizer of 258 pieces and a model of 257")
+    refused(theirs, "a tokenizer of 258 tokens and a model of 257")
     content["model"]["vocab"], content["added_tokens"] = {}, []
     path.write_text(json.dumps(content))
     refused(theirs, "this tokenizer.json has no pieces")
@@ -648,7 +648,7 @@ def test_a_full_disk_leaves_nothing(theirs, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders, "save_model", full)
+    monkeypatch.setattr(command_line, "save_model", full)
     with pytest.raises(RunFailed, match="No space left on device"):
         import_model(theirs, tmp_path / "run")
     assert not (tmp_path / "run").exists()

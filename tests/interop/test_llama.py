@@ -9,8 +9,8 @@ from mlx.utils import tree_map
 
 from mlx_transformer import load
 from mlx_transformer.generate.decoding import GREEDY, encode_prompt, tell
-from mlx_transformer.interop import export_model, import_model
 from mlx_transformer.run import training
+from mlx_transformer.run.commands.interop import export_model, import_model
 from mlx_transformer.run.saved import find_branch, save_model
 from phases import phase5
 from tests.faults.runs import assert_bad, command

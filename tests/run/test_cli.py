@@ -17,8 +17,8 @@ import jsonschema
 import mlx.core as mx
 import pytest
 
-from mlx_transformer.generate import decoding
 from mlx_transformer.run import training as run_module
+from mlx_transformer.run.commands import generate
 from mlx_transformer.run.flags import TrainFlags, _meaning
 from mlx_transformer.run.saved import find_phase
 from mlx_transformer.utils.errors import exit_cleanly
@@ -206,7 +206,7 @@ def test_output_that_finds_no_room(finished, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["generate", str(finished), "--prompt", "a", "--max-tokens", "2"])
     said = io.StringIO()
     with open("/dev/full", "w") as full, redirect_stdout(full), redirect_stderr(said), pytest.raises(SystemExit) as end:
-        exit_cleanly(decoding.main)
+        exit_cleanly(generate.main)
     assert (end.value.code, said.getvalue().count("\n")) == (1, 1)
     assert said.getvalue().startswith("error: no space is left")
 
@@ -223,7 +223,7 @@ def test_a_terminal_that_cannot_show_a_character(finished, monkeypatch):
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "argv", ["generate", str(finished), "--prompt", "né🙂", "--max-tokens", "2"])
     with redirect_stdout(screen), pytest.raises(SystemExit) as end:
-        exit_cleanly(decoding.main)
+        exit_cleanly(generate.main)
     screen.flush()
     assert end.value.code == 0
     assert screen.buffer.getvalue().startswith(b"n??")

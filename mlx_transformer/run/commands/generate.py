@@ -1,0 +1,81 @@
+"""`python -m mlx_transformer.generate RUN`: text from a trained model."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.generate.decoding import stream, tell
+from mlx_transformer.run.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
+from mlx_transformer.run.saved import load
+from mlx_transformer.utils.errors import BadInput
+
+
+@dataclass
+class Flags:
+    """Generate text with a trained model; without --prompt, from one line at a time of standard input."""
+
+    run: Argument
+    """a run folder, or its model/"""
+    prompt: Words = ()
+    """text to continue (repeatable)"""
+    max_tokens: WholeNumber = None
+    """tokens to generate at most (default: up to the end of the context)"""
+    temperature: Number = None
+    """0 is greedy: the most probable token each time (default: 0.8)"""
+    top_k: WholeNumber = None
+    """sample from the k most probable tokens"""
+    top_p: Number = None
+    """sample from the smallest set of tokens with at least this probability in total"""
+    min_p: Number = None
+    """sample from tokens with at least this share of the most probable token's probability"""
+    seed: Seed = 0
+    """random seed of sampling (default: 0)"""
+    device: Device = "auto"
+    """device to compute on (default: auto)"""
+    stream: Switch = False
+    """print text while it is generated; prompts are then continued one by one, each with the same seed"""
+
+
+def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | None = None) -> None:
+    """Run the command line."""
+    flags = parse(Flags, prog, args=args)
+    use_device(flags.device or "auto")
+    sampling, seed = read_sampling(flags), flags.seed or 0
+    model, tokenizer = load(flags.run)
+    if flags.prompt and not flags.stream:
+        stories = tell(model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=seed)
+        print("\n\n".join(story.text for story in stories))
+        return
+    refused = 0
+    for prompt in flags.prompt or _lines():
+        try:
+            _print(stream(model, tokenizer, prompt, flags.max_tokens, sampling, seed), prompt)
+        except BadInput as error:
+            if flags.prompt:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            refused += 1
+    if refused and not sys.stdin.isatty():  # on a terminal the error has been seen already
+        raise BadInput(f"{refused} of the lines could not be continued: see above")
+
+
+def _lines() -> Iterator[str]:
+    """Yield the lines of standard input that are not empty."""
+    if sys.stdin is None:
+        raise BadInput("there is no standard input to read prompts from: give --prompt")
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.rstrip("\r")
+
+
+def _print(continuation: Iterator[str], prompt: str) -> None:
+    first = next(continuation, "")  # raises for a bad prompt before anything is printed
+    print(prompt + first, end="", flush=True)
+    for text in continuation:
+        print(text, end="", flush=True)
+    print("\n")

@@ -1,0 +1,85 @@
+"""`python -m mlx_transformer.run list [FOLDER]`: a table of past runs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich.console
+from rich.table import Table
+
+from mlx_transformer.run.commands import dispatch
+from mlx_transformer.run.flags import Argument, parse
+from mlx_transformer.run.folder import RESULTS
+from mlx_transformer.run.plan import SETTINGS, read_settings
+from mlx_transformer.utils.errors import BadInput
+
+COMMANDS = {"list": ("mlx_transformer.run.commands.runs:list_command", "show past runs, newest first")}
+_PIPE_WIDTH = 200  # characters of a row where the output is no terminal
+
+
+def main(prog: str = "python -m mlx_transformer.run", args: list[str] | None = None) -> None:
+    """Run the command line."""
+    dispatch(COMMANDS, prog, args)
+
+
+@dataclass
+class ListFlags:
+    """Show past runs, newest first."""
+
+    folder: Argument = RESULTS.parent
+    """folder that holds run folders, at any depth"""
+
+
+def list_command(prog: str, args: list[str]) -> None:
+    """Print `list_runs` of a folder."""
+    flags = parse(ListFlags, prog, args=args)
+    if not flags.folder.is_dir():
+        raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
+    terminal = rich.console.Console()
+    if not terminal.is_terminal:
+        terminal.width = _PIPE_WIDTH
+    terminal.print(list_runs(flags.folder))
+
+
+def list_runs(folder: Path) -> Table:
+    """Tabulate the runs in or below a folder: phase, size, loss, tokens/s, size on disk, newest first."""
+    table = Table("run", "phase", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
+    runs = [path.parent for path in folder.rglob(SETTINGS)]
+    for path in sorted(runs, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
+        try:
+            cells = _cells(path)
+        except (BadInput, KeyError, TypeError, ValueError):
+            cells = ["", "", "", "", "", "", "damaged"]
+        name = folder.name if path == folder else str(path.relative_to(folder))
+        table.add_row(name, *cells, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
+    return table
+
+
+def _bytes(path: Path) -> int:
+    """File size; 0 for a folder, and for a checkpoint that a training process deletes meanwhile."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
+
+
+def _cells(path: Path) -> list[str]:
+    settings = read_settings(path)
+    try:
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [str(settings["phase"]), str(settings["flags"].get("size", "")), "", "", "", "", "unfinished"]
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    branch = f" {result['branch']}" if result["branch"] else ""
+    return [
+        f"{result['phase']}{branch}",
+        result["size"],
+        result["corpus"]["name"],
+        shown(result["best_valid_loss"], ".4f"),
+        shown(result["best_valid_bpb"], ".4f"),
+        shown(result["tokens_per_second"], ",.0f"),
+        result["stopped"],
+    ]

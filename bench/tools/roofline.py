@@ -18,7 +18,8 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
-from bench.tools.graph import Graph, Kernel, kernels, on_metal, peak_bytes, trace, training_step
+from bench.tools.graph import Graph, on_metal, trace, training_step
+from bench.tools.kernels import Kernel, kernels, peak_bytes
 from bench.workers.training import check_tokens
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, parse

@@ -25,7 +25,8 @@ import mlx.core as mx
 from mlx import optimizers
 from mlx.utils import tree_map
 
-from bench.tools.graph import on_metal, peak_bytes, trace, training_step
+from bench.tools.graph import on_metal, trace, training_step
+from bench.tools.kernels import peak_bytes
 from bench.workers.ours import make_recipe
 from bench.workers.training import text_like
 from mlx_transformer.backend.runtime import device_info, use_device

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from bench.tools.graph import Array, kernels, labels, on_metal, peak_bytes, trace, training_step
+from bench.tools.graph import Array, labels, on_metal, trace, training_step
+from bench.tools.kernels import kernels, peak_bytes
 from mlx_transformer.nn.config import SIZES
 from phases import phase1
 from tests.ladder import kinds, tiny

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from bench.tools import roofline
-from bench.tools.graph import Kernel
+from bench.tools.kernels import Kernel
 from bench.tools.roofline import Chip, Flags, Work, asked, chips, memory, one
 from mlx_transformer.utils.errors import BadInput
 

@@ -13,7 +13,8 @@ from matplotlib.text import Text
 from mlx.utils import tree_flatten
 
 from bench.tools import heatmap, sweep
-from bench.tools.graph import kernels, on_metal, trace, training_step
+from bench.tools.graph import on_metal, trace, training_step
+from bench.tools.kernels import kernels
 from bench.workers import passes, rounds
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed

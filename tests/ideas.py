@@ -6,8 +6,9 @@ from mlx import nn
 from mlx_transformer.nn.attention import Attention, GroupedAttention, QKNorm
 from mlx_transformer.nn.block import Block, PreNormBlock
 from mlx_transformer.nn.cache import State
-from mlx_transformer.nn.init import keep
+from mlx_transformer.nn.config import Hyperparameters
 from mlx_transformer.nn.linear import Linear
+from mlx_transformer.nn.model import leaf
 from mlx_transformer.nn.position import RotaryPosition
 from mlx_transformer.nn.relative import TransformerXLAttention
 from mlx_transformer.nn.sparse import WindowAttention
@@ -44,14 +45,7 @@ class Recurrence(nn.Module):
         return mx.stack(out, axis=1)
 
 
-class Idea(phase1.Model):
-    """Phase 1 with an initial rule for the parameters that ideas bring."""
-
-    def init_weight(self, path, value, key):
-        return keep(value, key) if path.endswith(("decay", "_bias")) else super().init_weight(path, value, key)
-
-
-class Shared(Idea):
+class Shared(phase1.Model):
     """One block, run at every depth (Universal Transformer): stack() repeats it, each depth has its own cache."""
 
     def build(self, config):
@@ -62,7 +56,7 @@ class Shared(Idea):
         return self.blocks * self.config.n_layers
 
 
-class FurtherToken(Idea):
+class FurtherToken(phase1.Model):
     """Predicts the token after the next as well, through the ledger."""
 
     def build(self, config):
@@ -74,7 +68,7 @@ class FurtherToken(Idea):
         return super().objective(h, targets, ctx)
 
 
-class CombinedConfig(phase1.Config):
+class CombinedNumbers(Hyperparameters):
     n_kv_heads: int = 1
     window: int = 5
     rope_theta: float = 10_000.0
@@ -84,7 +78,7 @@ class Everything(WindowAttention, QKNorm, GroupedAttention):
     pass
 
 
-class SegmentsConfig(phase1.Config):
+class SegmentNumbers(Hyperparameters):
     segment_len: int = 5
 
 
@@ -92,17 +86,12 @@ class Segments(QKNorm, TransformerXLAttention):
     pass
 
 
-def variant(**slots):
-    """An Idea with these slots."""
-    return type("Idea_" + "_".join(slots), (Idea,), slots)
-
-
 IDEAS = {
-    "parallel": variant(Block=ParallelBlock),
-    "recurrence": variant(Mixer=Recurrence),
-    "hybrid": variant(Mixer=(Recurrence, Attention)),
+    "parallel": leaf(phase1.Model, Block=ParallelBlock),
+    "recurrence": leaf(phase1.Model, Mixer=Recurrence),
+    "hybrid": leaf(phase1.Model, Mixer=(Recurrence, Attention)),
     "shared": Shared,
     "further_token": FurtherToken,
-    "combined": variant(Config=CombinedConfig, Mixer=Everything, Position=RotaryPosition, Block=PreNormBlock),
-    "segments": variant(Config=SegmentsConfig, Mixer=Segments),
+    "combined": leaf(phase1.Model, CombinedNumbers, Mixer=Everything, Position=RotaryPosition, Block=PreNormBlock),
+    "segments": leaf(phase1.Model, SegmentNumbers, Mixer=Segments),
 }

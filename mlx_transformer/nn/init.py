@@ -1,10 +1,12 @@
 """How parameters start: one table, one rule for each path, one random key for each path."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable
 
 import mlx.core as mx
+from mlx import nn
 
 Rule = Callable[[mx.array, mx.array], mx.array]  # (what the part set, key) -> the parameter
 Rules = tuple[tuple[str, Rule], ...]  # (pattern of a path, rule)
@@ -80,14 +82,25 @@ def gpt2_rules(d_model: int, n_layers: int) -> Rules:
 
 
 def rule_for(path: str, rules: Rules = RULES) -> Rule:
-    """The one rule that matches a parameter's path, e.g. 'blocks.0.mixer.q_proj.weight'.
+    """Return the rule of a table that matches a parameter's path, e.g. 'blocks.0.mixer.q_proj.weight', or `keep`.
 
-    Raises ValueError if none does or several do: a forgotten parameter would not fail by itself, only train badly.
+    Raises ValueError if several rules match.
     """
     found = [rule for pattern, rule in rules if re.fullmatch(pattern, path)]
-    if len(found) != 1:
-        raise ValueError(f"parameter '{path}' matches {len(found)} rules, expected 1")
-    return found[0]
+    if len(found) > 1:
+        raise ValueError(f"parameter '{path}' matches {len(found)} rules, expected at most 1")
+    return found[0] if found else keep
+
+
+def part_rule(model: nn.Module, path: str) -> Rule:
+    """Return the rule in `init_rules`, a class attribute of the part that owns a parameter, or `keep`.
+
+    `init_rules` is a dict of Rules by the parameter's own name. Those of all base classes count.
+    """
+    *parents, name = path.split(".")
+    part = functools.reduce(lambda node, key: node[int(key) if isinstance(node, list) else key], parents, model)
+    tables = (vars(kind).get("init_rules", {}) for kind in type(part).__mro__)
+    return next((rules[name] for rules in tables if name in rules), keep)
 
 
 def path_key(seed: int, path: str) -> mx.array:

@@ -43,17 +43,20 @@ class Model(nn.Module):
     checkpoint: str = "none"  # or block; the trainer sets its Recipe's
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:
-        """Final: the parts are made in `build`; then `init_weight` draws each parameter.
+        """Build the parts, then initialize each parameter. Final: subclasses extend `build`.
 
-        Raises BadInput for numbers that a part cannot have, ValueError for a parameter without exactly one rule.
+        Raises BadInput for hyperparameters that a part does not accept, ValueError for a parameter that several
+        initialization rules match.
         """
         super().__init__()
         self.config = config
         self.build(config)
-        drawn = tree_map_with_path(
-            lambda path, value: self.init_weight(path, value, init.path_key(seed, path)), self.parameters()
-        )
-        self.update(drawn)
+
+        def draw(path: str, value: mx.array) -> mx.array:
+            key = init.path_key(seed, path)
+            return self.init_weight(path, init.part_rule(self, path)(value, key), key)
+
+        self.update(tree_map_with_path(draw, self.parameters()))
 
     # Factories: what the model is made of.
 
@@ -95,7 +98,10 @@ class Model(nn.Module):
         return self.config, self.make_mixer(i), self.make_ffn(i), self.make_norm
 
     def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
-        """The start of one parameter: value is what its part set, key is drawn from the seed and the path."""
+        """Return the initial value of one parameter: that of the phase's table if a rule matches, else `value`.
+
+        value: set by the part, or drawn by its `init_rules`. key: random key derived from the seed and the path.
+        """
         return init.rule_for(path)(value, key)
 
     def make_cache(self, batch: int) -> Cache:

@@ -1,14 +1,17 @@
 """The pieces that the ladder's proofs do not reach: numbers, Ctx, slots, recipes, schedules."""
 
 from dataclasses import FrozenInstanceError, replace
+from typing import ClassVar
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx import nn
 from mlx.utils import tree_flatten
 
+from mlx_transformer.nn import init
 from mlx_transformer.nn.config import SIZES, Config, Hyperparameters
 from mlx_transformer.nn.model import in_turn, leaf
 from mlx_transformer.nn.position import RotaryPosition, SinusoidalPosition
@@ -177,3 +180,36 @@ def test_equal_seeds_give_equal_weights_and_others_do_not():
     a, b, c = weights(1), weights(1), weights(2)
     assert all(mx.array_equal(a[path], b[path]) for path in a)
     assert not mx.array_equal(a["head.weight"], c["head.weight"])
+
+
+class Gain(nn.Module):
+    init_rules: ClassVar = {"gain": init.normal(2.0), "weight": init.zeros}
+
+    def __init__(self, config):
+        super().__init__()
+        self.gain, self.offset = mx.zeros((config.d_model,)), mx.full((3,), 7.0)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff)
+
+
+class ShiftedGain(Gain):
+    init_rules: ClassVar = {"offset": init.ones}
+
+
+@pytest.mark.parametrize("model", [phase1.Model, phase4.Model])
+def test_a_part_initializes_the_parameters_that_no_table_names(model):
+    def weights(ffn, seed=0):
+        return dict(tree_flatten(leaf(model, FFN=ffn)(model.Config(**SIZES["nano"]), seed).parameters()))
+
+    own, further, base = weights(Gain), weights(ShiftedGain), weights(model.FFN)
+    assert own["blocks.1.ffn.gain"].std().item() == pytest.approx(2, rel=0.3)
+    assert mx.array_equal(own["blocks.1.ffn.gain"], further["blocks.1.ffn.gain"])  # rules are inherited
+    assert not mx.array_equal(own["blocks.0.ffn.gain"], own["blocks.1.ffn.gain"])
+    assert not mx.array_equal(own["blocks.1.ffn.gain"], weights(Gain, 1)["blocks.1.ffn.gain"])
+    assert (own["blocks.0.ffn.offset"] == 7).all()  # as the part set it
+    assert (further["blocks.0.ffn.offset"] == 1).all()
+    assert mx.array_equal(own["blocks.0.ffn.up_proj.weight"], base["blocks.0.ffn.up_proj.weight"])  # by the table
+
+
+def test_a_parameter_that_two_rules_match_is_named():
+    with pytest.raises(ValueError, match=r"'blocks.0.o_proj.weight' matches 2 rules"):
+        init.rule_for("blocks.0.o_proj.weight", (*init.RULES, (r".*o_proj\.weight", init.zeros)))

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -190,9 +191,15 @@ def test_the_model_of_a_phase_subclasses_the_one_before(n):
     assert all(issubclass(kind, modules()[n].Model) for kind in modules()[n].BRANCHES.values())
 
 
-def test_a_parameter_without_a_rule_is_named():
-    with pytest.raises(ValueError, match=r"'blocks.0.mixer.secret' matches 0 rules"):
-        init.rule_for("blocks.0.mixer.secret")
+@pytest.mark.parametrize("n", PHASES)
+def test_every_parameter_of_the_ladder_has_one_rule_in_its_table(n, monkeypatch):
+    def one_rule(path, rules=init.RULES):
+        assert sum(re.fullmatch(pattern, path) is not None for pattern, _ in rules) == 1, path
+        return init.keep
+
+    monkeypatch.setattr(init, "rule_for", one_rule)
+    for kind in (modules()[n].Model, *modules()[n].BRANCHES.values()):
+        kind(kind.Config(**TINY))
 
 
 def test_a_parameter_in_no_group_or_two_is_named():

@@ -9,12 +9,23 @@ from mlx_transformer.backend import runtime as _runtime
 if TYPE_CHECKING:
     from mlx_transformer.run.saved import load as load
 
-__all__ = ["load"]
+__all__ = ["load", "main"]
 
 if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # of a command still importing, Ctrl-C leaves no traceback behind
 
 _runtime.prepare()  # before anything imports mlx.core: see runtime.py
+
+
+def main(name: str) -> None:
+    """Run the command line of the file that ends in `mt.main(__name__)`, if that file is the program.
+
+    Trains what the file defines: see run/ladder.py. Returns at once where the file is imported.
+    """
+    if name == "__main__":
+        from mlx_transformer.run import training
+
+        training.main(sys.modules[name])
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ is its decoder alone, without the encoder and without cross-attention. The decay
 
 from dataclasses import replace
 
+import mlx_transformer as mt
 from mlx_transformer.nn import config, model
 from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.block import PostNormBlock
@@ -58,7 +59,4 @@ RECIPE = Recipe(
 RECIPES: dict[str, Recipe] = {}
 BRANCHES: dict[str, type[Model]] = {}
 
-if __name__ == "__main__":
-    from mlx_transformer.run.training import main
-
-    main(1)
+mt.main(__name__)

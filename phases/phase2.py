@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+import mlx_transformer as mt
 from mlx_transformer.train.optim.average import EMA
 from mlx_transformer.train.optim.clip import AGC, ByValue, ZClip
 from mlx_transformer.train.optim.groups import Group, Matrices, Paths
@@ -134,7 +135,4 @@ RECIPES |= {f"with_{name}": _by([*CHOSEN, name]) for name in TECHNIQUES if name 
 RECIPES |= {f"without_{name}": _by(other for other in CHOSEN if other != name) for name in CHOSEN}
 BRANCHES: dict[str, type[Model]] = {}
 
-if __name__ == "__main__":
-    from mlx_transformer.run.training import main
-
-    main(2)
+mt.main(__name__)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 from mlx import nn
 
+import mlx_transformer as mt
 from mlx_transformer.nn import init
 from mlx_transformer.nn.attention import GroupedAttention
 from mlx_transformer.nn.block import PostNormBlock, PreNormBlock
@@ -143,7 +144,4 @@ BRANCHES: dict[str, type[Model]] = {
     "xavier": leaf(init_weight=phase2.Model.init_weight),
 }
 
-if __name__ == "__main__":
-    from mlx_transformer.run.training import main
-
-    main(3)
+mt.main(__name__)

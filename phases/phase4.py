@@ -6,6 +6,7 @@ The head stays untied, since tying it did not pay in phase 3 (RESULTS.md): `tied
 
 from dataclasses import replace
 
+import mlx_transformer as mt
 from mlx_transformer.nn.attention import FusedAttention
 from mlx_transformer.nn.head import TiedHead
 from mlx_transformer.nn.model import Slot
@@ -91,7 +92,4 @@ BRANCHES: dict[str, type[Model]] = {
     "switch": SwitchTransformer,  # Fedus et al. 2021, arXiv 2101.03961
 }
 
-if __name__ == "__main__":
-    from mlx_transformer.run.training import main
-
-    main(4)
+mt.main(__name__)

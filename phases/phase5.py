@@ -6,6 +6,7 @@ the ladder is longer than one. Each is Hugging Face's to the letter, with a head
 
 from dataclasses import replace
 
+import mlx_transformer as mt
 from mlx_transformer.nn import linear
 from mlx_transformer.nn.attention import FusedAttention, QKNorm
 from mlx_transformer.nn.feedforward import SwiGLU
@@ -126,7 +127,4 @@ BRANCHES: dict[str, type[Model]] = {
     "qwen3_tied": tied(Qwen3),
 }
 
-if __name__ == "__main__":
-    from mlx_transformer.run.training import main
-
-    main(5)
+mt.main(__name__)

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+import mlx_transformer as mt
 from mlx_transformer.nn import init
 from mlx_transformer.nn.block import MixedInputBlock
 from mlx_transformer.nn.feedforward import ReLUSquaredFeedForward
@@ -122,7 +123,4 @@ BRANCHES |= {f"alone_{name}": leaf(**LLAMA | alone) for name, (alone, _) in IDEA
 BRANCHES["alternate_values"] = leaf(Mixer=(phase5.Attention, Valued))  # tables in every other layer alone
 BRANCHES |= {f"{'without' if name in KEPT else 'with'}_{name}": leaf(**turned) for name, (_, turned) in IDEAS.items()}
 
-if __name__ == "__main__":
-    from mlx_transformer.run.training import main
-
-    main(6)
+mt.main(__name__)

@@ -24,7 +24,7 @@ from mlx_transformer.nn import config, model
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Size, Text, parse
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.optim.groups import assign
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.errors import BadInput, exit_cleanly

@@ -43,7 +43,7 @@ from mlx_transformer.run.flags import (
     WholeNumber,
     parse,
 )
-from mlx_transformer.run.saved import find_phase
+from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.training import described
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.utils.files import check_place, usable, write_json

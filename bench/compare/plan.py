@@ -33,8 +33,8 @@ from bench.workers.rounds import ALLOCATOR, ROOT, UNTOUCHED
 from mlx_transformer.backend.runtime import compiles, device_info, matmul_rate, versions
 from mlx_transformer.data.stream import Batches, validation_rows
 from mlx_transformer.run.flags import TrainFlags
+from mlx_transformer.run.ladder import Experiment, find_branch, find_phase
 from mlx_transformer.run.plan import Plan, make_plan
-from mlx_transformer.run.saved import find_branch, find_phase
 from mlx_transformer.run.training import described
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.trainer import default_eval_every
@@ -103,7 +103,7 @@ class Run:
         Raises BadInput where they cannot be followed. Prepares the text and the tokenizer.
         """
         recipe = None if variant.recipe == DEFAULT else variant.recipe
-        plan = make_plan(variant.phase, replace(flags, branch=variant.branch, recipe=recipe), say)
+        plan = make_plan(Experiment.of_phase(variant.phase), replace(flags, branch=variant.branch, recipe=recipe), say)
         return cls(variant=variant, plan=plan)
 
     def with_settings(self, **settings: int) -> "Run":

@@ -17,7 +17,7 @@ from bench.workers.ours import make_recipe
 from bench.workers.rounds import Worker
 from bench.workers.training import BATCHES, Task
 from mlx_transformer.nn.config import SIZES
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 
 PARITY_STEPS, PARITY_RATE, PARITY_SIZE = 200, 3e-4, "nano"
 _RATE = 1e-6  # the learning rate while steps are timed: none takes longer or shorter by it, and none diverges

@@ -32,7 +32,8 @@ from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands.interop import export_model
 from mlx_transformer.run.flags import Device, File, Seed, Size, Text, WholeNumber, parse
-from mlx_transformer.run.saved import find_phase, save_model
+from mlx_transformer.run.ladder import find_phase
+from mlx_transformer.run.saved import save_model
 from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
 
 AGAINST = ("torch", "torch-compile", "mlx-uncached", "transformers")

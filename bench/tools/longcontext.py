@@ -30,7 +30,7 @@ from mlx_transformer.backend.runtime import device_info, use_device
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Size, Text, WholeNumber, parse
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import atomic_write
 

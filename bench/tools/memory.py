@@ -26,7 +26,7 @@ from mlx_transformer.backend.streams import divided_blas
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.ops import fastmath, loss
 from mlx_transformer.run.flags import Device, Extent, File, Size, Text, WholeNumber, parse
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 

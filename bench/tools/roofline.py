@@ -23,7 +23,7 @@ from bench.tools.kernels import Kernel, kernels, peak_bytes
 from bench.workers.training import check_tokens
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, parse
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 
 # The one public training run on such a chip that is known to us is not of this code: a model of this shape, 7.4M

@@ -30,7 +30,7 @@ from bench.workers.training import BATCHES, WARM_UP, Task
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Number, Size, Text, WholeNumber, parse
-from mlx_transformer.run.saved import find_phase
+from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.utils.errors import RunFailed, exit_cleanly
 
 AGAINST = ("torch", "torch-compile", "torch-installed", "gemm", "plain")

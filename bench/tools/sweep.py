@@ -33,7 +33,7 @@ from bench.workers.training import check_tokens
 from mlx_transformer.backend.runtime import device_info, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import check_place, usable
 

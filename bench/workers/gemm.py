@@ -13,7 +13,7 @@ from bench.workers import ours
 from mlx_transformer.backend import streams
 from mlx_transformer.backend.runtime import use_device
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.recipe import Recipe
 
 Factor = tuple[tuple[int, ...], bool]  # its shape, and whether it is another array transposed

@@ -15,7 +15,7 @@ from mlx_transformer.backend.streams import streams
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.run.console import Console
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.run.training import Curve
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.trainer import Limits, RunOptions, Step, default_eval_every, fit

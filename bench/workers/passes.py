@@ -32,7 +32,7 @@ from bench.workers.training import text_like
 from mlx_transformer.backend.runtime import device_info, use_device
 from mlx_transformer.backend.streams import divided_blas, split
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.saved import find_branch, find_phase
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.optim.groups import UpdateRule
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -19,6 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.config import LARGEST
+from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.utils.errors import BadInput
 
 T = TypeVar("T")
@@ -245,11 +245,11 @@ class TrainFlags:
         }
 
 
-def train_flags(phase: ModuleType) -> type[TrainFlags]:
-    """TrainFlags with a flag for each further number in the Config of a phase or of one of its branches."""
+def train_flags(experiment: Experiment) -> type[TrainFlags]:
+    """TrainFlags with a flag for each further number in the Config of its model or of one of its branches."""
     numbers: dict[str, Any] = {}  # each field, by its name
     owners: dict[str, dict[tuple[str, Any], list[str]]] = {}  # name -> its meaning and default -> who has that
-    for branch, kind in (("", phase.Model), *phase.BRANCHES.items()):
+    for branch, kind in (("", experiment.model), *experiment.branches.items()):
         for field in fields(kind.Config):
             if field.name not in TrainFlags.__dataclass_fields__:
                 numbers[field.name] = field

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from mlx_transformer.run.flags import TrainFlags
+from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.plan import SETTINGS, read_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
@@ -76,12 +77,13 @@ def _is_finished(folder: Path) -> bool:
         return False
 
 
-def new_folder(phase: int, name: str, branch: str | None) -> Path:
-    """Where a run goes that was not told where to go; not there yet."""
-    name = "_".join(filter(None, (name, branch, time.strftime("%Y%m%d_%H%M%S"))))
-    folder, nth = RESULTS / f"phase_{phase}_{name}", 2
+def new_folder(experiment: Experiment, branch: str | None) -> Path:
+    """Return a folder below results/phases that does not exist yet, for a run without --out."""
+    place = f"phase_{experiment.phase}" if experiment.code is None else ""
+    name = "_".join(filter(None, (place, experiment.name, branch, time.strftime("%Y%m%d_%H%M%S"))))
+    folder, nth = RESULTS / name, 2
     while folder.exists():
-        folder, nth = RESULTS / f"phase_{phase}_{name}_{nth}", nth + 1
+        folder, nth = RESULTS / f"{name}_{nth}", nth + 1
     return folder
 
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mlx_transformer.backend.runtime import device_info, use_device
@@ -20,7 +19,8 @@ from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import load_weights
 from mlx_transformer.run.flags import TrainFlags, parse, read_sampling, train_flags
-from mlx_transformer.run.saved import find_branch, find_phase, model_folder, read_config
+from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.saved import model_folder, read_config
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput
@@ -44,8 +44,7 @@ PROMPTS = (
 class Plan:
     """One run, decided: what is trained, on what, how, and where it goes."""
 
-    phase: int
-    module: ModuleType
+    experiment: Experiment
     kind: type[Model]
     settings: dict[str, Any]  # the flags that decide the result, as settings.json holds them
     size: str
@@ -102,13 +101,12 @@ class Plan:
         return [p for p in PROMPTS if len(self.tokenizer.encode(p)) + 1 < self.config.seq_len]
 
 
-def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan:
+def make_plan(experiment: Experiment, flags: TrainFlags, say: Callable[[str], None]) -> Plan:
     """Decide a run. Raises BadInput, with nothing written but caches, where the flags cannot be followed."""
     given = flags.given()
-    settings = _resumed(phase, flags.resume, given) if flags.resume else given
+    settings = _resumed(experiment, flags.resume, given) if flags.resume else given
     use_device(settings.get("device", "auto"))
-    module = find_phase(phase)
-    kind = find_branch(module, settings.get("branch"))
+    kind = experiment.find_branch(settings.get("branch"))
     size = choose_size(settings.get("size"))
     source = model_folder(settings["init_from"]) if "init_from" in settings else None
     if source is not None and (own := {"vocab_size", "tokenizer"} & settings.keys()):
@@ -116,9 +114,9 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
             f"--{min(own).replace('_', '-')} and --init-from exclude each other: the tokenizer comes with the weights"
         )
     numbers = {**SIZES[size], **(_numbers_of(source, kind) if source else {})}
-    recipe, limits = _recipe(module, settings, size), _limits(settings)
+    recipe, limits = _recipe(experiment, settings, size), _limits(settings)
     numbers |= {} if recipe.dropout is None else {"dropout": recipe.dropout}
-    numbers |= own_numbers(module, kind, settings)
+    numbers |= own_numbers(experiment, kind, settings)
     asked_vocab = settings.get("vocab_size")
     config = kind.Config(**{**numbers, "vocab_size": asked_vocab or numbers["vocab_size"]})
     recipe.check_model(config)
@@ -132,8 +130,7 @@ def make_plan(phase: int, flags: TrainFlags, say: Callable[[str], None]) -> Plan
     else:
         tokenizer = load_tokenizer(source)
     plan = Plan(
-        phase=phase,
-        module=module,
+        experiment=experiment,
         kind=kind,
         settings=_decided(settings, size, corpus),
         size=size,
@@ -161,12 +158,8 @@ class _Attributes:
         return self._settings.get(name)
 
 
-def _recipe(module: ModuleType, settings: dict[str, Any], size: str) -> Recipe:
-    name = settings.get("recipe")
-    if name is not None and name not in module.RECIPES:
-        known = ", ".join(sorted(module.RECIPES)) or "none besides its own"
-        raise BadInput(f"recipe '{name}' is unknown in {module.__name__}: it has {known}")
-    recipe: Recipe = (module.RECIPE if name is None else module.RECIPES[name]).at(size)
+def _recipe(experiment: Experiment, settings: dict[str, Any], size: str) -> Recipe:
+    recipe = experiment.find_recipe(settings.get("recipe")).at(size)
     changed = {name: settings[name] for name in ("learning_rate", "dtype") if name in settings}
     return replace(recipe, **changed).check()
 
@@ -178,13 +171,13 @@ def _limits(settings: dict[str, Any]) -> Limits:
     return Limits(**given)
 
 
-def own_numbers(module: ModuleType, kind: type[Model], settings: dict[str, Any]) -> dict[str, Any]:
+def own_numbers(experiment: Experiment, kind: type[Model], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are numbers of a Config. Raises BadInput for one that only other branches have."""
     own = {field.name for field in fields(kind.Config)} - {"vocab_size"}
-    others = {field.name for branch in module.BRANCHES.values() for field in fields(branch.Config)} - {"vocab_size"}
+    others = {field.name for branch in experiment.branches.values() for field in fields(branch.Config)} - {"vocab_size"}
     if foreign := (others - own) & settings.keys():
         number = min(foreign)
-        whose = " or ".join(name for name, branch in module.BRANCHES.items() if hasattr(branch.Config, number))
+        whose = " or ".join(name for name, branch in experiment.branches.items() if hasattr(branch.Config, number))
         raise BadInput(f"--{number.replace('_', '-')} is a number of another model, --branch {whose}")
     return {name: settings[name] for name in own & settings.keys()}
 
@@ -224,12 +217,12 @@ def _decided(settings: dict[str, Any], size: str, corpus: Corpus) -> dict[str, A
     return {name: value for name, value in decided.items() if name not in ("resume", "out", "quiet")}
 
 
-def _resumed(phase: int, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _resumed(experiment: Experiment, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The stored settings of a run, with this command line's limits. Raises BadInput where the two disagree."""
     stored = read_settings(folder)
-    if stored["phase"] != phase:
-        raise BadInput(f"'{folder}' is a run of phase {stored['phase']}, not of phase {phase}")
-    settings = _read_again(train_flags(find_phase(phase)), stored["flags"], folder / SETTINGS)
+    if stored["phase"] != experiment.phase:
+        raise BadInput(f"'{folder}' is a run of phase {stored['phase']}, not of {experiment}")
+    settings = _read_again(train_flags(experiment), stored["flags"], folder / SETTINGS)
     if "out" in given:
         raise BadInput(
             f"--out {given['out']} and --resume {folder} exclude each other: a resumed run stays in its folder"

@@ -44,8 +44,10 @@ FIGURES = {  # of quality.py: label, what it says
 }
 
 
-def write_report(folder: Path, result: Record, curve: Sequence[Record], stories: Sequence[Record]) -> None:
-    """report.md: what was trained, how good it is, how to go on. Raises OSError if it cannot be written whole."""
+def write_report(
+    folder: Path, result: Record, curve: Sequence[Record], stories: Sequence[Record], command: str
+) -> None:
+    """Write report.md: what was trained, how good it is, how to resume it with `command --resume`. Raises OSError."""
     sections = [
         f"# {title(result)}",
         _what_was_done(result),
@@ -58,7 +60,7 @@ def write_report(folder: Path, result: Record, curve: Sequence[Record], stories:
         "## A story",
         f"{_quoted(stories[0])}\n\nMore in [stories.md](stories.md)." if stories else "None was written.",
         "## Going on",
-        _going_on(folder, result),
+        _going_on(folder, result, command),
     ]
     atomic_write(folder / "report.md", "\n\n".join(sections) + "\n")
 
@@ -221,14 +223,14 @@ def _remarks_on_stories(quality: Record) -> list[str]:
     return remarks
 
 
-def resume_command(phase: int, folder: Path) -> str:
-    """What goes on with a run, to be pasted into a shell."""
-    return f"python -m phases.phase{phase} --resume {shlex.quote(str(folder))}"
+def resume_command(command: str, folder: Path) -> str:
+    """The command line that resumes a run, quoted for a shell; command: the one that started it, without flags."""
+    return f"{command} --resume {shlex.quote(str(folder))}"
 
 
-def _going_on(folder: Path, result: Record) -> str:
+def _going_on(folder: Path, result: Record, command: str) -> str:
     place = shlex.quote(str(folder))
-    resume = resume_command(result["phase"], folder)
+    resume = resume_command(command, folder)
     twice = {
         "max_steps": 2 * result["steps"],
         "max_tokens": 2 * result["tokens"],

@@ -1,21 +1,16 @@
 """A trained model on disk: model/model.safetensors, config.json and the tokenizer's files."""
 
-import importlib
-import importlib.util
 import json
-import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_weights, save_arrays
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import usable, write_json
 from mlx_transformer.utils.trees import by_path
-
-_PHASES = tuple(range(1, 7))
 
 
 def load(run: str | Path) -> tuple[Model, Tokenizer]:
@@ -44,7 +39,7 @@ def load(run: str | Path) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
-def save_model(folder: Path, model: Model, tokenizer: Tokenizer, phase: int, branch: str | None) -> None:
+def save_model(folder: Path, model: Model, tokenizer: Tokenizer, phase: int | None, branch: str | None) -> None:
     """Write weights, numbers and tokenizer; the same model gives the same bytes. Raises OSError if the disk refuses."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors"
@@ -81,29 +76,3 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
         return kind.Config(**described["config"])
     except TypeError as error:
         raise BadInput(f"'{folder / 'config.json'}' does not fit phase {described['phase']}: {error}") from error
-
-
-def find_phase(phase: object) -> ModuleType:
-    """phases.phase<1-6>, and no other module: a model folder from a stranger can name nothing else.
-
-    Raises BadInput for any other.
-    """
-    present = [n for n in _PHASES if importlib.util.find_spec(f"phases.phase{n}")]
-    if (
-        isinstance(phase, bool)
-        or not isinstance(phase, int)
-        or not re.fullmatch("[1-6]", str(phase))
-        or phase not in present
-    ):
-        raise BadInput(f"phase {phase!r} is unknown: present are {', '.join(map(str, present))}")
-    return importlib.import_module(f"phases.phase{phase}")
-
-
-def find_branch(module: ModuleType, branch: object) -> type[Model]:
-    """The trunk's Model, or a branch's. Raises BadInput that lists the known branches."""
-    if branch is None:
-        return module.Model
-    if not isinstance(branch, str) or branch not in module.BRANCHES:
-        known = ", ".join(sorted(module.BRANCHES)) or "none"
-        raise BadInput(f"branch '{branch}' is unknown in {module.__name__}: it has {known}")
-    return module.BRANCHES[branch]

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -23,9 +24,10 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.run.console import Console
 from mlx_transformer.run.flags import TrainFlags, parse, train_flags
 from mlx_transformer.run.folder import check_folder, explained, new_folder, owned
+from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.plan import SETTINGS, Plan, make_plan, read_settings
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
-from mlx_transformer.run.saved import find_phase, save_model
+from mlx_transformer.run.saved import save_model
 from mlx_transformer.train.trainer import (
     Eval,
     Event,
@@ -46,27 +48,30 @@ _SCHEMA_VERSION = 1
 _JUDGED_STORIES = 100
 
 
-def main(phase: int) -> None:
-    """The command line of a phase."""
+def main(module: ModuleType) -> None:
+    """Run the command line of a module that defines what is trained, `__main__` among them."""
 
     def command() -> None:
-        train(phase, parse(train_flags(find_phase(phase)), f"python -m phases.phase{phase}", _description(phase)))
+        experiment = Experiment.of_module(module)
+        train(experiment, parse(train_flags(experiment), experiment.command, _description(experiment)))
 
     exit_cleanly(command)
 
 
-def train(phase: int, flags: TrainFlags) -> Path:
+def train(experiment: Experiment, flags: TrainFlags) -> Path:
     """Train, evaluate, write stories, save everything; the run's folder.
 
     Raises BadInput with nothing written, RunFailed for a run that started and could not go on, Interrupted.
     """
     console = Console(quiet=flags.quiet)
     check_folder(flags)
-    plan = make_plan(phase, flags, console.say)
+    plan = make_plan(experiment, flags, console.say)
     model = plan.make_model()
-    folder = flags.resume or flags.out or new_folder(phase, plan.module.NAME, plan.settings.get("branch"))
-    with owned(folder, flags), explained(resume_command(phase, folder), folder):
-        write_json(folder / SETTINGS, {"phase": phase, "flags": plan.settings, **_identity(plan, folder, flags)})
+    folder = flags.resume or flags.out or new_folder(experiment, plan.settings.get("branch"))
+    with owned(folder, flags), explained(resume_command(experiment.command, folder), folder):
+        write_json(
+            folder / SETTINGS, {"phase": experiment.phase, "flags": plan.settings, **_identity(plan, folder, flags)}
+        )
         console.log_to(folder / "log.txt")
         _introduce(console, plan, model, folder)
         stop = threading.Event()
@@ -107,15 +112,15 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
         figures = quality(stories, plan.tokens.train, plan.tokenizer, _fables(plan, model))
         write_stories(folder, stories, figures)
-    save_model(folder / "model", model, plan.tokenizer, plan.phase, plan.settings.get("branch"))
+    save_model(folder / "model", model, plan.tokenizer, plan.experiment.phase, plan.settings.get("branch"))
     result = describe(plan, model, stopped, figures)
-    write_report(folder, result, curve.lines or [], stories)
+    write_report(folder, result, curve.lines or [], stories, plan.experiment.command)
     draw_loss(folder / "loss.png", result, curve.lines or [])
     write_json(folder / "result.json", result)
     if stopped.why == "diverged":
         raise RunFailed(stopped.message)
     if stopped.why == "interrupted":
-        raise Interrupted(f"saved; go on with: {resume_command(plan.phase, folder)}")
+        raise Interrupted(f"saved; go on with: {resume_command(plan.experiment.command, folder)}")
     _say_result(console, result, stories, folder)
 
 
@@ -139,7 +144,7 @@ def described(plan: Plan, model: Model) -> dict[str, Any]:
     floor = tokens.floor_bits
     return {
         "schema_version": _SCHEMA_VERSION,
-        "phase": plan.phase,
+        "phase": plan.experiment.phase,
         "branch": plan.settings.get("branch"),
         "recipe_name": plan.settings.get("recipe"),
         "seed": plan.seed,
@@ -315,20 +320,19 @@ def _say_result(console: Console, result: dict[str, Any], stories: list[dict[str
     console.say(f"all of it: {folder / 'report.md'}")
 
 
-def _description(phase: int) -> str:
-    """The phase's idea and its numbers by size, for --help."""
-    module = find_phase(phase)
-    title = (module.__doc__ or "").splitlines()[0]
+def _description(experiment: Experiment) -> str:
+    """The idea and its hyperparameters by size, for --help."""
+    title = (experiment.module.__doc__ or f"{experiment}.").splitlines()[0]
     table = {name: " / ".join(str(SIZES[size][name]) for size in SIZES) for name in SIZES["nano"]}
-    recipes = [module.RECIPE.at(size) for size in SIZES]
+    recipes = [experiment.recipe.at(size) for size in SIZES]
     table["batch_size"] = " / ".join(
         str(recipe.batch_tokens // SIZES[size]["seq_len"]) for recipe, size in zip(recipes, SIZES, strict=True)
     )
     table["learning_rate"] = " / ".join(f"{recipe.learning_rate:g}" for recipe in recipes)
     dropout = recipes[0].dropout
-    table["dropout"] = f"{module.Config().dropout if dropout is None else dropout:g}"
+    table["dropout"] = f"{experiment.model.Config().dropout if dropout is None else dropout:g}"
     table["dtype"] = recipes[0].dtype
     defaults = ", ".join(f"{name} {values}" for name, values in table.items())
-    branches = f" Branches: {', '.join(sorted(module.BRANCHES))}." if module.BRANCHES else ""
-    variants = f" Recipes: {', '.join(sorted(module.RECIPES))}." if module.RECIPES else ""
+    branches = f" Branches: {', '.join(sorted(experiment.branches))}." if experiment.branches else ""
+    variants = f" Recipes: {', '.join(sorted(experiment.recipes))}." if experiment.recipes else ""
     return f"{title} Defaults for {' / '.join(SIZES)}: {defaults}.{branches}{variants}"

@@ -15,6 +15,7 @@ from unittest import mock
 
 from mlx_transformer.run import training
 from mlx_transformer.run.commands import generate, runs
+from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.utils.errors import exit_cleanly
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,7 +60,7 @@ def command(body, *args) -> Outcome:
 
 def train(*args) -> Outcome:
     """`python -m phases.phase1 ARGS` in this process."""
-    return command(lambda: training.main(1), *args)
+    return command(lambda: training.main(find_phase(1)), *args)
 
 
 def tell(*args) -> Outcome:
@@ -149,6 +150,6 @@ if __name__ == "__main__":
     seen = _die_at(pattern, int(nth), next(args[i + 1] for i, flag in enumerate(args) if flag in ("--out", "--resume")))
     sys.argv[1:] = args
     try:
-        training.main(1)
+        training.main(find_phase(1))
     finally:
         print(seen[0], file=sys.stderr)

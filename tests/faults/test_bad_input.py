@@ -187,9 +187,9 @@ def test_numbers_out_of_range(flags, said, refused):
 
 
 WORDS = {
-    "branch": (["--branch", "rop"], "branch 'rop' is unknown in phases.phase1: it has"),
+    "branch": (["--branch", "rop"], "branch 'rop' is unknown in phase 1: it has"),
     "branch of two lines": (["--branch", "a\nb"], "is unknown"),
-    "recipe": (["--recipe", "nosuch"], "recipe 'nosuch' is unknown in phases.phase1: it has"),
+    "recipe": (["--recipe", "nosuch"], "recipe 'nosuch' is unknown in phase 1: it has"),
     "size": (["--size", "huge"], "nano, small, base, auto"),
     "dtype": (["--dtype", "int8"], "float32, float16, bfloat16"),
     "device": (["--device", "tpu"], "auto, gpu, cpu"),

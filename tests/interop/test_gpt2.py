@@ -18,7 +18,8 @@ from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
 from mlx_transformer.run import training
 from mlx_transformer.run.commands import interop as command_line
 from mlx_transformer.run.commands.interop import export_model, import_model
-from mlx_transformer.run.saved import find_branch, find_phase, save_model
+from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.saved import save_model
 from mlx_transformer.utils.errors import RunFailed, exit_cleanly
 from phases import phase1, phase3
 from tests.faults.runs import assert_bad, command
@@ -216,7 +217,7 @@ def test_training_goes_on_from_what_was_imported(text, tmp_path):
     line = ["--branch", "tied", "--data", text, "--seq-len", 24, "--batch-size", 2, "--dropout", 0, "--quiet"]
 
     def train(*args):
-        ended = command(lambda: training.main(3), *args, "--max-steps", 2)
+        ended = command(lambda: training.main(find_phase(3)), *args, "--max-steps", 2)
         assert (ended.code, ended.err) == (0, "")
 
     still, moved = tmp_path / "still", tmp_path / "moved"
@@ -225,7 +226,7 @@ def test_training_goes_on_from_what_was_imported(text, tmp_path):
     assert before.keys() == after.keys()
     assert all(mx.allclose(before[name], after[name], atol=1e-6).item() for name in before)
     train(*line, "--init-from", tmp_path / "run" / "model", "--learning-rate", 1e-3, "--out", moved)
-    ended = command(lambda: training.main(3), "--resume", moved, "--max-steps", 5, "--quiet")
+    ended = command(lambda: training.main(find_phase(3)), "--resume", moved, "--max-steps", 5, "--quiet")
     assert (ended.code, ended.err) == (0, "")
     result = json.loads((moved / "result.json").read_text())
     assert (result["steps"], result["tokenizer"]["kind"]) == (5, "hf")
@@ -239,7 +240,7 @@ def test_a_model_with_rows_to_spare_can_be_trained(text, tmp_path):
     import_model(tmp_path / "theirs", tmp_path / "run")
     line = ["--branch", "tied", "--data", text, "--batch-size", 2, "--max-steps", 1, "--quiet"]
     line += ["--init-from", tmp_path / "run", "--out", tmp_path / "on"]
-    assert command(lambda: training.main(3), *line).code == 0
+    assert command(lambda: training.main(find_phase(3)), *line).code == 0
     assert load(tmp_path / "on")[0].config.vocab_size == 311
 
 

@@ -11,7 +11,8 @@ from mlx_transformer import load
 from mlx_transformer.generate.decoding import GREEDY, encode_prompt, tell
 from mlx_transformer.run import training
 from mlx_transformer.run.commands.interop import export_model, import_model
-from mlx_transformer.run.saved import find_branch, save_model
+from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.saved import save_model
 from phases import phase5
 from tests.faults.runs import assert_bad, command
 from tests.interop.test_gpt2 import assert_same, byte_level, interop, weights
@@ -202,7 +203,7 @@ def test_training_goes_on_from_what_was_imported(kind, branch, window, text, tmp
     moved = tmp_path / "moved"
     line += ["--init-from", tmp_path / "run", "--learning-rate", 1e-3, "--out", moved]
     for args in ([*line, "--max-steps", 2], ["--resume", moved, "--max-steps", 4, "--quiet"]):
-        ended = command(lambda: training.main(5), *args)
+        ended = command(lambda: training.main(find_phase(5)), *args)
         assert (ended.code, ended.err) == (0, "")
     result = json.loads((moved / "result.json").read_text())
     own = {"head_dim": 10, "rope_factor": 8.0, "n_kv_heads": 2, "seq_len": 24, "max_len": LENGTH, **window}

@@ -11,7 +11,7 @@ from mlx import nn
 from mlx_transformer.backend.streams import divided_blas
 from mlx_transformer.generate.decoding import decode
 from mlx_transformer.nn.config import SIZES
-from mlx_transformer.run.saved import find_branch
+from mlx_transformer.run.ladder import find_branch
 from mlx_transformer.train.optim.groups import assign
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.trees import by_path

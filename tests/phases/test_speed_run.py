@@ -11,6 +11,7 @@ from mlx_transformer.backend.streams import divided_blas
 from mlx_transformer.nn.block import PreNormBlock
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run import training
+from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.train.optim.groups import assign
 from mlx_transformer.train.optim.muon import Muon
 from mlx_transformer.train.step import TrainingStep
@@ -219,7 +220,7 @@ def test_a_resumed_run_is_the_one_never_stopped(tmp_path):
     flags = [*TINY_RUN, "--data", text, "--eval-every", 2]
 
     def train(*args):
-        assert command(lambda: training.main(6), *args, "--quiet").code == 0
+        assert command(lambda: training.main(find_phase(6)), *args, "--quiet").code == 0
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(*flags, "--max-steps", 6, "--out", whole)

@@ -20,7 +20,7 @@ import pytest
 from mlx_transformer.run import training as run_module
 from mlx_transformer.run.commands import generate
 from mlx_transformer.run.flags import TrainFlags, _meaning
-from mlx_transformer.run.saved import find_phase
+from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.utils.errors import exit_cleanly
 from tests.faults.runs import ROOT, TINY, assert_bad, list_runs, result, spawn, train, weights, write_text
 

@@ -85,7 +85,7 @@ STORIES = [
 
 
 def report(folder, result, curve=(), stories=()):
-    write_report(folder, result, list(curve), list(stories))
+    write_report(folder, result, list(curve), list(stories), "python -m phases.phase1")
     return (folder / "report.md").read_text(encoding="utf-8")
 
 

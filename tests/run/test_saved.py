@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer import load
 from mlx_transformer.nn.weights import load_weights
-from mlx_transformer.run.saved import find_branch, find_phase, model_folder, save_model
+from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.saved import model_folder, save_model
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 from tests.faults import runs
@@ -100,7 +101,7 @@ def test_a_phase_that_is_none_of_ours(phase, copied, capsys):
 @pytest.mark.parametrize("branch", ["os", "../x", "__class__", 5, ["rope"], {"a": 1}, ""])
 def test_a_branch_that_is_none_of_ours(branch, copied):
     change(copied, branch=branch)
-    assert_bad(runs.tell(copied, "--prompt", "a"), "is unknown in phases.phase1: it has ")
+    assert_bad(runs.tell(copied, "--prompt", "a"), "is unknown in phase 1: it has ")
 
 
 WRONG_NUMBERS = {

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlx_transformer.run import plan, training
+from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.plan import Plan
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase2
@@ -25,7 +26,7 @@ def _no_pictures(monkeypatch):
 
 def train(*args):
     """`python -m phases.phase2 ARGS` in this process."""
-    return command(lambda: training.main(2), *args)
+    return command(lambda: training.main(find_phase(2)), *args)
 
 
 def test_the_recipe_decides_the_dropout_and_the_flag_over_it(tiny, tmp_path):

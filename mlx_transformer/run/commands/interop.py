@@ -8,7 +8,8 @@ from mlx_transformer.interop import read_model, write_model
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands import dispatch
 from mlx_transformer.run.flags import Argument, parse
-from mlx_transformer.run.saved import find_branch, find_phase, load, model_folder, read_config, save_model
+from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.saved import load, model_folder, read_config, save_model
 from mlx_transformer.utils.files import check_new, new_folder
 
 COMMANDS = {

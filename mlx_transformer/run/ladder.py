@@ -1,0 +1,222 @@
+"""What is trained: a phase of the ladder, found by its number, or somebody's own file of the same shape."""
+
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mlx_transformer.nn import config
+from mlx_transformer.nn.model import Model
+from mlx_transformer.run.own_code import ROOT, Code, code_of, load_code
+from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.utils.errors import BadInput
+
+PHASES = ROOT / "phases"  # beside the package mlx_transformer, in a checkout and in site-packages
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A model, its recipes and its branches under one name, as a module defines them.
+
+    phase: its number, for somebody's own file that of the phase it builds on, or None; code: None for the ladder's own.
+    """
+
+    module: ModuleType
+    phase: int | None
+    code: Code | None
+    name: str
+    command: str  # how a person starts it: "python -m phases.phase3", "python my_idea.py"
+    model: type[Model]
+    recipe: Recipe
+    recipes: dict[str, Recipe]
+    branches: dict[str, type[Model]]
+
+    @classmethod
+    def of_phase(cls, phase: object) -> "Experiment":
+        """A phase of the ladder by its number. Raises BadInput for an unknown one."""
+        return cls.of_module(find_phase(phase))
+
+    @classmethod
+    def of_file(cls, path: str | Path) -> "Experiment":
+        """Somebody's own file, or the file of a phase. Runs it. Raises BadInput where it defines nothing to train."""
+        path = Path(path)
+        if (number := _number_of(str(path))) is not None:
+            return cls.of_phase(number)
+        module, code = load_code(path)
+        return _own(module, code)
+
+    @classmethod
+    def of_module(cls, module: ModuleType) -> "Experiment":
+        """An imported module, or the program itself, `__main__`. Raises BadInput where it defines nothing to train."""
+        number = _number_of(getattr(module, "__file__", None))
+        if number is None:
+            return _own(module, code_of(module))
+        sys.modules.setdefault(f"phases.phase{number}", module)  # a phase that is the program is not imported again
+        return cls(
+            module=module,
+            phase=number,
+            code=None,
+            name=module.NAME,
+            command=f"python -m phases.phase{number}",
+            model=module.Model,
+            recipe=module.RECIPE,
+            recipes=module.RECIPES,
+            branches=module.BRANCHES,
+        )
+
+    def __str__(self) -> str:
+        return f"phase {self.phase}" if self.code is None else self.code.path.name
+
+    def find_branch(self, branch: object) -> type[Model]:
+        """Return its model, or the model of a branch. Raises BadInput for an unknown one."""
+        if branch is None:
+            return self.model
+        if not isinstance(branch, str) or branch not in self.branches:
+            raise BadInput(f"branch '{branch}' is unknown in {self}: it has {_listed(self.branches)}")
+        return self.branches[branch]
+
+    def find_recipe(self, name: str | None) -> Recipe:
+        """Return its recipe, a named one, or that of "FILE.py:NAME" (runs the file). Raises BadInput if unknown."""
+        if name is None:
+            return self.recipe
+        if name in self.recipes:
+            return self.recipes[name]
+        if (named := split_recipe(name)) is not None:
+            return recipe_of(load_code(named[0])[0], named[1])
+        if self.code is not None:
+            return recipe_of(self.module, name)
+        known = ", ".join(sorted(self.recipes)) or "none besides its own"
+        raise BadInput(f"recipe '{name}' is unknown in {self}: it has {known}")
+
+
+def find_phase(phase: object) -> ModuleType:
+    """The module phases.phase<n> of this project, whatever else is called phases where Python looks.
+
+    Raises BadInput for an unknown number, and where another package `phases` is imported already.
+    """
+    numbers = (_number_of(str(path)) for path in PHASES.glob("phase*.py"))
+    present = sorted(number for number in numbers if number is not None)
+    if isinstance(phase, bool) or not isinstance(phase, int) or phase not in present:
+        raise BadInput(f"phase {phase!r} is unknown: present are {', '.join(map(str, present))}")
+    _import_phases()
+    return importlib.import_module(f"phases.phase{phase}")
+
+
+def _import_phases() -> None:
+    """Import our package `phases` by its file. Raises BadInput where another one has its name."""
+    file = PHASES / "__init__.py"
+    if (other := sys.modules.get("phases")) is not None:
+        place = getattr(other, "__file__", None) or next(iter(getattr(other, "__path__", ["?"])))
+        if Path(place).resolve() != file:
+            raise BadInput(f"another module 'phases' is imported already, from '{place}': expected '{file}'")
+        return
+    spec = importlib.util.spec_from_file_location("phases", file, submodule_search_locations=[str(PHASES)])
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["phases"] = package
+    spec.loader.exec_module(package)
+
+
+def find_branch(module: ModuleType, branch: object) -> type[Model]:
+    """A phase's Model, or a branch's. Raises BadInput that lists the known branches."""
+    return Experiment.of_module(module).find_branch(branch)
+
+
+def split_recipe(text: str) -> tuple[Path, str] | None:
+    """ "ideas/mine.py:fast" -> the file and the name; None for a name alone."""
+    found = re.fullmatch(r"(.+\.py):(.+)", text, re.DOTALL)
+    return (Path(found[1]), found[2]) if found else None
+
+
+def recipe_of(module: ModuleType, name: str) -> Recipe:
+    """RECIPES[name] of a module, or its attribute of that name. Raises BadInput that lists those it has."""
+    recipes = getattr(module, "RECIPES", {})
+    found = recipes.get(name, getattr(module, name, None))
+    if not isinstance(found, Recipe):
+        known = {*recipes, *(key for key, value in vars(module).items() if isinstance(value, Recipe))}
+        raise BadInput(f"recipe '{name}' is unknown in '{module.__file__}': it has {_listed(known)}")
+    return found
+
+
+def _own(module: ModuleType, code: Code) -> Experiment:
+    """Complete somebody's own module by what it does not define itself, from the phase that it builds on."""
+    own = vars(module)
+    kind, numbers = own.get("Model"), own.get("Config")
+    for name, value, parent in (("Model", kind, Model), ("Config", numbers, config.Config)):
+        if value is not None and not (isinstance(value, type) and issubclass(value, parent)):
+            raise BadInput(f"{name} in '{code.path}' is {value!r}: expected a subclass of {parent.__module__}.{name}")
+    phase = _phase_below(module)
+    base = None if phase is None else find_phase(phase)
+    if kind is None:
+        if base is None:
+            raise BadInput(f"'{code.path}' has no Model: expected a class Model, or an import of a phase to build on")
+        kind = base.Model
+    if numbers is not None and not issubclass(kind.Config, numbers):
+        if kind.__module__ == module.__name__:
+            kind.Config = numbers  # its branches get them too
+        else:
+            kind = type("Model", (kind,), {"Config": numbers, "__module__": module.__name__, "__doc__": kind.__doc__})
+    inherits = base is not None and kind is base.Model
+    recipe = own.get("RECIPE", getattr(base, "RECIPE", None))
+    if not isinstance(recipe, Recipe):
+        raise BadInput(f"'{code.path}' has no RECIPE, and builds on no phase that has one: expected a Recipe")
+    return Experiment(
+        module=module,
+        phase=phase,
+        code=code,
+        name=own.get("NAME", code.path.stem),
+        command=f"python {shlex.quote(_shown(code.path))}",
+        model=kind,
+        recipe=recipe,
+        recipes={**getattr(base, "RECIPES", {}), **own.get("RECIPES", {})},
+        branches=own.get("BRANCHES", base.BRANCHES if base is not None and inherits else {}),
+    )
+
+
+def _phase_below(module: ModuleType) -> int | None:
+    """The number of the phase that a module's Model derives from, else of the newest phase that it imports."""
+    kind = vars(module).get("Model")
+    if isinstance(kind, type):
+        numbers = (_number_of_class(ancestor) for ancestor in kind.__mro__)
+        return next((number for number in numbers if number is not None), None)
+    return max(_imported_phases(module), default=None)
+
+
+def _imported_phases(module: ModuleType) -> Iterator[int]:
+    for value in vars(module).values():
+        kinds = value.__mro__ if isinstance(value, type) else ()
+        numbers = [_number_of(getattr(value, "__file__", None))] if isinstance(value, ModuleType) else []
+        for number in (*numbers, *map(_number_of_class, kinds)):
+            if number is not None:
+                yield number
+
+
+def _number_of_class(kind: type) -> int | None:
+    return _number_of(getattr(sys.modules.get(kind.__module__), "__file__", None))
+
+
+def _number_of(file: Any) -> int | None:
+    """The number of the phase that a file is, or None."""
+    if not isinstance(file, str):
+        return None
+    path = Path(file).resolve()
+    found = re.fullmatch(r"phase(\d+)\.py", path.name)
+    return int(found[1]) if found and path.parent == PHASES else None
+
+
+def _shown(path: Path) -> str:
+    """A path as a person in the working folder would write it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,125 @@
+"""Somebody's own Python files: loaded from a path, hashed, and copied into a run folder."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[2]  # the checkout, or site-packages
+_OURS = ("mlx_transformer", "phases", "bench")
+
+
+@dataclass(frozen=True)
+class Code:
+    """A Python file and the files beside it that it imports; files: path relative to its folder -> content."""
+
+    path: Path
+    files: dict[str, bytes]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all files and their names."""
+        return hashlib.sha256(json.dumps(self._hashes(), sort_keys=True).encode()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What config.json, settings.json and result.json say of it: {"file", "sha256", "files": {name: sha256}}."""
+        return {"file": self.path.name, "sha256": self.sha256, "files": self._hashes()}
+
+    def keep(self, folder: Path) -> None:
+        """Copy the files into a folder."""
+        for name, content in self.files.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(target, content)
+
+    def _hashes(self) -> dict[str, str]:
+        return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(self.files.items())}
+
+
+def code_of(module: ModuleType) -> Code:
+    """Collect the file of an imported module and the imported files below its folder.
+
+    Installed packages and this project's own are left out. Raises BadInput for a module that has no file.
+    """
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        raise BadInput("a model of your own is trained from a file: expected python my_idea.py")
+    path = Path(file).resolve()
+    return Code(path, {found.relative_to(path.parent).as_posix(): found.read_bytes() for found in _files(path)})
+
+
+def load_code(path: Path) -> tuple[ModuleType, Code]:
+    """Run a Python file under a module name of its own, so that two files of one name stay apart.
+
+    The files beside it can be imported while it runs. Raises BadInput if there is no such file or it cannot be run.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise BadInput(f"'{path}' does not exist: expected a Python file that defines a Model, a Config or a RECIPE")
+    name = f"own_code_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"'{path}' is no Python file: expected one whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    with _siblings_of(path.parent):
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BadInput:
+            raise
+        except Exception as error:
+            del sys.modules[name]
+            raise BadInput(f"'{path}' cannot be run: {type(error).__name__}: {error}") from error
+        return module, code_of(module)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself, and each imported one below its folder that is neither installed nor ours."""
+    installed = {Path(place).resolve() for place in (sys.prefix, sys.base_prefix)}
+    yield path
+    seen = {path}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is None or name.partition(".")[0] in _OURS or name.startswith("own_code_"):
+            continue
+        found = Path(file).resolve()
+        own = path.parent in found.parents and found not in seen and found.suffix == ".py"
+        if own and installed.isdisjoint(found.parents) and "site-packages" not in found.parts:
+            seen.add(found)
+            yield found
+
+
+@contextmanager
+def _siblings_of(folder: Path) -> Iterator[None]:
+    """Let the modules of a folder be imported for a while; afterwards they are forgotten, and others of their names
+    are back."""
+    names = {found.stem for found in folder.glob("*.py")} | {
+        found.parent.name for found in folder.glob("*/__init__.py")
+    }
+    names -= {*_OURS, *sys.stdlib_module_names}
+
+    def take() -> dict[str, ModuleType]:
+        found = [name for name in sys.modules if name.partition(".")[0] in names]
+        return {name: sys.modules.pop(name) for name in found if "site-packages" not in str(_file(sys.modules[name]))}
+
+    before = take()
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        take()
+        sys.modules.update(before)
+
+
+def _file(module: ModuleType) -> str | None:
+    return getattr(module, "__file__", None)

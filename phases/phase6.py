@@ -12,11 +12,11 @@ import mlx.core as mx
 
 import mlx_transformer as mt
 from mlx_transformer.nn import init
+from mlx_transformer.nn.attention import ValueEmbedding
 from mlx_transformer.nn.block import MixedInputBlock
 from mlx_transformer.nn.feedforward import ReLUSquaredFeedForward
 from mlx_transformer.nn.head import CappedHead
 from mlx_transformer.nn.model import Slot
-from mlx_transformer.nn.value import ValueEmbedding
 from mlx_transformer.train.optim.groups import AdamW, Group, Paths, Vectors
 from mlx_transformer.train.optim.muon import Muon
 from mlx_transformer.train.optim.schedules import WSD, BatchWarmup

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 
-if TYPE_CHECKING:
-    from mlx_transformer.nn.cache import Cache
-    from mlx_transformer.nn.position import Position
+from mlx_transformer.nn.cache import Cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +20,11 @@ class Ctx:
 
     tokens: mx.array  # (B, L) int32
     positions: mx.array  # (L,) or (B, L) int32: the place of each token in its own sequence
-    position: Position
+    position: nn.Module  # the model's Position, passed here so that its parameters are counted once
     layer: int = 0  # depth in the stack that runs, which is not the index of a shared block
     cache: Any = None  # the model's Cache; inside a block, this layer's own
     x0: mx.array | None = None  # (B, L, D): what embed gave
     memory: mx.array | None = None  # (B, S, D): an encoder's output
-    memory_mask: mx.array | None = None  # bool (B, S): True where memory is no padding
     mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): an extra limit on what may be seen
     auxiliary: list[tuple[str, mx.array, float]] = field(default_factory=list)
 
@@ -34,20 +32,6 @@ class Ctx:
         """The Ctx for one depth: its number and its own part of the cache."""
         cache: Cache | None = self.cache
         return replace(self, layer=layer, cache=None if cache is None else cache.layers[layer])
-
-    def take(self, pick: mx.array) -> Ctx:
-        """The Ctx for the picked tokens alone, pick (B, k) indices into L. Every per-token field is listed here."""
-
-        def rows(x: mx.array) -> mx.array:
-            return mx.take_along_axis(x, pick.reshape(*pick.shape, *[1] * (x.ndim - 2)), axis=1)
-
-        positions = mx.broadcast_to(self.positions, self.tokens.shape)
-        return replace(
-            self,
-            tokens=rows(self.tokens),
-            positions=rows(positions),
-            x0=None if self.x0 is None else rows(self.x0),
-        )
 
     def record(self, name: str, value: mx.array, weight: float = 0.0) -> None:
         """Note a scalar: logged under name and, times weight, added to the loss (an auxiliary loss has weight > 0)."""

@@ -52,23 +52,10 @@ class Experts(nn.Module):
         return self.down_proj(self.activate(x, owners), owners)
 
 
-class SwiGLUExperts(Experts):
-    """Mixtral's (Jiang et al. 2024, arXiv 2401.04088, sec. 2.1): each is a SwiGLU."""
-
-    activation = staticmethod(ops.silu)
-
-    def build(self, config: Any) -> None:
-        super().build(config)
-        self.gate_proj = StackedLinear(config.n_experts, config.d_model, config.d_ff)
-
-    def activate(self, x: mx.array, owners: mx.array | None) -> mx.array:
-        return self.activation(self.gate_proj(x, owners)) * self.up_proj(x, owners)
-
-
 class MixtureOfExperts(nn.Module):
     """Each token goes to experts_per_token of n_experts, weighted by the router: x (B, L, D) -> (B, L, D).
 
-    GLaM (Du et al. 2021, arXiv 2112.06905, sec. 3), with two experts per token; with `SwiGLUExperts` Mixtral's block.
+    GLaM (Du et al. 2021, arXiv 2112.06905, sec. 3), with two experts per token.
     In training an expert takes `capacity_factor` times its fair share of the choices, first choices before second ones,
     earlier rows before later ones, and what exceeds it is dropped, so that no shape depends on the choices (GShard:
     Lepikhin et al. 2020, arXiv 2006.16668, sec. 2.2). Evaluation drops nothing: there a token's logits do not depend on

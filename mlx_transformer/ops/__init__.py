@@ -1,6 +1,6 @@
 """The few functions a transformer spends its elementwise time in, each under one name on every device."""
 
-from mlx_transformer.ops.activations import gelu, gelu_tanh, relu, relu_squared, sigmoid, silu
+from mlx_transformer.ops.activations import gelu_tanh, relu, relu_squared, sigmoid, silu
 from mlx_transformer.ops.attention import attention, grouped_attention
 from mlx_transformer.ops.dropout import dropout
 from mlx_transformer.ops.gather import gather_matmul
@@ -13,7 +13,6 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "gather_matmul",
-    "gelu",
     "gelu_tanh",
     "grouped_attention",
     "layer_norm",

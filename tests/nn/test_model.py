@@ -110,17 +110,6 @@ def test_the_ledger_adds_weighted_values_and_reports_means():
     assert {name: value.item() for name, value in means.items()} == {"balance": 3.0, "seen": 7.0}
 
 
-def test_take_picks_the_same_tokens_of_every_per_token_field():
-    net, x = tiny(phase1.Model), tokens()
-    ctx = replace(net.context(x), x0=net.embed(net.context(x)))
-    pick = mx.array([[1, 4, 6], [0, 2, 16]])
-    taken = ctx.take(pick)
-    assert mx.array_equal(taken.positions, pick)
-    for row in range(2):
-        assert mx.array_equal(taken.tokens[row], x[row][pick[row]])
-        assert mx.array_equal(taken.x0[row], ctx.x0[row][pick[row]])
-
-
 @given(st.integers(0, 10**6), st.sampled_from([8, 31, 64]))
 def test_sinusoids_are_those_of_the_paper(position, d_model):
     encoding = SinusoidalPosition(Config()).encoding(mx.array([position]), d_model)

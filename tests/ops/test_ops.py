@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import erf, expit, log_softmax, logsumexp
+from scipy.special import expit, log_softmax
 from scipy.special import softmax as softmax64
 
 from mlx_transformer import ops
@@ -165,10 +165,6 @@ def test_softmax_is_computed_in_float32_and_keeps_the_dtype(dtype):
 # --- activations ----------------------------------------------------------------------------------------------------
 
 
-def normal_cdf(x):
-    return 0.5 * (1 + erf(x / math.sqrt(2)))
-
-
 def tanh_input(x):
     """Twice what stands inside the tanh: (1 + tanh(u)) / 2 = expit(2 u)."""
     return math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
@@ -181,10 +177,6 @@ def gelu_tanh_slope(x):
 
 ACTIVATIONS = {
     "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0) * 1.0),
-    "gelu": (
-        lambda x: x * normal_cdf(x),
-        lambda x: normal_cdf(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
-    ),
     "gelu_tanh": (lambda x: x * expit(tanh_input(x)), gelu_tanh_slope),
     "sigmoid": (expit, lambda x: expit(x) * expit(-x)),
     "silu": (lambda x: x * expit(x), lambda x: expit(x) * (1 + x * (1 - expit(x)))),
@@ -267,48 +259,45 @@ def test_norms_keep_the_dtype(dtype):
 OPTIONS = [
     {},
     {"label_smoothing": 0.1},
-    {"z_loss": 1e-2},
     {"softcap": 5.0},
-    {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 5.0},
+    {"label_smoothing": 0.1, "softcap": 5.0},
 ]
 
 
-def loss_reference(h, weight, y, w, bias=0.0, label_smoothing=0.0, z_loss=0.0, softcap=None):
-    """Losses of the rows, and the gradients of sum(w * losses), in float64."""
-    raw = h @ weight.T + bias
+def loss_reference(h, weight, y, w, label_smoothing=0.0, softcap=None):
+    """Losses of the tokens, and the gradients of sum(w * losses), in float64."""
+    raw = h @ weight.T
     logits = raw if softcap is None else softcap * np.tanh(raw / softcap)
-    lse = logsumexp(logits, axis=-1)
     onehot = np.eye(len(weight))[y]
     target = (1 - label_smoothing) * onehot + label_smoothing / len(weight)
-    losses = -(target * log_softmax(logits, axis=-1)).sum(-1) + z_loss * lse**2
-    d = softmax64(logits, axis=-1) * (1 + 2 * z_loss * lse)[..., None] - target
+    losses = -(target * log_softmax(logits, axis=-1)).sum(-1)
+    d = softmax64(logits, axis=-1) - target
     d = d * w[..., None] * (1 if softcap is None else 1 - np.tanh(raw / softcap) ** 2)
     flat = d.reshape(-1, len(weight))
-    return losses, d @ weight, flat.T @ h.reshape(-1, h.shape[-1]), flat.sum(0)
+    return losses, d @ weight, flat.T @ h.reshape(-1, h.shape[-1])
 
 
 def problem(seed, rows=(3, 7), d=8, v=67, scale=1.0):
     rng = np.random.default_rng(seed)
-    return array(seed, *rows, d, scale=scale), array(seed + 1, v, d), rng.integers(0, v, rows), array(seed + 2, v)
+    return array(seed, *rows, d, scale=scale), array(seed + 1, v, d), rng.integers(0, v, rows)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
-@pytest.mark.parametrize(("v", "biased"), [(67, False), (96, True)])
+@pytest.mark.parametrize("v", [67, 96])
 @given(seed=seeds, chunk=st.integers(1, 30))
 @settings(max_examples=4)
-def test_cross_entropy_and_its_gradient(options, v, biased, seed, chunk):
-    h, weight, y, bias = problem(seed, v=v)
+def test_cross_entropy_and_its_gradient(options, v, seed, chunk):
+    h, weight, y = problem(seed, v=v)
     w = np.random.default_rng(seed).random(y.shape).astype(np.float32).astype(np.float64)
-    losses, *gradients = loss_reference(h, weight, y, w, bias if biased else 0.0, **options)
-    primals = [h, weight, bias] if biased else [h, weight]
+    losses, *gradients = loss_reference(h, weight, y, w, **options)
+    primals = [h, weight]
     targets, options = mx.array(y), dict(options, chunk=chunk)
 
-    def each(h, weight, *bias):
-        return ops.cross_entropy(h, weight, targets, bias=bias[0] if bias else None, **options)
+    def each(h, weight):
+        return ops.cross_entropy(h, weight, targets, **options)
 
-    def mean(h, weight, *bias):
-        b = bias[0] if bias else None
-        return ops.mean_cross_entropy(h, weight, targets, mx.array(w, mx.float32), bias=b, **options)
+    def mean(h, weight):
+        return ops.mean_cross_entropy(h, weight, targets, mx.array(w, mx.float32), **options)
 
     for got, wanted in zip(vjp(each, primals, w), [losses, *gradients], strict=False):
         assert_close(got, wanted, 5e-6)
@@ -321,7 +310,7 @@ def test_cross_entropy_and_its_gradient(options, v, biased, seed, chunk):
 
 def test_mean_cross_entropy_compiled_in_a_whole_step(run):
     """Forward, gradient, clip and update in one function, as in the trainer, agree with float64."""
-    h, weight, y, _ = problem(0, rows=(40,), v=96)
+    h, weight, y = problem(0, rows=(40,), v=96)
     targets = mx.array(y)
 
     def step(h, weight):
@@ -330,7 +319,7 @@ def test_mean_cross_entropy_compiled_in_a_whole_step(run):
         return value, h - 0.1 * dh, weight - 0.1 * dweight, mx.sqrt(mx.sum(dh * dh) + mx.sum(dweight * dweight))
 
     got = run(step)(mx.array(h, mx.float32), mx.array(weight, mx.float32))
-    losses, dh, dweight, _ = loss_reference(h, weight, y, np.full(40, 1 / 40))
+    losses, dh, dweight = loss_reference(h, weight, y, np.full(40, 1 / 40))
     wanted = [losses.mean(), h - 0.1 * dh, weight - 0.1 * dweight, math.sqrt((dh**2).sum() + (dweight**2).sum())]
     for a, b in zip(got, wanted, strict=True):
         assert_close(np.array(a), np.array(b), 5e-6)
@@ -339,7 +328,7 @@ def test_mean_cross_entropy_compiled_in_a_whole_step(run):
 @given(seeds)
 @few
 def test_loss_gradient_by_finite_differences(seed):
-    h, weight, y, _ = problem(seed, rows=(6,), d=4, v=11)
+    h, weight, y = problem(seed, rows=(6,), d=4, v=11)
     f = lambda h: ops.mean_cross_entropy(h, mx.array(weight, mx.float32), mx.array(y), softcap=3.0)  # noqa: E731
     x, direction = mx.array(h, mx.float32), mx.array(array(seed + 9, 6, 4), mx.float32)
     difference = (f(x + 0.01 * direction) - f(x - 0.01 * direction)).item() / 0.02
@@ -348,9 +337,9 @@ def test_loss_gradient_by_finite_differences(seed):
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_logits_of_ten_thousand(chunk):
-    h, weight, y, _ = problem(0, rows=(10,), scale=3e3)
+    h, weight, y = problem(0, rows=(10,), scale=3e3)
     w = np.full(10, 0.1)
-    losses, dh, dweight, _ = loss_reference(h, weight, y, w)
+    losses, dh, dweight = loss_reference(h, weight, y, w)
     assert losses.max() > 1e4
     f = lambda h, weight: ops.mean_cross_entropy(h, weight, mx.array(y), chunk=chunk)  # noqa: E731
     loss, *gradients = vjp(f, [h, weight], np.ones(()))
@@ -370,7 +359,7 @@ def test_loss_and_gradient_of_nan_are_nan(softcap):
 
 
 def test_weights_choose_the_rows():
-    h, weight, y, _ = problem(0, rows=(4,))
+    h, weight, y = problem(0, rows=(4,))
     h, weight, y = mx.array(h, mx.float32), mx.array(weight, mx.float32), mx.array(y)
     some = ops.mean_cross_entropy(h, weight, y, mx.array([1.0, 0.0, 1.0, 0.0]))
     assert some.item() == pytest.approx(mx.mean(ops.cross_entropy(h, weight, y)[::2]).item(), rel=1e-6)
@@ -379,7 +368,7 @@ def test_weights_choose_the_rows():
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_half_precision_gradients_have_the_dtype_of_their_parameter(dtype):
-    h, weight, y, _ = problem(0, rows=(32,), v=96)
+    h, weight, y = problem(0, rows=(32,), v=96)
     w = np.full(32, 1 / 32)
     a, b, targets = mx.array(h, dtype), mx.array(weight, dtype), mx.array(y)
     loss, (dh, dweight) = mx.value_and_grad(lambda a, b: ops.mean_cross_entropy(a, b, targets, chunk=8), (0, 1))(a, b)
@@ -392,9 +381,9 @@ def test_half_precision_gradients_have_the_dtype_of_their_parameter(dtype):
 
 @pytest.mark.parametrize("f", [ops.cross_entropy, ops.mean_cross_entropy])
 def test_gradients_inside_a_checkpoint(f):
-    h, weight, y, _ = problem(0, rows=(6,))
+    h, weight, y = problem(0, rows=(6,))
     weight, y = mx.array(weight, mx.float32), mx.array(y)
-    loss = lambda h, weight: mx.mean(f(ops.gelu(ops.softmax(h)), weight, y, chunk=4))  # noqa: E731
+    loss = lambda h, weight: mx.mean(f(ops.gelu_tanh(ops.softmax(h)), weight, y, chunk=4))  # noqa: E731
     x = mx.array(h, mx.float32)
     for a, b in zip(both_gradients(mx.checkpoint(loss), x, weight), both_gradients(loss, x, weight), strict=True):
         assert_close(np.array(a), np.array(b), 1e-6)
@@ -404,7 +393,6 @@ SECOND_ORDER = {
     "cross_entropy": lambda h: mx.mean(ops.cross_entropy(h, mx.sin(mx.arange(28.0)).reshape(7, 4), mx.arange(4))),
     "mean_cross_entropy": lambda h: ops.mean_cross_entropy(h, mx.sin(mx.arange(28.0)).reshape(7, 4), mx.arange(4)),
     "softmax": lambda h: mx.sum(ops.softmax(h) ** 2),
-    "gelu": lambda h: mx.sum(ops.gelu(h)),
     "gelu_tanh": lambda h: mx.sum(ops.gelu_tanh(h)),
     "sigmoid": lambda h: mx.sum(ops.sigmoid(h)),
     "silu": lambda h: mx.sum(ops.silu(h)),

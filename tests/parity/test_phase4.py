@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlx_transformer.nn.moe import MixtureOfExperts, SwiGLUExperts
+from mlx_transformer import ops
+from mlx_transformer.nn.moe import Experts, MixtureOfExperts, StackedLinear
 from phases import phase4
 from tests.ladder import TINY, tiny, tokens
 
@@ -18,6 +19,19 @@ from transformers.models.mixtral.modeling_mixtral import (  # noqa: E402
 )
 
 D, F = TINY["d_model"], TINY["d_ff"]
+
+
+class SwiGLUExperts(Experts):
+    """Mixtral's (Jiang et al. 2024, arXiv 2401.04088, sec. 2.1): each is a SwiGLU."""
+
+    activation = staticmethod(ops.silu)
+
+    def build(self, config):
+        super().build(config)
+        self.gate_proj = StackedLinear(config.n_experts, config.d_model, config.d_ff)
+
+    def activate(self, x, owners):
+        return self.activation(self.gate_proj(x, owners)) * self.up_proj(x, owners)
 
 
 class Ours(MixtureOfExperts):

@@ -4,7 +4,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from mlx_transformer.backend import runtime as _runtime
+from mlx_transformer.backend import prepare as _prepare
 
 if TYPE_CHECKING:
     from mlx_transformer.run.saved import load as load
@@ -14,7 +14,7 @@ __all__ = ["load", "main"]
 if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # of a command still importing, Ctrl-C leaves no traceback behind
 
-_runtime.prepare()  # before anything imports mlx.core: see runtime.py
+_prepare()  # before anything imports mlx.core: see backend/runtime.py
 
 
 def main(name: str) -> None:

@@ -18,7 +18,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anything imports mlx.core
-from mlx_transformer.backend.runtime import prepare  # noqa: E402
+from mlx_transformer.backend import prepare  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 hypothesis.settings.register_profile("here", deadline=None)  # no test fails because a machine is busy

@@ -46,6 +46,8 @@ def test_a_module_imports_from_its_own_package_or_from_below(path):
     for dotted in imported(path):
         if dotted.split(".")[0] in ("mlx_transformer", "phases", "bench") and dotted != "mlx_transformer":
             assert RANK[place(dotted)] <= own, f"{path} imports {dotted}, which stands above it"
+        if dotted.startswith("mlx_transformer.backend."):
+            assert "backend" in path.parts, f"{path} imports a part of the backend: see backend/__init__.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

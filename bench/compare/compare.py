@@ -27,7 +27,7 @@ from bench.compare.plan import BACKENDS, DEFAULT, Finished, Run, Variant
 from bench.compare.record import Comparison, Record
 from bench.defaults import BUDGETS, SEEDS
 from bench.workers import rounds
-from mlx_transformer.backend.runtime import device_info, use_device
+from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import (
     Device,

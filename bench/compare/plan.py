@@ -30,7 +30,7 @@ import numpy as np
 
 from bench.workers import rounds
 from bench.workers.rounds import ALLOCATOR, ROOT, UNTOUCHED
-from mlx_transformer.backend.runtime import compiles, device_info, matmul_rate, versions
+from mlx_transformer.backend import compiles, device_info, matmul_gflops, versions
 from mlx_transformer.data.stream import Batches, validation_rows
 from mlx_transformer.run.flags import TrainFlags
 from mlx_transformer.run.ladder import Experiment, find_branch, find_phase
@@ -433,4 +433,4 @@ def _known_paces(cache: Path) -> dict[tuple[int, str | None, str, str], float]:
 
 @functools.cache
 def _matmul_rate() -> float:
-    return matmul_rate(seconds=0.5)
+    return matmul_gflops(seconds=0.5)

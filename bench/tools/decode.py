@@ -26,7 +26,7 @@ from rich.table import Table
 from bench.workers import rounds
 from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Ratio, Worker, environment
 from bench.workers.training import check_tokens
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.data.tokenizer import Imported
 from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model

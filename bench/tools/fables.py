@@ -28,7 +28,7 @@ from bench.defaults import BUDGETS, SEEDS
 from bench.tools import floor
 from bench.tools.floor import MEASURES, SHARES
 from bench.workers import rounds
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, TrainFlags, WholeNumber, parse
 from mlx_transformer.run.plan import DEFAULT_SECONDS

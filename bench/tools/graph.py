@@ -23,7 +23,6 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlx_transformer.backend import streams
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
@@ -91,7 +90,9 @@ def on_metal() -> Iterator[None]:
         for name, module in list(sys.modules.items()):
             if name.startswith(("mlx_transformer", "phases")) and hasattr(module, "on_linux_cpu"):
                 stack.enter_context(patch.object(module, "on_linux_cpu", lambda: False))
-        stack.enter_context(patch.object(streams, "streams", lambda: [mx.default_stream(mx.default_device())]))
+        stack.enter_context(
+            patch("mlx_transformer.backend.cpu_streams.streams", lambda: [mx.default_stream(mx.default_device())])
+        )
         yield
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from bench.compare.plan import RUNS, Run, Variant, end_as_by_ctrl_c, execute
 from bench.defaults import BUDGETS
 from bench.workers import rounds
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.data.stream import validation_rows
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.nn.model import Model

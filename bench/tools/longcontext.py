@@ -26,7 +26,7 @@ from bench.tools.roofline import FOR_THE_GPU
 from bench.workers import ours, rounds
 from bench.workers.passes import Passes, predict_bytes
 from bench.workers.rounds import Worker
-from mlx_transformer.backend.runtime import device_info, use_device
+from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Size, Text, WholeNumber, parse

@@ -19,7 +19,8 @@ from bench.compare.plan import Run, Variant, end_as_by_ctrl_c, execute
 from bench.tools.roofline import Flags as RooflineFlags
 from bench.tools.roofline import asked, chips
 from bench.workers import rounds
-from mlx_transformer.backend.runtime import device_info, matmul_rate, use_device
+from mlx_transformer.backend import device_info, use_device
+from mlx_transformer.backend import matmul_gflops as measure_matmul
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Device, File, Positive, Text, TrainFlags, parse
 from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
@@ -57,7 +58,7 @@ def predicted(chip: str, size: str) -> float | None:
 
 def matmul_gflops() -> float:
     """What this machine's matmul reaches: the best of four half seconds, so that a disturbance lowers it no more."""
-    return max(matmul_rate(0.5) for _ in range(4))
+    return max(measure_matmul(0.5) for _ in range(4))
 
 
 def train(size: str, seconds: float, device: str, folder: Path) -> dict[str, Any]:

@@ -21,8 +21,7 @@ from bench.compare.plan import DEFAULT
 from bench.workers import ours, rounds
 from bench.workers.rounds import Worker
 from bench.workers.training import check_tokens, text_like
-from mlx_transformer.backend.runtime import use_device
-from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.backend import divided_blas, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.ops import fastmath, loss
 from mlx_transformer.run.flags import Device, Extent, File, Size, Text, WholeNumber, parse

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute
 from bench.workers import rounds
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.run.flags import Device, File, Place, Size, Text, TrainFlags, WholeNumber, parse
 from mlx_transformer.train.recipe import DTYPES
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly

@@ -27,7 +27,7 @@ from bench.workers import rounds, training
 from bench.workers.ours import make_recipe
 from bench.workers.rounds import Child, Ratio, Worker
 from bench.workers.training import BATCHES, WARM_UP, Task
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Number, Size, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_phase

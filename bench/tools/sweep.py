@@ -30,7 +30,7 @@ from bench.workers import rounds
 from bench.workers.ours import make_recipe
 from bench.workers.passes import FULL, is_about_memory
 from bench.workers.training import check_tokens
-from mlx_transformer.backend.runtime import device_info, use_device
+from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase

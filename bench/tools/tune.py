@@ -24,7 +24,7 @@ from rich.table import Table
 from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute
 from bench.defaults import BUDGETS
 from bench.workers import rounds
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, TrainFlags, WholeNumber, parse
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly

@@ -10,8 +10,7 @@ import mlx.core as mx
 from bench.tools import graph
 from bench.tools.graph import Graph
 from bench.workers import ours
-from mlx_transformer.backend import streams
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import divided_blas, split, use_device
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.recipe import Recipe
@@ -61,7 +60,7 @@ class GemmRounds:
         rules = ours.make_recipe(phase, size, rows, config["seq_len"], recipe, learning_rate)
         made: dict[Any, mx.array] = {}
         self.work: list[tuple[mx.Stream, list[list[mx.array]]]] = []
-        for i, (stream, part, _) in enumerate(streams.split(mx.zeros((rows, 1)))):
+        for i, (stream, part, _) in enumerate(split(mx.zeros((rows, 1)))):
             with mx.stream(stream):
                 pairs = step_products(kind(kind.Config(**config)), rules, len(part))
                 self.work += [(stream, [[made.setdefault((i, f), _draw(*f)) for f in pair] for pair in pairs])]
@@ -72,7 +71,7 @@ class GemmRounds:
 
     def round(self, steps: int) -> dict[str, Any]:
         """So many steps' products."""
-        with streams.divided_blas():
+        with divided_blas():
             for _ in range(steps):
                 mx.eval([self._last(stream, factors) for stream, factors in self.work])
         return {"losses": []}

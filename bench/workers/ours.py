@@ -10,8 +10,7 @@ import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is i
 import mlx.core as mx
 import numpy as np
 
-from mlx_transformer.backend.runtime import device_info, is_plain, prepare, use_device, versions
-from mlx_transformer.backend.streams import streams
+from mlx_transformer.backend import device_info, is_plain, prepare, streams, use_device, versions
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.run.console import Console

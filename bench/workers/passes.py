@@ -29,8 +29,7 @@ from bench.tools.graph import on_metal, trace, training_step
 from bench.tools.kernels import peak_bytes
 from bench.workers.ours import make_recipe
 from bench.workers.training import text_like
-from mlx_transformer.backend.runtime import device_info, use_device
-from mlx_transformer.backend.streams import divided_blas, split
+from mlx_transformer.backend import device_info, divided_blas, split, use_device
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.optim.groups import UpdateRule

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.compare import stats
-from mlx_transformer.backend import native
-from mlx_transformer.backend.runtime import device_info, prepare, versions
+from mlx_transformer.backend import device_info, prepare, search_path, versions
 from mlx_transformer.nn.model import Model
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import write_json
@@ -104,7 +103,7 @@ def _end(process: subprocess.Popen) -> None:
 def environment(threads: int, **changes: str) -> dict[str, str]:
     """This process's variables with the threads set, and without what prepare() and a person's own tuning put there."""
     own = {name: value for name, value in os.environ.items() if name not in (*ALLOCATOR, "MLX_BFS_MAX_WIDTH")}
-    own |= {"PATH": os.pathsep.join(native.search_path()), "MLX_TRANSFORMER_PLAIN": "0"}
+    own |= {"PATH": os.pathsep.join(search_path()), "MLX_TRANSFORMER_PLAIN": "0"}
     own |= {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     return own | changes
 

@@ -1,14 +1,14 @@
-"""MLX's compiled kernels on a Linux CPU: a cache that belongs to this project, and code made for this CPU.
+"""A kernel cache for mx.compile on a Linux CPU, with kernels compiled for this CPU.
 
 MLX writes each kernel's C++ to `<temporary folder>/mlx/<version>/cpu`, runs `g++` there (found on PATH, with fixed
-flags, half a second a kernel) and from then on loads whatever library lies under the kernel's name, made with
-whichever flags, for whichever CPU. Here that folder is `<cache>/jit/<key>`, where the key names MLX, g++, its flags
-and the CPU, and a `g++` of ours stands first on PATH: it adds the flags and a precompiled header (0.13 s a kernel);
-any other call of it, from this process or its children, is g++ unchanged. MLX, and nobody else, is told its folder by
-a shim in the global symbol scope (as in blas.py), so TMPDIR stays as it was.
+flags, 0.5 s a kernel) and from then on loads the library of the kernel's name, whatever flags and CPU it was compiled
+for. Here that folder is `<cache>/jit/<key>`, where the key identifies MLX, g++, its flags and the CPU, and a `g++` of
+ours stands first on PATH. It adds the flags and a precompiled header (0.13 s a kernel); any other call of it, from this
+process or its children, is passed to g++ unchanged. A shim in the global symbol scope (as in blas.py) gives the folder
+to MLX alone, so TMPDIR is unchanged.
 
-Since 0.32.4 MLX compiles to a temporary name and renames, so two processes at once, or a killed one, do no harm;
-what a power cut or a full disk has left is thrown away when the next process starts.
+Since 0.32.4 MLX compiles to a temporary name and renames, so concurrent or killed processes do no harm. Files damaged
+by a power cut or a full disk are removed when the next process starts.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ case "$output" in {folder}/mlx/*) ;; *) exec {gxx} "$@" ;; esac
 trap '' INT  # Ctrl-C is for the program, which may want to save first
 exec {gxx} -I {folder}/headers "$@" {flags}
 """
-MLX_FLAGS = "-std=c++17 -O3 -Wall -fPIC -shared"  # its own; another set only means that the header is not used
+MLX_FLAGS = "-std=c++17 -O3 -Wall -fPIC -shared"  # of MLX 0.32; with others g++ ignores the precompiled header
 HEADER = "mlx/backend/cpu/compiled_preamble.h"
 _SYMBOL = "_ZNSt10filesystem19temp_directory_pathB5cxx11Ev"
 _HOUR = 3600.0
@@ -57,7 +57,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class KernelCache:
-    """Where MLX's compiled kernels are, and how they are made."""
+    """Where MLX's compiled kernels are, and the flags they are compiled with."""
 
     folder: Path  # <cache>/jit/<key>
     flags: str
@@ -71,7 +71,7 @@ class KernelCache:
 
     @property
     def count(self) -> int:
-        """Kernels that need not be compiled again."""
+        """The number of compiled kernels."""
         return len(list(self.kernels.glob("lib*.so")))
 
 
@@ -79,7 +79,7 @@ def activate(cache: Path) -> KernelCache:
     """Give MLX, imported later, a kernel cache under `cache`.
 
     Raises native.CompilerError if g++ does not work, and OSError if it is missing, if `cache` cannot be used, or if
-    this system offers no way to tell MLX its folder.
+    the shim cannot take effect on this system.
     """
     gxx, mlx = native.compiler(), _mlx()
     if gxx is None or mlx is None:
@@ -91,20 +91,20 @@ def activate(cache: Path) -> KernelCache:
     if any(character in str(folder) for character in '"$`\\\n'):
         raise OSError(f"MLX would misread the folder name {folder}")
     if not native.is_whole(folder / "shim.so"):
-        _lay_out(folder, gxx, flags, package)
+        _make_folder(folder, gxx, flags, package)
     shim = ctypes.CDLL(str(folder / "shim.so"), mode=ctypes.RTLD_GLOBAL)
     if _address(ctypes.CDLL(None)) != _address(shim):
         raise OSError("another library provides temp_directory_path")
-    os.utime(folder)  # for _sweep
-    found = KernelCache(folder, flags, version, shim)
-    _heal(found.kernels)
+    os.utime(folder)  # for _remove_unused
+    cache_of_mlx = KernelCache(folder, flags, version, shim)
+    _remove_damaged(cache_of_mlx.kernels)
     shim.mlx_transformer_set_folder(os.fsencode(folder))
     os.environ["PATH"] = os.pathsep.join([str(folder / native.WRAPPER_FOLDER), *native.search_path()])
-    return found
+    return cache_of_mlx
 
 
 def _mlx() -> tuple[str, str] | None:
-    """(folder, version) of the installed MLX, without importing it."""
+    """Return (folder, version) of the installed MLX without importing it."""
     spec = find_spec("mlx")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for info in Path(folder).parent.glob("mlx-*.dist-info"):
@@ -112,9 +112,9 @@ def _mlx() -> tuple[str, str] | None:
     return None
 
 
-def _lay_out(folder: Path, gxx: str, flags: str, package: str) -> None:
-    """Make a key's folder. The shim comes last: it says that all is there, and tries the compiler and its flags."""
-    _sweep(folder.parent)
+def _make_folder(folder: Path, gxx: str, flags: str, package: str) -> None:
+    """Make the folder of a key. The shim comes last: it marks the folder as complete, and tests g++ and its flags."""
+    _remove_unused(folder.parent)
     wrapper = folder / native.WRAPPER_FOLDER / "g++"
     wrapper.parent.mkdir(parents=True, exist_ok=True)
     script = WRAPPER.format(folder=shlex.quote(str(folder)), gxx=shlex.quote(gxx), flags=flags)
@@ -125,7 +125,7 @@ def _lay_out(folder: Path, gxx: str, flags: str, package: str) -> None:
 
 
 def _precompile_header(path: Path, gxx: str, flags: str, package: str) -> None:
-    """What every kernel includes, parsed once (52 MB); without it g++ reads the header itself and is slower."""
+    """Precompile the header that every kernel includes (52 MB); if that fails, kernels only compile more slowly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{os.getpid()}.part")
     source = ["-I", f"{package}/include", "-x", "c++-header", f"{package}/include/{HEADER}", "-o", str(part)]
@@ -136,26 +136,26 @@ def _precompile_header(path: Path, gxx: str, flags: str, package: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _heal(kernels: Path) -> None:
-    """Throw away libraries that are cut off, and what killed processes left under MLX's temporary names."""
+def _remove_damaged(kernels: Path) -> None:
+    """Remove truncated libraries and the temporary files of killed processes."""
     for path in kernels.glob("*") if kernels.exists() else ():
         if path.name.startswith("tmp_"):
-            useless = _age(path) > _HOUR
+            damaged = _age(path) > _HOUR
         else:
-            useless = path.suffix == ".so" and not native.is_whole(path)
-        if useless:
+            damaged = path.suffix == ".so" and not native.is_whole(path)
+        if damaged:
             path.unlink(missing_ok=True)
 
 
-def _sweep(cache: Path) -> None:
-    """Remove the folders of keys that nobody has used for a month: other versions of MLX, g++ or this file."""
+def _remove_unused(cache: Path) -> None:
+    """Remove the folders of keys not used for a month: other versions of MLX, g++ or this file."""
     for folder in cache.glob("*"):
         if _age(folder) > 30 * 24 * _HOUR:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _age(path: Path) -> float:
-    """Seconds since it was changed; 0 if it is gone."""
+    """Return the seconds since a file changed; 0 if it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

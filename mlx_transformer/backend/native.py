@@ -1,4 +1,4 @@
-"""What native code made on this machine depends on: its CPU, its cores, its C++ compiler (Linux only)."""
+"""The CPU, its cores, the memory and the C++ compiler of this machine (Linux only)."""
 
 import hashlib
 import math
@@ -9,16 +9,16 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-WRAPPER_FOLDER = "mlx_transformer-g++"  # what jit.py puts on PATH, and what must not be taken for the compiler itself
+WRAPPER_FOLDER = "mlx_transformer-g++"  # put on PATH by jit.py; not the compiler itself
 _SECTION_FIELDS = (("<Q", 0x28), ("<H", 0x3A), ("<H", 0x3C))  # ELF header: e_shoff, e_shentsize, e_shnum
 
 
 class CompilerError(OSError):
-    """g++ is there but does not compile (missing headers, say)."""
+    """g++ is installed but does not compile (missing headers, for example)."""
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo (the rest repeats it, and may be hundreds of kilobytes)."""
+    """Read the first processor of /proc/cpuinfo (the others repeat it, and may be hundreds of kilobytes)."""
     try:
         with open("/proc/cpuinfo") as file:
             lines = file.read(16384).split("\n\n", 1)[0].splitlines()
@@ -28,32 +28,32 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """The CPU as its maker calls it, such as "AMD EPYC 9654"; the architecture where Linux does not say."""
+    """Return the CPU's model name, such as "AMD EPYC 9654"; the architecture where Linux has none."""
     info = _cpuinfo()
     return info.get("model name") or info.get("Model") or os.uname().machine
 
 
 def cpu_key() -> str:
-    """Names this CPU's instruction set: code made under one key may be an illegal instruction under another."""
+    """Return a hash of this CPU's instruction set: code compiled under another hash may not run here."""
     info = _cpuinfo()
     fields = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
     return digest(os.uname().machine, *(info.get(field, "") for field in fields))
 
 
 def digest(*parts: object) -> str:
-    """16 hexadecimal digits that change when any part does."""
+    """Hash the parts: 16 hexadecimal digits."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def stamp(path: str) -> tuple[str, int, int]:
-    """Path, bytes and time of a file with links resolved: changes when the file is replaced by another version."""
+    """Return (path, bytes, time) of a file with links resolved, which change when another version replaces it."""
     real = os.path.realpath(path)
     status = os.stat(real)
     return real, status.st_size, status.st_mtime_ns
 
 
 def physical_cores() -> int:
-    """Cores this process may use: hyper-threads counted once, affinity mask and cgroup quota (v2, v1) respected."""
+    """Count the cores this process may use: hyper-threads once, within the affinity mask and cgroup quota (v2, v1)."""
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     return max(1, min(len(cores), _cgroup_quota()))
 
@@ -66,7 +66,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _cgroup_quota() -> int:
-    """Whole CPUs of the container's quota, rounded up; a very large number when there is none."""
+    """Return the container's quota in CPUs, rounded up; a very large number if there is none."""
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         try:
             quota, period = " ".join((Path("/sys/fs/cgroup") / name).read_text() for name in files).split()
@@ -78,34 +78,34 @@ def _cgroup_quota() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, or of this container where that is less."""
+    """Return the memory of this machine, or of this container if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no such limit: the file says "max", or is not there
+    except (OSError, ValueError):  # no limit: the file holds "max" or is missing
         return total
 
 
 def cpu_flags() -> str:
-    """What g++ is told so that it uses all of this CPU's instructions; nothing on an unknown architecture."""
+    """Return the g++ flags for all of this CPU's instructions; none on an unknown architecture."""
     return {"x86_64": "-march=native", "aarch64": "-march=native"}.get(os.uname().machine, "")
 
 
 def search_path() -> list[str]:
-    """PATH without the folders that jit.py has put there, in this process or in the one that started it."""
+    """Return PATH without the folders that jit.py added in this process or its parents."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return [folder for folder in folders if os.path.basename(folder) != WRAPPER_FOLDER]
 
 
 def compiler() -> str | None:
-    """The absolute path of g++, or None. MLX runs a program of exactly this name, so no other compiler helps."""
+    """Return the absolute path of g++, or None. MLX runs a program of exactly this name, so no other compiler helps."""
     return shutil.which("g++", path=os.pathsep.join(search_path()))
 
 
 def compile_library(source: str, path: Path, *flags: str) -> None:
-    """Compile C++ `source` to the shared library `path`, which is complete or absent whatever happens.
+    """Compile C++ `source` to the shared library `path`, which is never incomplete.
 
-    Raises CompilerError with its first complaint, and OSError if there is no g++ or the folder cannot be written.
+    Raises CompilerError with g++'s first message, and OSError if there is no g++ or the folder cannot be written.
     """
     gxx = compiler()
     if gxx is None:
@@ -121,7 +121,7 @@ def compile_library(source: str, path: Path, *flags: str) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether `path` is a 64-bit ELF file that reaches as far as its header says: false for one cut off in writing."""
+    """Whether `path` is a complete 64-bit ELF file, by the size in its header."""
     try:
         with open(path, "rb") as file:
             header = file.read(64)

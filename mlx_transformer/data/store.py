@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlx_transformer.backend import runtime
+from mlx_transformer.backend import cache_dir
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
 
@@ -26,7 +26,7 @@ def cached_folder(kind: str, name: str, build: Callable[[Path], None]) -> Path:
     Killed at any moment, or run twice at once, this leaves a whole folder or none. Raises BadInput if the disk is full
     or the cache cannot be written.
     """
-    root = runtime.cache_dir() / kind
+    root = cache_dir() / kind
     final = root / name
     if _intact(final):
         return final

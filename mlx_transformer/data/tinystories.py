@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_transformer.backend import runtime
+from mlx_transformer.backend import cache_dir
 from mlx_transformer.data.store import SEPARATOR, progress, sha256_of, unwritable
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
@@ -143,7 +143,7 @@ class _Prefix:
 
     def __init__(self, name: str):
         self.name = name
-        self.path = runtime.cache_dir() / "hub" / name
+        self.path = cache_dir() / "hub" / name
         self._facts = self.path.with_name(f"{name}.json")
         self._reset("", -1)
         try:

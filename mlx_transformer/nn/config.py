@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from mlx_transformer.backend.runtime import device_info
+from mlx_transformer.backend import device_info
 from mlx_transformer.utils.errors import BadInput
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from mlx_transformer.backend.primitives import primitives
-from mlx_transformer.backend.runtime import is_plain
+from mlx_transformer.backend import is_plain, primitives
 
 LOG2_E = 1.4426950408889634
 # 2^(1+f) - 1 on -1 < f <= 0, degree 5, least maximal error (8.4e-8 relative to 2^(1+f)) with the value at 0 exact.

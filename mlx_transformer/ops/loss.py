@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_transformer.backend.runtime import is_plain
+from mlx_transformer.backend import is_plain
 from mlx_transformer.ops.fastmath import exp_nonpositive, fence, on_linux_cpu, row_max, row_sum, tanh, with_gradient
 
 CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MB of float32

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.backend.runtime import device_info, use_device
+from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus

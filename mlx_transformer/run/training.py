@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.backend.runtime import device_info, versions
+from mlx_transformer.backend import device_info, versions
 from mlx_transformer.generate.decoding import tell, tell_freely
 from mlx_transformer.generate.quality import quality
 from mlx_transformer.generate.sampling import Sampling

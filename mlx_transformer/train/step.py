@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
-from mlx_transformer.backend.streams import divide, in_parts, split
+from mlx_transformer.backend import divide, in_parts, split
 from mlx_transformer.data.stream import validation_rows
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.curvature import drawn_loss

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map_with_path
 
-from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.backend import divided_blas
 from mlx_transformer.data.stream import Batches, Prefetch
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.nn.model import Model

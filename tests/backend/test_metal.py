@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from bench.tools.graph import FOR_A_CPU, NO_METAL_KERNEL, labels, on_metal, trace, training_step
-from mlx_transformer.backend.primitives import describe, primitives
+from mlx_transformer.backend import describe_primitives, primitives
 from mlx_transformer.generate.decoding import Decoder, _read
 from phases import phase1
 from tests.ladder import V, kinds, modules, tiny
@@ -79,7 +79,7 @@ def test_decoding_has_a_metal_kernel_for_everything(name):
         assert not _missing(*_decode(KINDS[name]))
 
 
-@pytest.mark.skipif(primitives() is None, reason=describe())
+@pytest.mark.skipif(primitives() is None, reason=describe_primitives())
 @pytest.mark.parametrize("name", KINDS)
 def test_decoding_on_a_cpu_has_operations_of_ours_besides(name):
     missing = _missing(*_decode(KINDS[name]))

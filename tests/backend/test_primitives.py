@@ -1,4 +1,4 @@
-"""Operations of our own for decoding on a Linux CPU (primitives.cpp), against float64 and where there are none."""
+"""Custom primitives for decoding on a Linux CPU (primitives.cpp), against float64 and where they are missing."""
 
 from importlib.metadata import PackageNotFoundError
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from mlx_transformer import ops
-from mlx_transformer.backend import native, primitives
+from mlx_transformer.backend import describe_primitives, extension, native
 from mlx_transformer.ops import fastmath
 
-here = pytest.mark.skipif(fastmath.own() is None, reason=primitives.describe())
+here = pytest.mark.skipif(fastmath.own() is None, reason=describe_primitives())
 SIDES = st.integers(1, 40)
 LAYOUTS = st.sampled_from(["rows", "heads inside", "columns", "a part"])
 
@@ -204,16 +204,16 @@ def _raise(error):
 @pytest.mark.parametrize(
     ("name", "value", "why"),
     [
-        ("_built", lambda: _raise(native.CompilerError("g++ failed: no such header")), "no such header"),
+        ("_build", lambda: _raise(native.CompilerError("g++ failed: no such header")), "no such header"),
         ("_folder", lambda package: _raise(PackageNotFoundError(package)), "No package metadata"),
         ("find_spec", lambda package: None, "nanobind is not installed"),
         ("_load", lambda path: _raise(ImportError("an undefined symbol")), "an undefined symbol"),
         ("_load", lambda path: _Wrong, "where [0.88"),
-        ("_load", lambda path: _Foreign, "has other internals"),
+        ("_load", lambda path: _Foreign, "does not have the internals"),
     ],
 )
 def test_where_they_cannot_be_had_it_is_said_why(name, value, why, monkeypatch):
-    monkeypatch.setattr(primitives, name, value)
-    module, fault = primitives._found.__wrapped__()
+    monkeypatch.setattr(extension, name, value)
+    module, fault = extension._load_checked.__wrapped__()
     assert module is None
     assert why in fault

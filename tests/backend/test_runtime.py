@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_transformer.backend import blas, jit, native, runtime
+from mlx_transformer.backend import blas, cache_dir, device, info, jit, native, runtime
 from mlx_transformer.utils.errors import BadInput
 
 linux = pytest.mark.skipif(sys.platform != "linux" or native.compiler() is None, reason="needs Linux and g++")
@@ -39,7 +40,7 @@ from mlx_transformer.backend import runtime
 prepared = runtime.prepare()
 found = {"blas": prepared.blas and prepared.blas.name, "threads": prepared.threads, "allocator": prepared.allocator,
          "kernels": prepared.kernels and prepared.kernels.count, "warned": prepared.warned,
-         "reached": bool(prepared.blas) and runtime.matmul_reaches(prepared.blas),
+         "reached": bool(prepared.blas) and prepared.blas.is_used(),
          "environment": {name: os.environ.get(name) for name in ("PATH", "TMPDIR", "MLX_BFS_MAX_WIDTH")}}
 print(json.dumps(found))
 """
@@ -146,11 +147,11 @@ def test_old_leftovers_and_unused_keys_are_removed(tmp_path):
     for name, hours in (("tmp_1.so", 2), ("tmp_2.so", 0), ("tmp_3.cpp", 2), ("kernel.cpp", 2)):
         (kernels / name).touch()
         os.utime(kernels / name, (time.time() - 3600 * hours,) * 2)
-    jit._heal(kernels)
+    jit._remove_damaged(kernels)
     assert sorted(path.name for path in kernels.iterdir()) == ["kernel.cpp", "tmp_2.so"]  # the young one may be in use
     (tmp_path / "old").mkdir()
     os.utime(tmp_path / "old", (time.time() - 31 * 24 * 3600,) * 2)
-    jit._sweep(tmp_path)
+    jit._remove_unused(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
@@ -251,22 +252,22 @@ def test_a_wrong_blas_is_not_used(fault, tmp_path, monkeypatch):
         assert prepared.blas is None
         assert fault in str(said[0].message)
         assert runtime.SLOW in str(said[1].message)
-    assert len(list((tmp_path / "blas").glob("verdicts-*.json"))) == 1
+    assert len(list((tmp_path / "blas").glob("checks-*.json"))) == 1
 
 
 @linux
-def test_the_judge_passes_a_right_blas_and_looks_again_when_it_changes(tmp_path):
+def test_a_right_blas_passes_and_is_checked_again_when_it_changes(tmp_path):
     library = faulty_blas(tmp_path / "right.so", "")
-    (verdict,) = blas.judge([library], tmp_path, 1)
-    assert verdict.fault == ""
-    assert verdict.gflops > 0
+    (result,) = blas.check_all([library], tmp_path, 1)
+    assert result.fault == ""
+    assert result.gflops > 0
     faulty_blas(tmp_path / "right.so", "c[0] += 1;")
-    (verdict,) = blas.judge([library], tmp_path, 1)
-    assert "is wrong" in verdict.fault
+    (result,) = blas.check_all([library], tmp_path, 1)
+    assert "is wrong" in result.fault
 
 
 def test_the_fastest_right_blas_wins_by_a_margin():
-    first = blas.Verdict(blas.Library("first", ""), "", 100.0)
+    first = blas.CheckResult(blas.Library("first", ""), "", 100.0)
     wrong, noise, better = (
         replace(first, fault="is wrong", gflops=900.0),
         replace(first, gflops=110.0),
@@ -279,18 +280,18 @@ def test_the_fastest_right_blas_wins_by_a_margin():
 
 def test_cache_dir_prefers_what_was_named_and_falls_back(tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "named"))
-    assert runtime.cache_dir() == tmp_path / "named"
+    assert cache_dir() == tmp_path / "named"
     assert (tmp_path / "named").is_dir()
     monkeypatch.delenv("MLX_TRANSFORMER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert runtime.cache_dir() == tmp_path / "xdg" / "mlx_transformer"
+    assert cache_dir() == tmp_path / "xdg" / "mlx_transformer"
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a folder cannot be made here, not even by root
-    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert runtime.cache_dir().parent == tmp_path
-    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert cache_dir().parent == tmp_path
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     with pytest.raises(BadInput, match="MLX_TRANSFORMER_CACHE"):
-        runtime.cache_dir()
+        cache_dir()
 
 
 def test_nothing_happens_on_macos(monkeypatch):
@@ -305,19 +306,19 @@ def test_prepare_is_done_once():
 
 
 def test_device():
-    device = runtime.use_device("cpu")
-    assert device == runtime.device_info()
-    assert device.backend == "cpu"
-    assert device.memory_bytes > 2**28
-    assert device.name in device.describe()
-    assert "GiB" in device.describe()
+    here = device.use_device("cpu")
+    assert here == device.device_info()
+    assert here.backend == "cpu"
+    assert here.memory_bytes > 2**28
+    assert here.name in here.describe()
+    assert "GiB" in here.describe()
     with pytest.raises(BadInput, match="'tpu'"):
-        runtime.use_device("tpu")
+        device.use_device("tpu")
     if not mx.is_available(mx.gpu):
         with pytest.raises(BadInput, match="gpu"):
-            runtime.use_device("gpu")
+            device.use_device("gpu")
         assert mx.default_device() == mx.Device(mx.cpu)
-        assert runtime.use_device("auto") == device
+        assert device.use_device("auto") == here
 
 
 def test_memory_limits_of_apple_silicon_stay_within_the_recommendation():
@@ -328,19 +329,27 @@ def test_memory_limits_of_apple_silicon_stay_within_the_recommendation():
         set_cache_limit = staticmethod(lambda size: limits.update(cache=size))
 
     info = {"device_name": "Apple M1 Max", "memory_size": 34359738368, "max_recommended_working_set_size": 22906503168}
-    assert runtime.configure_memory(Metal, info) == (limits["wired"], limits["cache"])
+    assert device.configure_memory(Metal, info) == (limits["wired"], limits["cache"])
     assert 0 < limits["cache"] < limits["wired"] <= info["max_recommended_working_set_size"]
 
 
 def test_versions():
-    assert set(runtime.versions()) == {"mlx", "python", "project"}
+    assert set(device.versions()) == {"mlx", "python", "project"}
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--seconds", "0.05"], 0), (["--device", "tpu"], 2)])
-def test_command_line(arguments, code):
-    command = [sys.executable, "-m", "mlx_transformer.backend.runtime", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
-    assert "found in sys.modules" not in done.stderr
-    assert ("GFLOP/s" in done.stdout) == (arguments == ["--seconds", "0.05"])
+def test_the_report_and_the_matmul_throughput_are_printed(capsys):
+    info.main(["--seconds", "0.05"])
+    out = capsys.readouterr().out
+    assert device.device_info().describe() in out
+    assert "GFLOP/s" in out
+
+
+@pytest.mark.parametrize("arguments", [["--device", "tpu"], ["--seconds", "0"]])
+def test_bad_input_of_the_report(arguments):
+    with pytest.raises(BadInput, match=arguments[1]):
+        info.main(arguments)
+
+
+def test_what_needs_mlx_is_imported_on_first_use():
+    code = "import sys; import mlx_transformer.backend as b; assert 'mlx.core' not in sys.modules; b.split([1, 2])"
+    subprocess.run([sys.executable, "-c", code], check=True)

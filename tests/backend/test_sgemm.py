@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_transformer.backend.runtime import prepare
+from mlx_transformer.backend import prepare
 
 pytestmark = pytest.mark.skipif(prepare().blas is None, reason="no BLAS of ours under MLX here")
 SIDES = st.integers(1, 150)

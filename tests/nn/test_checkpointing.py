@@ -8,7 +8,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.backend import divided_blas
 from mlx_transformer.train.optim.clip import GlobalNorm
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput

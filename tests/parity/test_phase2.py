@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.backend import divided_blas
 from mlx_transformer.train.optim.groups import Paths
 from mlx_transformer.train.optim.schedules import Constant, Cosine, InverseSqrt, Linear
 from mlx_transformer.train.step import TrainingStep

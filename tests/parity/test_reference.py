@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.backend import divided_blas
 from mlx_transformer.generate.decoding import decode
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.ladder import find_branch

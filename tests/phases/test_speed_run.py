@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_transformer import ops
-from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.backend import divided_blas
 from mlx_transformer.nn.block import PreNormBlock
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run import training

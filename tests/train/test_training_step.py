@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_transformer.backend.streams import divided_blas
+from mlx_transformer.backend import divided_blas
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.train.optim.average import EMA
 from mlx_transformer.train.optim.clip import GlobalNorm, ZClip

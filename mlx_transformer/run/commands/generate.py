@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlx_transformer.backend.runtime import use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.generate.decoding import stream, tell
 from mlx_transformer.run.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
 from mlx_transformer.run.saved import load

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from mlx_transformer.backend.runtime import device_info, versions
+from mlx_transformer.backend import device_info, versions
 from mlx_transformer.run.flags import Folder, parse
 from mlx_transformer.run.saved import load, model_folder, read_config
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench.tools import machine, roofline
 from bench.workers import rounds
-from mlx_transformer.backend.runtime import Device
+from mlx_transformer.backend import Device
 from mlx_transformer.utils.errors import BadInput, RunFailed
 
 SCHEMA = json.loads(Path(machine.__file__).with_name("machine.schema.json").read_text(encoding="utf-8"))

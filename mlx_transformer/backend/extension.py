@@ -1,8 +1,8 @@
-"""Operations of our own in MLX's graphs, for a step of decoding on a Linux CPU (primitives.cpp); built on first use.
+"""Custom MLX primitives for a decoding step on a Linux CPU (primitives.cpp), compiled on first use.
 
-The way that MLX documents for extensions: primitives in C++, bound with nanobind in MLX's own domain. It takes g++,
-Python's headers and a nanobind with the internals of the one that MLX was built with; where something is missing, or
-what was built does not work, MLX's operations stay, and `python -m mlx_transformer.runtime` says why.
+A C++ extension as MLX documents it, bound with nanobind in MLX's own domain. It needs g++, Python's headers and a
+nanobind with the same internals as the one that MLX was built with. Where something is missing, or the result is
+wrong, MLX's operations are used, and `python -m mlx_transformer info` prints the reason.
 """
 
 import sysconfig
@@ -16,38 +16,39 @@ import mlx.core as mx
 
 from mlx_transformer.backend import native
 from mlx_transformer.backend.blas import SHIM
-from mlx_transformer.backend.runtime import cache_dir, prepare
+from mlx_transformer.backend.cache import cache_dir
+from mlx_transformer.backend.runtime import prepare
 from mlx_transformer.utils.errors import BadInput
 
 _FLAGS = ("-std=c++20", "-O3", "-fopenmp-simd", "-fvisibility=hidden", "-fno-strict-aliasing", "-DNB_DOMAIN=mlx")
 
 
 def primitives() -> Any:
-    """The functions of primitives.cpp as a module, or None where they cannot be had."""
-    return _found()[0]
+    """Return the functions of primitives.cpp as a module, or None where they are not available."""
+    return _load_checked()[0]
 
 
-def describe() -> str:
-    """What decoding uses here, for people."""
-    module, fault = _found()
-    return "operations of our own" if module else f"MLX's operations ({fault})"
+def describe_primitives() -> str:
+    """Describe which operations decoding uses here, and why."""
+    module, fault = _load_checked()
+    return "custom primitives" if module else f"MLX's operations ({fault})"
 
 
 @cache
-def _found() -> tuple[Any, str]:
-    """The module, or why there is none."""
+def _load_checked() -> tuple[Any, str]:
+    """Return (module, ""), or (None, the reason why there is none)."""
     if prepare().blas is None:
-        return None, "products come with a BLAS of ours, and there is none"
+        return None, "they need a BLAS under MLX, and there is none"
     try:
-        module = _load(_built())
-        _try(module)
+        module = _load(_build())
+        _check(module)
     except (OSError, ImportError, BadInput, ValueError, RuntimeError) as error:
         return None, str(error) or type(error).__name__
     return module, ""
 
 
-def _built() -> Path:
-    """The library, compiled unless it is there. Raises OSError (CompilerError) and ImportError."""
+def _build() -> Path:
+    """Return the library's path, compiling it if needed. Raises OSError (CompilerError) and ImportError."""
     source = Path(__file__).with_name("primitives.cpp").read_text() + "\n#include <nb_combined.cpp>\n"
     mlx, nanobind = Path(mx.__file__).parent, _folder("nanobind")
     python = sysconfig.get_paths()["include"]
@@ -65,7 +66,7 @@ def _built() -> Path:
 
 
 def _folder(package: str) -> Path:
-    """Where a package lies, without importing it."""
+    """Return a package's folder without importing it."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"{package} is not installed")
@@ -73,7 +74,7 @@ def _folder(package: str) -> Path:
 
 
 def _version(package: str) -> str:
-    from importlib.metadata import version  # 12 ms, which a program that does not decode need not wait for
+    from importlib.metadata import version  # 12 ms, which only decoding needs to spend
 
     return version(package)
 
@@ -88,15 +89,15 @@ def _load(path: Path) -> Any:
     return module
 
 
-def _try(module: Any) -> None:
-    """Raises ValueError if it is wrong, or does not know MLX's arrays."""
+def _check(module: Any) -> None:
+    """Raise ValueError if the module computes a wrong result or cannot take MLX's arrays."""
     keys = mx.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).reshape(1, 1, 3, 2)
     query = mx.array([2.0, 0.0]).reshape(1, 1, 1, 2)
     try:
         with mx.stream(mx.cpu):
-            found = module.attend(query, keys, keys, mx.array([True, True, False]), 1.0).flatten()
+            result = module.attend(query, keys, keys, mx.array([True, True, False]), 1.0).flatten()
     except TypeError:
-        raise ValueError(f"nanobind {_version('nanobind')} has other internals than the one of MLX") from None
-    wanted = mx.softmax(mx.array([2.0, 0.0]))
-    if not mx.allclose(found, wanted, rtol=0, atol=1e-5):
-        raise ValueError(f"they give {found.tolist()} where {wanted.tolist()} is right")
+        raise ValueError(f"nanobind {_version('nanobind')} does not have the internals of MLX's own") from None
+    expected = mx.softmax(mx.array([2.0, 0.0]))
+    if not mx.allclose(result, expected, rtol=0, atol=1e-5):
+        raise ValueError(f"they compute {result.tolist()} where {expected.tolist()} is right")

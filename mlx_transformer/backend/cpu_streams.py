@@ -1,7 +1,7 @@
-"""A CPU's cores, each with a stream of its own.
+"""Work split over the cores of a CPU, one MLX stream each.
 
-MLX computes the elementwise work of one CPU stream on one thread; only the BLAS uses more. So a batch is split over as
-many streams as there are cores, four at most, which share the BLAS's threads out among their matmuls.
+MLX computes the elementwise work of one CPU stream on one thread; only the BLAS uses more. A batch is therefore split
+over as many streams as there are cores, at most four, and their matmuls share the BLAS's threads.
 """
 
 import threading
@@ -14,13 +14,13 @@ import mlx.core as mx
 
 from mlx_transformer.backend.runtime import prepare
 
-Rows = TypeVar("Rows", mx.array, list)
-_OWN = threading.local()  # MLX knows a stream in the thread alone that made it
-_MOST = 4  # streams; more cores than that go to the BLAS. Measured on 2 cores: docs/PERFORMANCE.md
+Batch = TypeVar("Batch", mx.array, list)
+_OWN = threading.local()  # an MLX stream belongs to the thread that made it
+_MOST = 4  # streams; further cores serve the BLAS. Measured on 2 cores: docs/PERFORMANCE.md
 
 
 def streams() -> list[mx.Stream]:
-    """The streams that a batch is split over: several on a Linux CPU with a BLAS whose threads are ours, else one."""
+    """The streams that a batch is split over: several on a Linux CPU where we set the BLAS's threads, else one."""
     device = mx.default_device()
     if device.type == mx.DeviceType.cpu and prepare().blas is not None:
         return _cpu_streams(min(_MOST, prepare().threads))
@@ -36,7 +36,7 @@ def _cpu_streams(count: int) -> list[mx.Stream]:
 
 @contextmanager
 def divided_blas() -> Iterator[None]:
-    """While here, each stream's BLAS has its share of the threads: evaluate here what is computed on them."""
+    """Give each stream's BLAS its share of the threads; work on several streams must be evaluated inside."""
     library, count = prepare().blas, len(streams())
     if library is None or count == 1:
         yield
@@ -48,22 +48,22 @@ def divided_blas() -> Iterator[None]:
         library.set_threads(prepare().threads)
 
 
-def split(batch: Rows) -> list[tuple[mx.Stream, Rows, float]]:
-    """Rows (B, ...) -> (stream, its rows, its share of all rows)."""
+def split(batch: Batch) -> list[tuple[mx.Stream, Batch, float]]:
+    """Split a batch (B, ...) over the streams: (stream, its sequences, their share of B)."""
     used = streams()
     parts = in_parts(batch, len(used))
-    return [(stream, rows, share) for stream, (rows, share) in zip(used, parts, strict=False)]
+    return [(stream, part, share) for stream, (part, share) in zip(used, parts, strict=False)]
 
 
-def in_parts(batch: Rows, count: int) -> list[tuple[Rows, float]]:
-    """Rows (B, ...) -> so many parts, B at most, as equal as can be: their rows, and their share of all."""
-    rows = len(batch)
-    ends = [i * rows // min(count, rows) for i in range(min(count, rows) + 1)]
-    return [(batch[start:end], (end - start) / rows) for start, end in pairwise(ends)]
+def in_parts(batch: Batch, count: int) -> list[tuple[Batch, float]]:
+    """Split a batch (B, ...) into min(count, B) parts of nearly equal size: (part, its share of B)."""
+    size = len(batch)
+    ends = [i * size // min(count, size) for i in range(min(count, size) + 1)]
+    return [(batch[start:end], (end - start) / size) for start, end in pairwise(ends)]
 
 
 def divide(sizes: dict[str, int]) -> list[tuple[mx.Stream, list[str]]]:
-    """Names, each with the size of its work -> every stream and its share of them, the sums as equal as can be."""
+    """Divide named work of these sizes over the streams so that the sums are nearly equal; no stream gets nothing."""
     shares: list[tuple[mx.Stream, list[str]]] = [(stream, []) for stream in streams()]
     loads = [0] * len(shares)
     for name in sorted(sizes, key=lambda name: -sizes[name]):

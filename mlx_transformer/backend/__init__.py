@@ -14,6 +14,7 @@ from mlx_transformer.backend.runtime import compiles, is_plain, prepare
 if TYPE_CHECKING:
     from mlx_transformer.backend.cpu_streams import divide, divided_blas, in_parts, split, streams
     from mlx_transformer.backend.extension import describe_primitives, primitives
+    from mlx_transformer.backend.info import report
 
 __all__ = [
     "Device",
@@ -28,6 +29,7 @@ __all__ = [
     "matmul_gflops",
     "prepare",
     "primitives",
+    "report",
     "search_path",
     "split",
     "streams",
@@ -37,6 +39,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("divide", "divided_blas", "in_parts", "split", "streams"), "cpu_streams"),
     **dict.fromkeys(("describe_primitives", "primitives"), "extension"),
+    "report": "info",
 }
 
 

@@ -1,17 +1,14 @@
-"""The command `info`: what MLX computes on here, and how fast."""
+"""A report of what MLX computes on here."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 
 import mlx.core as mx
 
 from mlx_transformer.backend import native
 from mlx_transformer.backend.cache import cache_dir
-from mlx_transformer.backend.device import device_info, matmul_gflops, use_device, versions
+from mlx_transformer.backend.device import device_info, versions
 from mlx_transformer.backend.extension import describe_primitives
 from mlx_transformer.backend.runtime import compiles, is_plain, prepare
-from mlx_transformer.utils.errors import BadInput
 
 
 def report() -> list[str]:
@@ -36,18 +33,3 @@ def report() -> list[str]:
         f"decoding   with {describe_primitives()}",
         f"gpu        {'yes' if mx.is_available(mx.gpu) else 'none'}",
     ]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the report and the throughput of a matmul; arguments default to those of the process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_transformer info", description="Print what MLX computes on here, and how fast."
-    )
-    parser.add_argument("--device", default="auto", help="auto, gpu or cpu (default: auto)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="duration of the matmul measurement (default: 2)")
-    options = parser.parse_args(arguments)
-    if not options.seconds > 0:
-        raise BadInput(f"--seconds {options.seconds}: expected a number above 0")
-    use_device(options.device)
-    print("\n".join(report()))
-    print(f"matmul     {matmul_gflops(options.seconds):.0f} GFLOP/s (float32, 2048 x 2048)")

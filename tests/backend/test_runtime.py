@@ -337,17 +337,8 @@ def test_versions():
     assert set(device.versions()) == {"mlx", "python", "project"}
 
 
-def test_the_report_and_the_matmul_throughput_are_printed(capsys):
-    info.main(["--seconds", "0.05"])
-    out = capsys.readouterr().out
-    assert device.device_info().describe() in out
-    assert "GFLOP/s" in out
-
-
-@pytest.mark.parametrize("arguments", [["--device", "tpu"], ["--seconds", "0"]])
-def test_bad_input_of_the_report(arguments):
-    with pytest.raises(BadInput, match=arguments[1]):
-        info.main(arguments)
+def test_the_report_describes_the_device():
+    assert device.device_info().describe() in "\n".join(info.report())
 
 
 def test_what_needs_mlx_is_imported_on_first_use():

@@ -1,36 +1,46 @@
-"""`python -m mlx_transformer info [RUN]`: the installation, or a saved model."""
+"""`python -m mlx_transformer info [RUN]`: the device and versions, or a saved model."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from mlx_transformer.backend import device_info, versions
+from mlx_transformer.backend import matmul_gflops, report, use_device
 from mlx_transformer.run.flags import Folder, parse
 from mlx_transformer.run.saved import load, model_folder, read_config
+from mlx_transformer.utils.errors import BadInput
 
 
 @dataclass
 class Flags:
-    """Print versions and device; with RUN also a saved model's phase, parameters, tokenizer and configuration."""
+    """Print what MLX computes on here and how fast; with RUN a saved model's parameters and configuration."""
 
     run: Annotated[Folder, tyro.conf.Positional] = None
     """a run folder, or its model/"""
+    device: str = "auto"
+    """auto, gpu or cpu"""
+    seconds: float = 2.0
+    """duration of the matmul measurement"""
 
 
 def main(prog: str = "python -m mlx_transformer info", args: list[str] | None = None) -> None:
     """Run the command line."""
     flags = parse(Flags, prog, args=args)
-    rows = {**versions(), "device": device_info().describe()}
-    if flags.run is not None:
-        described = read_config(model_folder(flags.run))
-        model, tokenizer = load(flags.run)
-        rows |= {
-            "phase": described["phase"],
-            "branch": described.get("branch") or "none",
-            "parameters": f"{model.count_parameters()['total']:,}",
-            "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens",
-            **model.config.to_dict(),
-        }
+    if not flags.seconds > 0:
+        raise BadInput(f"--seconds {flags.seconds}: expected a number above 0")
+    use_device(flags.device)
+    if flags.run is None:
+        print("\n".join(report()))
+        print(f"matmul     {matmul_gflops(flags.seconds):.0f} GFLOP/s (float32, 2048 x 2048)")
+        return
+    described = read_config(model_folder(flags.run))
+    model, tokenizer = load(flags.run)
+    rows = {
+        "phase": described["phase"],
+        "branch": described.get("branch") or "none",
+        "parameters": f"{model.count_parameters()['total']:,}",
+        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens",
+        **model.config.to_dict(),
+    }
     width = max(map(len, rows))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))

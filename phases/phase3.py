@@ -15,7 +15,7 @@ from mlx_transformer.nn.attention import GroupedAttention
 from mlx_transformer.nn.block import PostNormBlock, PreNormBlock
 from mlx_transformer.nn.feedforward import GEGLU, GLU, FeedForward, GELUFeedForward, ReGLU, SiLUFeedForward, SwiGLU
 from mlx_transformer.nn.head import TiedHead
-from mlx_transformer.nn.model import Slot, in_turn
+from mlx_transformer.nn.model import Slot, class_for_layer
 from mlx_transformer.nn.norm import RMSNorm, ScaleNorm
 from mlx_transformer.nn.position import ALiBi, LearnedPosition, Position, RotaryPosition, SinusoidalPosition, T5Position
 from mlx_transformer.nn.relative import ShawAttention, TransformerXLAttention
@@ -66,7 +66,7 @@ def gated(ffn: Slot) -> type[Model]:
         FFN = ffn
 
         def make_ffn(self, i: int) -> nn.Module:
-            return in_turn(self.FFN, i)(
+            return class_for_layer(self.FFN, i)(
                 replace(self.config, d_ff=max(1, round(self.config.d_ff * 2 / 3)))
             )  # 2002.05202, sec. 2
 

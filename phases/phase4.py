@@ -71,7 +71,7 @@ class MoE(Model):
 
     def count_parameters(self) -> dict[str, int]:
         counts = super().count_parameters()
-        return counts | {"active": counts["total"] - sum(block.ffn.idle_parameters() for block in self.blocks)}
+        return counts | {"active": counts["total"] - sum(block.ffn.inactive_parameters() for block in self.blocks)}
 
 
 class SwitchTransformer(MoE):

@@ -36,7 +36,7 @@ class Config(phase4.Config):
 
     def __post_init__(self) -> None:
         if self.head_dim == 0:
-            self.derive("head_dim", self.divided_width())
+            self.derive("head_dim", self.default_head_dim())
         super().__post_init__()
 
 

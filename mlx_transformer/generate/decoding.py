@@ -66,8 +66,8 @@ def _tell(
 ) -> list[Story]:
     pieces: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    room = [model.config.seq_len - len(ids) for ids in encoded]
-    limit = [r if max_tokens is None else min(r, max_tokens) for r in room]
+    free_slots = [model.config.seq_len - len(ids) for ids in encoded]
+    limit = [r if max_tokens is None else min(r, max_tokens) for r in free_slots]
     for drawn in decode(model, encoded, max(limit, default=0), sampling=sampling, seed=seed):
         for i, piece in enumerate(drawn):
             if not ended[i] and len(pieces[i]) < limit[i]:
@@ -89,10 +89,10 @@ def stream(
     Raises BadInput as `tell` does.
     """
     ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
-    room = model.config.seq_len - len(ids)
+    free_slots = model.config.seq_len - len(ids)
     pieces: list[int] = []
     shown = 0
-    for (piece,) in decode(model, [ids], min(room, max_tokens or room), sampling=sampling, seed=seed):
+    for (piece,) in decode(model, [ids], min(free_slots, max_tokens or free_slots), sampling=sampling, seed=seed):
         if piece == tokenizer.eos_id:
             break
         pieces.append(piece)
@@ -166,14 +166,14 @@ class Decoder:
 
     def _step(self, pieces: mx.array, state: list) -> tuple[mx.array, list]:
         self.cache.state = state
-        return self.model.unembed(self.model.read(pieces[:, None], self.cache)[:, -1]), self.cache.state
+        return self.model.unembed(self.model.last_hidden(pieces[:, None], self.cache)[:, -1]), self.cache.state
 
     def step(self, pieces: mx.array, cache: Cache) -> mx.array:
         """Logits (B, V) behind the pieces (B,), with the cache moved on; where it is full it grows first."""
         cache.reserve(1)
-        self.cache, room = cache, cache.room
+        self.cache, free_slots = cache, cache.free_slots
         logits, cache.state = self._forward(pieces, cache.state)
-        cache.room = [free - 1 for free in room]  # a compiled step has not been through the caches' own code
+        cache.free_slots = [free - 1 for free in free_slots]  # a compiled step bypasses the caches
         return logits
 
 
@@ -213,6 +213,6 @@ def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cac
     """Logits (B, V) behind each prompt, and one cache of all."""
     if len({len(prompt) for prompt in prompts}) == 1:
         cache = model.make_cache(len(prompts))
-        return model.unembed(model.read(mx.array([list(prompt) for prompt in prompts]), cache)[:, -1]), cache
+        return model.unembed(model.last_hidden(mx.array([list(prompt) for prompt in prompts]), cache)[:, -1]), cache
     read = [_read(model, [prompt]) for prompt in prompts]
     return mx.concatenate([logits for logits, _ in read]), Cache.merge([cache for _, cache in read])

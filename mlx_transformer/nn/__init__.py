@@ -1,1 +1,114 @@
-"""What a model is made of."""
+"""The parts of a model, each a class to choose or to subclass.
+
+A new part is a class of your own file: fill a slot (`FeedForward.activation`), override a hook (`Position.bias`) or a
+step (`Attention.condition`), or write a module with the same call. Choose it by a slot of `Model`, for instance with
+`leaf(Model, FFN=MyFeedForward)`. Its parameters start as `init_rules` of its class says, else as it sets them.
+
+`Module`, `Embedding` and `Identity` are those of mlx.nn; `Linear`, `LayerNorm`, `RMSNorm` and `Dropout` are not.
+"""
+
+from mlx.nn import Embedding, Identity, Module
+
+from mlx_transformer.nn import init
+from mlx_transformer.nn.attention import Attention, FusedAttention, GroupedAttention, QKNorm, ValueEmbedding
+from mlx_transformer.nn.block import Block, MixedInputBlock, PostNormBlock, PreNormBlock
+from mlx_transformer.nn.cache import Cache, KVCache, LayerCache, State, WindowCache
+from mlx_transformer.nn.config import Config, Hyperparameters
+from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.dropout import Dropout
+from mlx_transformer.nn.feedforward import (
+    GEGLU,
+    GLU,
+    FeedForward,
+    GatedFeedForward,
+    GELUFeedForward,
+    ReGLU,
+    ReLUSquaredFeedForward,
+    SiLUFeedForward,
+    SwiGLU,
+)
+from mlx_transformer.nn.head import CappedHead, Head, TiedHead
+from mlx_transformer.nn.linear import BiasedLinear, Linear
+from mlx_transformer.nn.model import Model, Slot, leaf
+from mlx_transformer.nn.moe import Dispatch, Experts, MixtureOfExperts, StackedLinear, Switch
+from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
+from mlx_transformer.nn.position import (
+    ALiBi,
+    LearnedPosition,
+    Position,
+    RotaryPosition,
+    ScaledRotaryPosition,
+    SinusoidalPosition,
+    T5Position,
+)
+from mlx_transformer.nn.relative import ShawAttention, TransformerXLAttention
+from mlx_transformer.nn.sparse import LongformerAttention, WindowAttention
+
+__all__ = [  # noqa: RUF022 - grouped by concept
+    # model
+    "Model",
+    "Config",
+    "Hyperparameters",
+    "Slot",
+    "leaf",
+    "init",
+    "Ctx",
+    # blocks
+    "Block",
+    "PostNormBlock",
+    "PreNormBlock",
+    "MixedInputBlock",
+    # attention
+    "Attention",
+    "GroupedAttention",
+    "FusedAttention",
+    "QKNorm",
+    "ValueEmbedding",
+    "ShawAttention",
+    "TransformerXLAttention",
+    "WindowAttention",
+    "LongformerAttention",
+    # positions
+    "Position",
+    "SinusoidalPosition",
+    "LearnedPosition",
+    "RotaryPosition",
+    "ScaledRotaryPosition",
+    "ALiBi",
+    "T5Position",
+    # feed-forward
+    "FeedForward",
+    "GELUFeedForward",
+    "SiLUFeedForward",
+    "ReLUSquaredFeedForward",
+    "GatedFeedForward",
+    "GLU",
+    "ReGLU",
+    "GEGLU",
+    "SwiGLU",
+    "MixtureOfExperts",
+    "Switch",
+    "Experts",
+    "StackedLinear",
+    "Dispatch",
+    # norms, linear maps, heads, dropout
+    "LayerNorm",
+    "RMSNorm",
+    "ScaleNorm",
+    "Linear",
+    "BiasedLinear",
+    "Head",
+    "TiedHead",
+    "CappedHead",
+    "Dropout",
+    # caches for decoding
+    "Cache",
+    "LayerCache",
+    "KVCache",
+    "WindowCache",
+    "State",
+    # from mlx.nn
+    "Module",
+    "Embedding",
+    "Identity",
+]

@@ -44,11 +44,11 @@ class Attention(nn.Module):
         """What this mixer remembers while it decodes."""
         return KVCache()
 
-    def scores_of(self, length: int) -> int:
+    def n_scores(self, length: int) -> int:
         """How many scores, all heads together, a row of so many tokens has: training holds them all."""
-        return self.n_heads * length * self.keys_of(length)
+        return self.n_heads * length * self.n_keys(length)
 
-    def keys_of(self, length: int) -> int:
+    def n_keys(self, length: int) -> int:
         """With how many keys each query of such a row has a score."""
         return length
 

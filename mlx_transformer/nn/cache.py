@@ -7,7 +7,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-NEVER = 2**30  # the position of an empty slot: later than any query, so that the causal rule hides it
+EMPTY_POSITION = 2**30  # the position of an empty slot: later than any query, so that the causal rule hides it
 _STEP = 16  # slots a full buffer grows by at least: attention takes as long over empty ones as over full ones
 _SHARE = 8  # and by an eighth of those it has: a step is compiled anew for each shape
 
@@ -16,7 +16,7 @@ class LayerCache(Protocol):
     """What one mixer remembers. Its arrays can be taken out and put back, so that a compiled step can carry them."""
 
     arrays: dict[str, mx.array]
-    room: int  # tokens that fit at least before any shape changes, known on the host
+    free_slots: int  # tokens that fit at least before any shape changes, known on the host
 
     def select(self, rows: mx.array) -> None:
         """Keep these rows of the batch, in this order (beam search)."""
@@ -29,21 +29,21 @@ class LayerCache(Protocol):
 
 
 class KVCache:
-    """Keys and values (B, H, C, d) of the tokens so far in a buffer of C slots, with each slot's position.
+    """Keys and values (B, H, C, d) of the tokens so far in a buffer of C slots, with the position of each slot.
 
-    Empty slots stand at position NEVER. A slot is no position: rows of unequal length, merged, share their slots.
+    An empty slot has EMPTY_POSITION. Slot and position differ: merged sequences of unequal length share slots.
     """
 
     def __init__(self) -> None:
         self.arrays: dict[str, mx.array] = {}
-        self.room = 0  # free slots at least
+        self.free_slots = 0  # free slots at least
 
     def update(self, k: mx.array, v: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Append k and v (B, H, L, d) at positions (L,) or (B, L); return all keys, all values, their positions."""
         length = k.shape[2]
         if not self.arrays:
             self._start(k, v, positions)
-        if self.room < length:
+        if self.free_slots < length:
             self.reserve(length)
         held, start = self.arrays, self.arrays["used"]
         held["k"] = mx.slice_update(held["k"], k, start, axes=(2,))
@@ -51,7 +51,7 @@ class KVCache:
         positions = mx.broadcast_to(positions, (*held["positions"].shape[:-1], length)).astype(mx.int32)
         held["positions"] = mx.slice_update(held["positions"], positions, start, axes=(held["positions"].ndim - 1,))
         held["used"] = start + length
-        self.room -= length
+        self.free_slots -= length
         return held["k"], held["v"], held["positions"]
 
     def _start(self, k: mx.array, v: mx.array, positions: mx.array) -> None:
@@ -64,15 +64,15 @@ class KVCache:
 
     def reserve(self, tokens: int) -> None:
         """Grow the buffer, by whole steps, until this many tokens fit; a cache that is still empty stays so."""
-        if self.room >= tokens or not self.arrays:
+        if self.free_slots >= tokens or not self.arrays:
             return
-        more = -(-max(tokens - self.room, self.arrays["k"].shape[2] // _SHARE) // _STEP) * _STEP
-        for name, axis, filler in (("k", 2, 0), ("v", 2, 0), ("positions", -1, NEVER)):
+        more = -(-max(tokens - self.free_slots, self.arrays["k"].shape[2] // _SHARE) // _STEP) * _STEP
+        for name, axis, filler in (("k", 2, 0), ("v", 2, 0), ("positions", -1, EMPTY_POSITION)):
             held = self.arrays[name]
             shape = list(held.shape)
             shape[axis] = more
             self.arrays[name] = mx.concatenate([held, mx.full(shape, filler, held.dtype)], axis=axis)
-        self.room += more
+        self.free_slots += more
 
     def select(self, rows: mx.array) -> None:
         """Keep these rows (R,) int of the batch, in this order."""
@@ -88,7 +88,7 @@ class KVCache:
         whole.arrays = {
             "k": mx.concatenate([_longer(part["k"], 2, slots, 0) for part in parts]),
             "v": mx.concatenate([_longer(part["v"], 2, slots, 0) for part in parts]),
-            "positions": mx.concatenate([_longer(_rows(part), 1, slots, NEVER) for part in parts]),
+            "positions": mx.concatenate([_longer(_rows(part), 1, slots, EMPTY_POSITION) for part in parts]),
             "used": mx.array([slots]),  # the next token of every row goes behind the longest row's last slot
         }
         return whole
@@ -99,7 +99,7 @@ class State:
 
     def __init__(self, **arrays: mx.array) -> None:
         self.arrays = arrays
-        self.room = NEVER  # no end of it
+        self.free_slots = EMPTY_POSITION  # no end of it
 
     def select(self, rows: mx.array) -> None:
         """Keep these rows (R,) int of the batch, in this order."""
@@ -118,7 +118,7 @@ class State:
 class WindowCache(State):
     """Keys and values of the last `window` tokens, in their order, and of the first `n_global` positions of a row.
 
-    It never grows. Empty slots stand at position NEVER; every row has positions of its own.
+    It never grows. Empty slots stand at position EMPTY_POSITION; every row has positions of its own.
     """
 
     def __init__(self, window: int, n_global: int) -> None:
@@ -129,7 +129,7 @@ class WindowCache(State):
         """Append k and v (B, H, L, d) at positions (L,) or (B, L); return keys, values and positions (B, C).
 
         C = n_global + window + L: the global tokens, the window as it was before, the new tokens. Among the latter two
-        a global token stands at NEVER, so that nothing is seen twice.
+        a global token stands at EMPTY_POSITION, so that nothing is seen twice.
         """
         positions = mx.broadcast_to(positions, (k.shape[0], k.shape[2])).astype(mx.int32)[:, None, :, None]
         new = {"k": k, "v": v, "positions": positions}
@@ -139,7 +139,7 @@ class WindowCache(State):
         if self.n_global:
             first = self._first(new, held)
             self.arrays |= {f"first_{name}": x for name, x in first.items()}
-            seen["positions"] = mx.where(seen["positions"] < self.n_global, NEVER, seen["positions"])
+            seen["positions"] = mx.where(seen["positions"] < self.n_global, EMPTY_POSITION, seen["positions"])
             seen = {name: mx.concatenate([first[name], x], axis=2) for name, x in seen.items()}
         return seen["k"], seen["v"], seen["positions"][:, 0, :, 0]
 
@@ -159,7 +159,7 @@ class WindowCache(State):
             for prefix, slots in (("", self.window), ("first_", self.n_global)):
                 if slots:
                     shape = (*x.shape[:2], slots, x.shape[3])
-                    arrays[prefix + name] = mx.full(shape, NEVER if name == "positions" else 0, x.dtype)
+                    arrays[prefix + name] = mx.full(shape, EMPTY_POSITION if name == "positions" else 0, x.dtype)
         return arrays
 
     def merged(self, others: Sequence[LayerCache]) -> WindowCache:
@@ -183,14 +183,14 @@ class Cache:
             layer.reserve(tokens)
 
     @property
-    def room(self) -> list[int]:
+    def free_slots(self) -> list[int]:
         """Tokens that still fit each layer before its shapes change."""
-        return [layer.room for layer in self.layers]
+        return [layer.free_slots for layer in self.layers]
 
-    @room.setter
-    def room(self, room: list[int]) -> None:
-        for layer, free in zip(self.layers, room, strict=True):
-            layer.room = free
+    @free_slots.setter
+    def free_slots(self, free_slots: list[int]) -> None:
+        for layer, free in zip(self.layers, free_slots, strict=True):
+            layer.free_slots = free
 
     def select(self, rows: mx.array) -> None:
         """Keep these rows (R,) int of the batch, in this order."""

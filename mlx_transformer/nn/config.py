@@ -49,7 +49,7 @@ def choose_size(size: str | None) -> str:
     return size
 
 
-LARGEST = 2**31 - 1  # MLX counts the length of an axis in 32 bits
+MAX_AXIS = 2**31 - 1  # MLX counts the length of an axis in 32 bits
 
 
 def _is_finite(value: object) -> bool:
@@ -78,8 +78,8 @@ class Config(Hyperparameters):
             if field.type in (int, "int"):
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                     raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
-                if value > LARGEST:
-                    raise BadInput(f"{field.name} = {value}: expected a whole number up to {LARGEST:,}")
+                if value > MAX_AXIS:
+                    raise BadInput(f"{field.name} = {value}: expected a whole number up to {MAX_AXIS:,}")
             if field.type in (float, "float") and not _is_finite(value):
                 raise BadInput(f"{field.name} = {value!r}: expected a number")
         if not 0 <= self.dropout < 1:
@@ -88,7 +88,7 @@ class Config(Hyperparameters):
             raise BadInput(f"norm_eps = {self.norm_eps!r}: expected a number above 0")
         _ = self.head_dim  # raises BadInput where the heads do not divide d_model
 
-    def divided_width(self) -> int:
+    def default_head_dim(self) -> int:
         """d_model / n_heads. Raises BadInput where that is no whole number."""
         if self.n_heads < 1 or self.d_model % self.n_heads:
             raise BadInput(
@@ -99,7 +99,7 @@ class Config(Hyperparameters):
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.divided_width()
+        return self.default_head_dim()
 
     def to_dict(self) -> dict[str, Any]:
         """Its numbers as JSON holds them; `type(config)(**numbers)` reads them back."""

@@ -14,13 +14,13 @@ from mlx_transformer.nn.cache import Cache
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.position import Position
-from mlx_transformer.nn.recompute import recomputed
+from mlx_transformer.nn.recompute import checkpointed
 from mlx_transformer.utils.trees import by_path
 
 Slot = Any  # a class, or a tuple of classes that the layers take in turn
 
 
-def in_turn(slot: Slot, i: int) -> Any:
+def class_for_layer(slot: Slot, i: int) -> Any:
     """The class that layer i takes from a slot."""
     return slot[i % len(slot)] if isinstance(slot, tuple) else slot
 
@@ -83,15 +83,15 @@ class Model(nn.Module):
 
     def make_mixer(self, i: int) -> nn.Module:
         """What mixes tokens in block i."""
-        return in_turn(self.Mixer, i)(self.config, i)
+        return class_for_layer(self.Mixer, i)(self.config, i)
 
     def make_ffn(self, i: int) -> nn.Module:
         """The feed-forward part of block i."""
-        return in_turn(self.FFN, i)(self.config)
+        return class_for_layer(self.FFN, i)(self.config)
 
     def make_block(self, i: int) -> nn.Module:
         """Block i of its parts."""
-        return in_turn(self.Block, i)(*self.parts(i))
+        return class_for_layer(self.Block, i)(*self.parts(i))
 
     def parts(self, i: int) -> tuple[config.Config, nn.Module, nn.Module, Callable[[], nn.Module]]:
         """What block i is given."""
@@ -117,9 +117,9 @@ class Model(nn.Module):
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
         """Logits (B, L, V); with a cache the tokens follow those it has seen, and it is moved on."""
-        return self.unembed(self.read(tokens, cache))
+        return self.unembed(self.last_hidden(tokens, cache))
 
-    def read(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+    def last_hidden(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
         """Tokens -> the last hidden states (B, L, D), of which decoding needs the last logits alone; cache as above."""
         h = self.hidden(self.context(tokens, cache))
         if cache is not None:
@@ -156,7 +156,7 @@ class Model(nn.Module):
     def run_block(self, block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
         """x (B, L, D) through one of them: (B, L, D)."""
         if self.training and self.checkpoint == "block":
-            return recomputed(block, x, ctx)
+            return checkpointed(block, x, ctx)
         return block(x, ctx)
 
     def stack(self) -> list[nn.Module]:

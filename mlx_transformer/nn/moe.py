@@ -24,10 +24,10 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.weight = mx.zeros((n_experts, d_out, d_in))
 
-    def __call__(self, x: mx.array, owners: mx.array | None) -> mx.array:
+    def __call__(self, x: mx.array, expert_ids: mx.array | None) -> mx.array:
         """x (G, C, d_in) -> (G, C, d_out): group g goes to the expert owners[g], ascending; None: to expert g."""
         weight = self.weight.swapaxes(-1, -2)
-        return x @ weight if owners is None else ops.gather_matmul(x, weight, owners)
+        return x @ weight if expert_ids is None else ops.gather_matmul(x, weight, expert_ids)
 
 
 class Experts(nn.Module):
@@ -44,12 +44,12 @@ class Experts(nn.Module):
         self.up_proj = StackedLinear(config.n_experts, config.d_model, config.d_ff)
         self.down_proj = StackedLinear(config.n_experts, config.d_ff, config.d_model)
 
-    def activate(self, x: mx.array, owners: mx.array | None) -> mx.array:
+    def activate(self, x: mx.array, expert_ids: mx.array | None) -> mx.array:
         """x (G, C, D) -> the hidden layer (G, C, d_ff)."""
-        return self.activation(self.up_proj(x, owners))
+        return self.activation(self.up_proj(x, expert_ids))
 
-    def __call__(self, x: mx.array, owners: mx.array | None) -> mx.array:
-        return self.down_proj(self.activate(x, owners), owners)
+    def __call__(self, x: mx.array, expert_ids: mx.array | None) -> mx.array:
+        return self.down_proj(self.activate(x, expert_ids), expert_ids)
 
 
 class MixtureOfExperts(nn.Module):
@@ -77,7 +77,7 @@ class MixtureOfExperts(nn.Module):
         self.router_proj = Linear(config.d_model, config.n_experts)
         self.experts = self.Experts(config)
 
-    def idle_parameters(self) -> int:
+    def inactive_parameters(self) -> int:
         """How many a token does not use."""
         total = sum(w.size for w in by_path(self.experts.parameters()).values())
         return total // self.n_experts * (self.n_experts - self.per_token)
@@ -90,19 +90,19 @@ class MixtureOfExperts(nn.Module):
         seats = self.seat(choice.T.flatten(), ctx)  # all first choices, then all second ones
         self.record(logits, p, choice, ctx)
         shares = self.shares(mx.take_along_axis(p, choice, axis=-1)).T.astype(x.dtype)
-        made = seats.back(self.experts(seats.fill(rows), seats.owners))
+        made = seats.back(self.experts(seats.fill(rows), seats.expert_ids))
         return (shares.flatten()[:, None] * made).reshape(self.per_token, *x.shape).sum(0)
 
     def shares(self, p: mx.array) -> mx.array:
         """Probabilities of the chosen experts (N, k) -> their shares in the output, which sum to 1."""
         return p / p.sum(-1, keepdims=True)
 
-    def seat(self, choices: mx.array, ctx: Ctx) -> "Seats":
+    def seat(self, choices: mx.array, ctx: Ctx) -> "Dispatch":
         """Where each choice (A,), the number of an expert, is computed."""
         if not self.training:
-            return dropless(choices, self.n_experts)
+            return dropless_dispatch(choices, self.n_experts)
         capacity = math.ceil(self.capacity_factor * choices.size / self.n_experts)
-        seats = limited(choices, self.n_experts, min(capacity, choices.size))
+        seats = capacity_dispatch(choices, self.n_experts, min(capacity, choices.size))
         ctx.record("router_dropped", (seats.number == seats.count).mean())
         return seats
 
@@ -126,13 +126,13 @@ class Switch(MixtureOfExperts):
 
 
 @dataclass(frozen=True)
-class Seats:
+class Dispatch:
     """Choices (A,) in groups of `size` seats, each group of one expert; an empty seat computes zeros."""
 
     number: mx.array  # (A,) of each choice's seat; `count`: dropped
     groups: int
     size: int
-    owners: mx.array | None  # (groups,) the expert of each group; None: as many groups as experts, in their order
+    expert_ids: mx.array | None  # (groups,) the expert of each group; None: as many groups as experts, in their order
 
     @property
     def count(self) -> int:
@@ -149,22 +149,22 @@ class Seats:
         return _and_zeros(made.flatten(0, 1))[self.number]
 
 
-def limited(choices: mx.array, n_experts: int, capacity: int) -> Seats:
+def capacity_dispatch(choices: mx.array, n_experts: int, capacity: int) -> Dispatch:
     """So many seats for each expert; who comes later is dropped."""
     place, _ = _queue(choices, n_experts)
     number = mx.where(place < capacity, choices * capacity + place, n_experts * capacity)
-    return Seats(number, n_experts, capacity, None)
+    return Dispatch(number, n_experts, capacity, None)
 
 
-def dropless(choices: mx.array, n_experts: int) -> Seats:
+def dropless_dispatch(choices: mx.array, n_experts: int) -> Dispatch:
     """As many groups for each expert as it needs: at most size - 1 seats of each expert stay empty."""
     place, load = _queue(choices, n_experts)
     size = max(1, min(_GROUP, choices.size // (2 * n_experts)))
     needed = (load + size - 1) // size
     ends = mx.cumsum(needed)
     groups = (choices.size + n_experts * (size - 1)) // size  # enough, however the choices fall
-    owners = mx.minimum((mx.arange(groups)[:, None] >= ends).sum(-1), n_experts - 1)
-    return Seats((ends - needed)[choices] * size + place, groups, size, owners)
+    expert_ids = mx.minimum((mx.arange(groups)[:, None] >= ends).sum(-1), n_experts - 1)
+    return Dispatch((ends - needed)[choices] * size + place, groups, size, expert_ids)
 
 
 def _queue(choices: mx.array, n_experts: int) -> tuple[mx.array, mx.array]:

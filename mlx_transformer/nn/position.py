@@ -10,7 +10,7 @@ from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.utils.errors import BadInput
 
-FARTHEST = 65_536  # tokens from a query to a key: as many rows as a table over distances may have
+MAX_DISTANCE = 65_536  # tokens from a query to a key: as many rows as a table over distances may have
 
 
 class Position(nn.Module):
@@ -96,7 +96,7 @@ class RotaryPosition(Position):
         angle = ctx.positions[..., None] * self.frequencies(q.shape[-1] // 2)
         angle = angle if angle.ndim == 2 else angle[:, None]  # the same for every head
         cos, sin = mx.cos(angle), mx.sin(angle)
-        return _turned(q, cos, sin), _turned(k, cos, sin)
+        return _rotate_pairs(q, cos, sin), _rotate_pairs(k, cos, sin)
 
 
 class ScaledRotaryPosition(RotaryPosition):
@@ -125,12 +125,12 @@ class ScaledRotaryPosition(RotaryPosition):
         return plain * (kept + (1 - kept) / self.factor)
 
 
-def _turned(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+def _rotate_pairs(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     a, b = mx.split(x, 2, axis=-1)
     return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def steps_back(q_pos: mx.array, k_pos: mx.array) -> mx.array:
+def causal_distances(q_pos: mx.array, k_pos: mx.array) -> mx.array:
     """How far behind each query each key stands: positions (.., Lq) and (.., Lk) -> (.., Lq, Lk); 0 for a later key."""
     return mx.maximum(q_pos[..., :, None] - k_pos[..., None, :], 0)
 
@@ -144,7 +144,7 @@ class ALiBi(Position):
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
         slopes = mx.array(alibi_slopes(q.shape[1]))[:, None, None]
-        return (-slopes * steps_back(ctx.positions, k_pos)[..., None, :, :]).astype(q.dtype)
+        return (-slopes * causal_distances(ctx.positions, k_pos)[..., None, :, :]).astype(q.dtype)
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
@@ -168,7 +168,7 @@ class T5Position(Position):
         self._buckets = mx.array(t5_buckets(config.n_buckets, config.max_distance))
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
-        back = mx.minimum(steps_back(ctx.positions, k_pos), self._buckets.size - 1)
+        back = mx.minimum(causal_distances(ctx.positions, k_pos), self._buckets.size - 1)
         return mx.moveaxis(self.weight[self._buckets[back]], -1, -3)
 
 
@@ -178,10 +178,10 @@ def t5_buckets(n_buckets: int, max_distance: int) -> list[int]:
     Raises BadInput where max_distance leaves nothing for the buckets that grow.
     """
     single = n_buckets // 2
-    if not 1 <= single < max_distance <= FARTHEST:
+    if not 1 <= single < max_distance <= MAX_DISTANCE:
         raise BadInput(
             f"n_buckets = {n_buckets}, max_distance = {max_distance}: expected at least 2 buckets, and a distance of "
-            f"more than half as many and at most {FARTHEST:,}"
+            f"more than half as many and at most {MAX_DISTANCE:,}"
         )
     growing, span = n_buckets - single, math.log(max_distance / single)
     shares = [math.log(distance / single) / span for distance in range(single, max_distance + 1)]

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_transformer.nn.context import Ctx
 
 
-def recomputed(block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
+def checkpointed(block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
     """block(x, ctx), of which only the inputs are kept for its gradient (Chen et al. 2016, arXiv 1604.06174, sec. 3).
 
     What such a function merely captures gets no gradient, in silence. So the weights of the block and of the Position

@@ -9,7 +9,7 @@ from mlx_transformer import ops
 from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import Linear
-from mlx_transformer.nn.position import FARTHEST, SinusoidalPosition, steps_back
+from mlx_transformer.nn.position import MAX_DISTANCE, SinusoidalPosition, causal_distances
 from mlx_transformer.utils.errors import BadInput
 
 
@@ -19,18 +19,18 @@ class ShawAttention(Attention):
     arXiv 1803.02155: e_ij = q_i (k_j + a^K_ij) / sqrt(head_dim), z_i = sum_j p_ij (v_j + a^V_ij), distances cut off at
     max_distance, one table for all heads of a layer. Of the paper's 2 max_distance + 1 rows a causal model sees half.
     It attends by itself, so that it goes with no variant that does (windows, groups). Raises BadInput for a
-    max_distance above FARTHEST.
+    max_distance above MAX_DISTANCE.
     """
 
     def build(self, config: Any) -> None:
         super().build(config)
-        if config.max_distance > FARTHEST:
-            raise BadInput(f"max_distance = {config.max_distance}: expected at most {FARTHEST:,}")
+        if config.max_distance > MAX_DISTANCE:
+            raise BadInput(f"max_distance = {config.max_distance}: expected at most {MAX_DISTANCE:,}")
         self.relative_keys = mx.zeros((config.max_distance + 1, self.head_dim))
         self.relative_values = mx.zeros((config.max_distance + 1, self.head_dim))
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
-        scores = by_distance((q * self.scale) @ self.relative_keys.T, self.distances(k_pos, ctx))
+        scores = gather_by_distance((q * self.scale) @ self.relative_keys.T, self.distances(k_pos, ctx))
         return plus(scores, super().bias(q, k, k_pos, ctx))
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
@@ -41,10 +41,10 @@ class ShawAttention(Attention):
 
     def distances(self, k_pos: mx.array, ctx: Ctx) -> mx.array:
         """The row of the tables for each query and key (.., Lq, Lk)."""
-        return mx.minimum(steps_back(ctx.positions, k_pos), self.relative_keys.shape[0] - 1)
+        return mx.minimum(causal_distances(ctx.positions, k_pos), self.relative_keys.shape[0] - 1)
 
 
-def by_distance(scores: mx.array, back: mx.array) -> mx.array:
+def gather_by_distance(scores: mx.array, back: mx.array) -> mx.array:
     """Scores of each query for each distance (B, H, Lq, n) -> for each key, whose distance is back (.., Lq, Lk)."""
     back = mx.broadcast_to(back[..., None, :, :], (*scores.shape[:3], back.shape[-1]))
     return mx.take_along_axis(scores, back, axis=-1)
@@ -62,13 +62,13 @@ class TransformerXLAttention(Attention):
     is position_bias. A token sees its own segment of segment_len positions and the whole one before; what it reads
     there sends no gradient back ("SG" in sec. 3.2). The paper carries segments over from step to step; the rows of a
     shuffled batch have no predecessor, so here the segments are those of a row, and its first one has no memory. Raises
-    BadInput for a segment longer than half of FARTHEST.
+    BadInput for a segment longer than half of MAX_DISTANCE.
     """
 
     def build(self, config: Any) -> None:
         super().build(config)
-        if config.segment_len > FARTHEST // 2:
-            raise BadInput(f"segment_len = {config.segment_len}: expected at most {FARTHEST // 2:,}")
+        if config.segment_len > MAX_DISTANCE // 2:
+            raise BadInput(f"segment_len = {config.segment_len}: expected at most {MAX_DISTANCE // 2:,}")
         self.segment_len = config.segment_len
         self.r_proj = Linear(config.d_model, config.d_model)
         self.content_bias = mx.zeros(config.n_heads * self.head_dim)
@@ -94,7 +94,7 @@ class TransformerXLAttention(Attention):
             segments.append(self.mix(q[:, :, own], seen_k, seen_v, self.mask(q[:, :, own], seen_k, k_pos, here)))
         return self.merge(mx.concatenate(segments, axis=2))
 
-    def keys_of(self, length: int) -> int:
+    def n_keys(self, length: int) -> int:
         return min(length, 2 * self.segment_len)
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
@@ -103,13 +103,13 @@ class TransformerXLAttention(Attention):
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
         r = self.split(self.r_proj(self._sinusoids.astype(q.dtype))[None])
-        scores = ((q + self.heads_of(self.position_bias)) * self.scale) @ r.swapaxes(-1, -2)
-        back = mx.minimum(steps_back(ctx.positions, k_pos), r.shape[2] - 1)
-        return plus(by_distance(scores, back), super().bias(q, k, k_pos, ctx))
+        scores = ((q + self.per_head(self.position_bias)) * self.scale) @ r.swapaxes(-1, -2)
+        back = mx.minimum(causal_distances(ctx.positions, k_pos), r.shape[2] - 1)
+        return plus(gather_by_distance(scores, back), super().bias(q, k, k_pos, ctx))
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        return super().mix(q + self.heads_of(self.content_bias), k, v, mask)
+        return super().mix(q + self.per_head(self.content_bias), k, v, mask)
 
-    def heads_of(self, bias: mx.array) -> mx.array:
+    def per_head(self, bias: mx.array) -> mx.array:
         """(heads * head_dim,) -> (heads, 1, head_dim)."""
         return bias.reshape(self.n_heads, 1, self.head_dim)

@@ -6,11 +6,11 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.nn.attention import Attention
-from mlx_transformer.nn.cache import NEVER, KVCache, LayerCache, WindowCache
+from mlx_transformer.nn.cache import EMPTY_POSITION, KVCache, LayerCache, WindowCache
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.utils.errors import BadInput
 
-WIDEST = 2**20  # tokens of a window
+MAX_WINDOW = 2**20  # tokens of a window
 _WIDE = 4096  # slots, beyond which holding them all for a short row costs more than growing
 
 
@@ -19,15 +19,15 @@ class WindowAttention(Attention):
 
     Queries are taken in blocks of one window: a block sees its own keys and those of the block before, so that time and
     memory of L tokens are O(2 window L), and a decoding step's do not grow: the cache rolls. Raises BadInput for a
-    window wider than WIDEST.
+    window wider than MAX_WINDOW.
     """
 
     n_global = 0  # first tokens of a row that all later ones see: a variant's number
 
     def build(self, config: Any) -> None:
         super().build(config)
-        if config.window > WIDEST:
-            raise BadInput(f"window = {config.window}: expected at most {WIDEST:,}, as the cache has so many slots")
+        if config.window > MAX_WINDOW:
+            raise BadInput(f"window = {config.window}: expected at most {MAX_WINDOW:,}, as the cache has so many slots")
         self.window, self.seq_len = config.window, config.seq_len
 
     def make_cache(self, batch: int) -> LayerCache:
@@ -35,7 +35,7 @@ class WindowAttention(Attention):
         wide = self.window > max(self.seq_len, _WIDE)
         return KVCache() if wide else WindowCache(self.window, self.n_global)
 
-    def keys_of(self, length: int) -> int:
+    def n_keys(self, length: int) -> int:
         return length if length <= self.window else self.n_global + 2 * self.window
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
@@ -54,7 +54,7 @@ class WindowAttention(Attention):
         k, v, k_pos = cache.update(k, v, ctx.positions)
         q_pos = mx.broadcast_to(ctx.positions, (batch, length))
         here = replace(ctx, positions=_as_rows(_blocks(q_pos[:, None, :, None], size, 0))[:, 0, :, 0])
-        k_pos = self._seen(k_pos[:, None, :, None], size, NEVER)[:, 0, :, 0]
+        k_pos = self._seen(k_pos[:, None, :, None], size, EMPTY_POSITION)[:, 0, :, 0]
         q, k, v = _as_rows(_blocks(q, size, 0)), self._seen(k, size, 0), self._seen(v, size, 0)
         o = self.mix(q, k, v, self.mask(q, k, k_pos, here))
         return mx.unflatten(o, 0, (batch, -1)).swapaxes(1, 2).flatten(2, 3)[:, :, :length]

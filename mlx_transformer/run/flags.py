@@ -17,7 +17,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from mlx_transformer.generate.sampling import Sampling
-from mlx_transformer.nn.config import LARGEST
+from mlx_transformer.nn.config import MAX_AXIS
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.utils.errors import BadInput
 
@@ -32,8 +32,8 @@ def _whole(text: str) -> int:
 
 
 def _extent(text: str) -> int:
-    if (value := _whole(text)) > LARGEST:
-        raise ValueError(f"{text!r}: expected a whole number from 1 to {LARGEST}")
+    if (value := _whole(text)) > MAX_AXIS:
+        raise ValueError(f"{text!r}: expected a whole number from 1 to {MAX_AXIS}")
     return value
 
 

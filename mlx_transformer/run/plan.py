@@ -62,7 +62,7 @@ class Plan:
         """The model as it starts. Raises BadInput if the device cannot hold it or --init-from's weights do not fit."""
         self._check_memory(0, 0)  # before a billion layers are made
         model = self.kind(self.config, self.seed)
-        scores = [part.scores_of(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
+        scores = [part.n_scores(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
         self._check_memory(model.count_parameters()["total"], max(scores, default=0))
         if self.init_from is not None:
             load_weights(model, self.init_from)

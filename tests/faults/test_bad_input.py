@@ -168,8 +168,8 @@ def test_rows_whose_scores_no_memory_holds(refused, text, tmp_path):
     whole, blocks = (
         kind(kind.Config(**settings)).blocks[0].mixer for kind in (phase3.Model, phase3.BRANCHES["longformer"])
     )
-    assert whole.scores_of(100_000) == 4 * 100_000**2
-    assert blocks.scores_of(100_000) == 4 * 100_000 * (1 + 2 * 32)
+    assert whole.n_scores(100_000) == 4 * 100_000**2
+    assert blocks.n_scores(100_000) == 4 * 100_000 * (1 + 2 * 32)
 
 
 RANGES = {

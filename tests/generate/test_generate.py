@@ -94,7 +94,7 @@ def test_a_cache_grows_as_it_fills():
 
 def test_a_step_takes_the_room_that_it_uses(model):
     decoder, cache = decoding.Decoder(model), model.make_cache(1)
-    model.read(mx.array([[0] * 62]), cache)
+    model.last_hidden(mx.array([[0] * 62]), cache)
     slots = []
     for _ in range(5):
         mx.eval(decoder.step(mx.array([3]), cache))

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer.nn import init
 from mlx_transformer.nn.config import SIZES, Config, Hyperparameters
-from mlx_transformer.nn.model import in_turn, leaf
+from mlx_transformer.nn.model import class_for_layer, leaf
 from mlx_transformer.nn.position import RotaryPosition, SinusoidalPosition
 from mlx_transformer.run.flags import _meaning
 from mlx_transformer.train.recipe import BySize
@@ -96,8 +96,8 @@ def test_a_leaf_with_an_unknown_slot_is_an_error():
 
 
 def test_layers_take_the_classes_of_a_tuple_in_turn():
-    assert [in_turn((int, str), i) for i in range(4)] == [int, str, int, str]
-    assert in_turn(int, 3) is int
+    assert [class_for_layer((int, str), i) for i in range(4)] == [int, str, int, str]
+    assert class_for_layer(int, 3) is int
 
 
 def test_the_ledger_adds_weighted_values_and_reports_means():

@@ -30,8 +30,8 @@ class SwiGLUExperts(Experts):
         super().build(config)
         self.gate_proj = StackedLinear(config.n_experts, config.d_model, config.d_ff)
 
-    def activate(self, x, owners):
-        return self.activation(self.gate_proj(x, owners)) * self.up_proj(x, owners)
+    def activate(self, x, expert_ids):
+        return self.activation(self.gate_proj(x, expert_ids)) * self.up_proj(x, expert_ids)
 
 
 class Ours(MixtureOfExperts):

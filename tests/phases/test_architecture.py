@@ -312,11 +312,11 @@ class Recurrence(nn.Module):
         m = memory.shape[1]
         columns = []
         for j in range(both.shape[1]):  # key by key: distances m + i - j
-            column = ((q + mixer.heads_of(mixer.content_bias)) * k[:, :, j : j + 1]).sum(-1)
+            column = ((q + mixer.per_head(mixer.content_bias)) * k[:, :, j : j + 1]).sum(-1)
             distance = mx.arange(own.shape[1]) + m - j
             table = SinusoidalPosition(self.net.config).encoding(distance, self.net.config.d_model)
             r = mixer.split(mixer.r_proj(table)[None])
-            column = column + ((q + mixer.heads_of(mixer.position_bias)) * r).sum(-1)
+            column = column + ((q + mixer.per_head(mixer.position_bias)) * r).sum(-1)
             columns.append(mx.where(distance >= 0, column * mixer.head_dim**-0.5, -mx.inf))
         return mixer.merge(mx.softmax(mx.stack(columns, axis=-1), axis=-1) @ v)
 

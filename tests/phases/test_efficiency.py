@@ -155,7 +155,7 @@ def test_a_window_wider_than_a_row_costs_no_more_than_the_row():
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
 def test_a_gathered_product_is_that_with_copied_matrices(dtype):
     x, stack = mx.random.normal((7, 3, 8)).astype(dtype), mx.random.normal((4, 8, 5)).astype(dtype)
-    owners = mx.array([0, 0, 1, 3, 3, 3, 3])
+    expert_ids = mx.array([0, 0, 1, 3, 3, 3, 3])
 
     def total(x, stack, product):
         y = product(x, stack)
@@ -163,7 +163,7 @@ def test_a_gathered_product_is_that_with_copied_matrices(dtype):
 
     both = [
         mx.value_and_grad(lambda x, s, product=product: total(x, s, product), argnums=(0, 1))(x, stack)
-        for product in (lambda x, s: ops.gather_matmul(x, s, owners), lambda x, s: x @ s[owners])
+        for product in (lambda x, s: ops.gather_matmul(x, s, expert_ids), lambda x, s: x @ s[expert_ids])
     ]
     for ours, expected in zip(*([y, *slopes] for (_, y), slopes in both), strict=True):
         assert ours.dtype == dtype
@@ -270,7 +270,7 @@ choices = st.lists(st.integers(0, 5), min_size=1, max_size=60)
 
 @given(choices, st.integers(1, 9))
 def test_each_expert_seats_the_first_of_its_choices(chosen, capacity):
-    seats = moe.limited(mx.array(chosen), 6, capacity)
+    seats = moe.capacity_dispatch(mx.array(chosen), 6, capacity)
     number = seats.number.tolist()
     for expert in range(6):
         own = [n for n, e in zip(number, chosen, strict=True) if e == expert]
@@ -280,11 +280,11 @@ def test_each_expert_seats_the_first_of_its_choices(chosen, capacity):
 
 @given(choices)
 def test_without_a_limit_each_choice_has_a_seat_of_its_expert(chosen):
-    seats = moe.dropless(mx.array(chosen), 6)
-    number, owners = seats.number.tolist(), seats.owners.tolist()
+    seats = moe.dropless_dispatch(mx.array(chosen), 6)
+    number, expert_ids = seats.number.tolist(), seats.expert_ids.tolist()
     assert len(set(number)) == len(chosen)
-    assert [owners[n // seats.size] for n in number] == chosen
-    assert owners == sorted(owners)
+    assert [expert_ids[n // seats.size] for n in number] == chosen
+    assert expert_ids == sorted(expert_ids)
     assert seats.count <= len(chosen) * 2 or seats.size == 1
 
 

@@ -75,7 +75,7 @@ class Choice:
         phase = re.fullmatch(r"phases\.phase(\d)", place.__module__)
         if phase and place.__name__ in ("Model", "Config"):
             return f"phase {phase[1]}"
-        return f"branch {self.branch}" if phase and self.branch else place.__name__
+        return f"branch {self.branch}" if self.branch and place.__module__.startswith("phases.") else place.__name__
 
 
 def describe(choice: Choice, size: str) -> Sections:

@@ -76,8 +76,9 @@ class Variant:
 
     @property
     def is_alone(self) -> bool:
-        """Whether it is an idea on top of the phase before, `alone_X`, and not on its own phase's trunk."""
-        return any(name.startswith("alone_") for name in (self.branch or "", self.recipe))
+        """Whether it adds one idea to the previous phase, `phase_<n-1>_with_X`, and not to its own phase."""
+        added = f"phase_{self.phase - 1}_with_"
+        return any(name.startswith(added) for name in (self.branch or "", self.recipe))
 
     @property
     def name(self) -> str:

@@ -85,7 +85,10 @@ def test_the_schedules_agree(schedule):
         assert training.factor() == pytest.approx(schedule(seen))
 
 
-REFUSED = ("fp16", *(f"alone_{name}" for name in ("ema", "agc", "zclip", "value_clip", "restarts", "batch_warmup")))
+REFUSED = (
+    "fp16",
+    *(f"phase_1_with_{name}" for name in ("ema", "agc", "zclip", "value_clip", "restarts", "batch_warmup")),
+)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -102,8 +105,8 @@ def test_a_group_of_other_paths_is_refused():
         reference2.rules(replace(recipe, groups=groups).to_dict())
 
 
-LATER = {name: phase2.RECIPES[f"alone_{name}"] for name in ("accumulate", "label_smoothing", "linear", "layer_rates")}
-LATER |= {"original": phase2.RECIPES["original"], "lr_multiplier": replace(phase1.RECIPE, groups=HALVED)}
+LATER = ("original", *(f"phase_1_with_{name}" for name in ("accumulate", "label_smoothing", "linear", "layer_rates")))
+LATER = {name: phase2.RECIPES[name] for name in LATER} | {"lr_multiplier": replace(phase1.RECIPE, groups=HALVED)}
 
 
 @pytest.mark.parametrize("recipe", LATER.values(), ids=LATER)

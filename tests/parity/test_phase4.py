@@ -45,7 +45,8 @@ def theirs(x):
 @pytest.fixture(params=[(8, 2), (4, 1), (5, 3), (3, 3)], ids=str)
 def pair(request):
     n_experts, per_token = request.param
-    ours = Ours(phase4.MoEConfig(**TINY, n_experts=n_experts, experts_per_token=per_token, capacity_factor=n_experts))
+    numbers = {"n_experts": n_experts, "experts_per_token": per_token, "capacity_factor": n_experts}
+    ours = Ours(phase4.BRANCHES["moe"].Config(**TINY, **numbers))
     ours.update(tree_map(lambda w: mx.random.normal(w.shape) * 0.3, ours.parameters()))
     config = MixtralConfig(
         hidden_size=D, intermediate_size=F, num_local_experts=n_experts, num_experts_per_tok=per_token

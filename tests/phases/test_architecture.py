@@ -13,6 +13,7 @@ from mlx_transformer.nn import feedforward, position
 from mlx_transformer.nn.attention import Attention, GroupedAttention
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.nn.feedforward import FeedForward, GELUFeedForward
+from mlx_transformer.nn.model import leaf
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
 from mlx_transformer.nn.position import SinusoidalPosition
 from mlx_transformer.nn.sparse import LongformerAttention
@@ -22,6 +23,7 @@ from mlx_transformer.run.plan import own_numbers
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 from phases import phase1, phase2, phase3
+from phases.ablations.phase3 import LongformerConfig
 from tests.ladder import TINY, V, tiny, tokens
 
 BRANCHES = phase3.BRANCHES
@@ -104,7 +106,7 @@ def test_positions_behind_the_table_take_its_last_row():
 
 def test_a_number_left_open_follows_from_another():
     assert phase3.Config(**TINY).max_len == TINY["seq_len"]
-    assert phase3.TransformerXLConfig(**TINY).segment_len == 8
+    assert BRANCHES["transformer_xl"].Config(**TINY).segment_len == 8
     stored = phase3.Config(**TINY, max_len=40).to_dict()
     assert phase3.Config(**stored).max_len == 40
     with pytest.raises(BadInput, match="max_len = 16: expected at least seq_len = 17"):
@@ -217,7 +219,7 @@ def blind():
 
 
 def test_rotary_scores_depend_on_distance_alone():
-    rope, x = position.RotaryPosition(phase3.RoPEConfig(**TINY)), mx.random.normal((2, 2, 4, 17, 8))
+    rope, x = position.RotaryPosition(BRANCHES["rope"].Config(**TINY)), mx.random.normal((2, 2, 4, 17, 8))
     ctx = tiny(BRANCHES["rope"]).context(tokens())
 
     def scores(offset):
@@ -384,24 +386,20 @@ class GroupedMasked(Masked, GroupedAttention):
     pass
 
 
-class SparseGQAConfig(phase3.LongformerConfig, phase3.GQAConfig):
-    pass
-
-
 PAIRS = [
-    (phase3.LongformerConfig, LongformerAttention, Masked, {}),
-    (phase3.LongformerConfig, LongformerAttention, Masked, {"Position": position.ALiBi}),
-    (SparseGQAConfig, GroupedLongformer, GroupedMasked, {}),
+    (phase3.Model, LongformerAttention, Masked, {}),
+    (phase3.Model, LongformerAttention, Masked, {"Position": position.ALiBi}),
+    (BRANCHES["gqa"], GroupedLongformer, GroupedMasked, {}),
 ]
 
 
-@pytest.mark.parametrize(("config", "blocked", "masked", "slots"), PAIRS, ids=["trunk", "alibi", "gqa"])
+@pytest.mark.parametrize(("kind", "blocked", "masked", "slots"), PAIRS, ids=["phase 3", "alibi", "gqa"])
 @given(window=st.integers(1, 20), n_global=st.integers(1, 6), length=st.integers(1, 40))
 @settings(max_examples=12)
-def test_blocks_equal_a_mask_over_the_full_matrix(config, blocked, masked, slots, window, n_global, length):
+def test_blocks_equal_a_mask_over_the_full_matrix(kind, blocked, masked, slots, window, n_global, length):
     numbers = {"n_layers": 2, "window": window, "n_global": n_global}
-    net = tiny(phase3.leaf(Config=config, Mixer=blocked, **slots), **numbers)
-    full = like(phase3.leaf(Config=config, Mixer=masked, **slots), net, **numbers)
+    net = tiny(leaf(kind, LongformerConfig, Mixer=blocked, **slots), **numbers)
+    full = like(leaf(kind, LongformerConfig, Mixer=masked, **slots), net, **numbers)
     x = tokens(2, length)
     np.testing.assert_allclose(net(x), full(x), atol=1e-5)
 
@@ -409,7 +407,7 @@ def test_blocks_equal_a_mask_over_the_full_matrix(config, blocked, masked, slots
 def test_gradients_of_blocks_equal_those_of_a_mask():
     numbers = {"window": 5, "n_global": 2}
     net = tiny(BRANCHES["longformer"], **numbers)
-    full = like(phase3.leaf(Config=phase3.LongformerConfig, Mixer=Masked), net, **numbers)
+    full = like(leaf(phase3.Model, LongformerConfig, Mixer=Masked), net, **numbers)
     ours, theirs = (by_path(nn.value_and_grad(m, m.loss)(tokens(2, 18))[1]) for m in (net, full))
     for path, gradient in ours.items():
         np.testing.assert_allclose(gradient, theirs[path], atol=1e-5, err_msg=path)
@@ -445,7 +443,7 @@ def test_cost_grows_linearly_and_the_cache_not_at_all():
             entries.append(q.shape[0] * q.shape[2] * k.shape[2])
             return super().mix(q, k, v, mask)
 
-    net = tiny(phase3.leaf(Config=phase3.LongformerConfig, Mixer=Counted), n_layers=1, window=8, n_global=2)
+    net = tiny(leaf(phase3.Model, LongformerConfig, Mixer=Counted), n_layers=1, window=8, n_global=2)
     for length in (64, 128, 256):
         net(tokens(1, length))
     assert entries == [length * (2 + 2 * 8) for length in (64, 128, 256)]

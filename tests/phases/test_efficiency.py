@@ -15,10 +15,12 @@ from mlx_transformer import ops
 from mlx_transformer.nn import moe
 from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.config import SIZES
+from mlx_transformer.nn.model import leaf
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 from phases import phase3, phase4
+from phases.ablations.phase4 import FusedWindow, WindowConfig
 from tests.ladder import TINY, tiny, tokens
 from tests.phases.test_architecture import apart, like
 
@@ -88,7 +90,7 @@ def test_a_model_on_metal_is_the_one_on_a_cpu():
 # --- the sliding window ---------------------------------------------------------------------------------------------
 
 
-class Masked(phase4.FusedWindow):
+class Masked(FusedWindow):
     """The same rule as a mask over the full matrix, with a cache that forgets nothing."""
 
     make_cache = Attention.make_cache
@@ -107,7 +109,7 @@ def test_a_window_as_long_as_the_row_is_the_trunk():
 def test_blocks_and_the_rolling_cache_equal_a_mask_over_the_full_matrix(window, parts):
     numbers = {"n_layers": 2, "window": window}
     net = tiny(BRANCHES["window"], **numbers)
-    full = like(phase4.leaf(Config=phase4.WindowConfig, Mixer=Masked), net, **numbers)
+    full = like(leaf(phase4.Model, WindowConfig, Mixer=Masked), net, **numbers)
     x = tokens(2, sum(parts))
     expected = full(x)
     np.testing.assert_allclose(net(x), expected, atol=1e-5)
@@ -120,7 +122,7 @@ def test_blocks_and_the_rolling_cache_equal_a_mask_over_the_full_matrix(window, 
 
 def test_gradients_of_blocks_equal_those_of_a_mask():
     net = tiny(BRANCHES["window"], window=5)
-    full = like(phase4.leaf(Config=phase4.WindowConfig, Mixer=Masked), net, window=5)
+    full = like(leaf(phase4.Model, WindowConfig, Mixer=Masked), net, window=5)
     with on_metal():  # where a query that sees nothing could be nan
         ours = by_path(nn.value_and_grad(net, net.loss)(tokens(2, 18))[1])
     theirs = by_path(nn.value_and_grad(full, full.loss)(tokens(2, 18))[1])
@@ -174,7 +176,7 @@ def test_a_gathered_product_is_that_with_copied_matrices(dtype):
 def layer(kind=moe.MixtureOfExperts, experts=moe.Experts, **numbers):
     """A shaken layer of experts."""
     filled = type("Layer", (kind,), {"Experts": experts})
-    part = filled(phase4.MoEConfig(**{**TINY, **numbers}))
+    part = filled(BRANCHES["moe"].Config(**{**TINY, **numbers}))
     part.load_weights([(path, mx.random.normal(w.shape) * 0.3) for path, w in by_path(part.parameters()).items()])
     part.eval()
     return part
@@ -302,7 +304,7 @@ def test_the_router_s_losses_and_load_are_the_papers():
 
 def test_the_router_s_losses_are_descended_and_logged():
     recipe = phase4.RECIPE.at("nano")
-    net = phase4.BRANCHES["moe"](phase4.MoEConfig(**TINY))
+    net = BRANCHES["moe"](BRANCHES["moe"].Config(**TINY))
     metrics, _ = TrainingStep(net, recipe)(tokens(4, 18), 1e-3)
     assert {"router_balance", "router_z", "router_most_load", "router_least_load", "router_dropped"} < metrics.keys()
     assert metrics["router_balance"].item() >= 0.9

@@ -23,7 +23,7 @@ from tests.faults.runs import assert_same_run, command, write_text
 from tests.ladder import TINY, tiny, tokens
 from tests.phases.test_architecture import apart, like, set_all
 
-BRANCHES, IDEAS, TECHNIQUES = phase6.BRANCHES, phase6.IDEAS, phase6.TECHNIQUES
+BRANCHES, RECIPES = phase6.BRANCHES, phase6.RECIPES
 
 
 @pytest.fixture
@@ -47,43 +47,69 @@ def test_the_branch_phase_5_is_phase_5_and_so_is_the_recipe():
     assert phase6.RECIPES["phase_5"] == phase5.RECIPE
 
 
+IDEAS = {  # the slots that each idea fills
+    "value_embeddings": {"Mixer"},
+    "relu_squared": {"FFN"},
+    "zero_init": {"init_weight"},
+    "qk_norm": {"Mixer"},
+    "lambdas": {"Block"},
+    "softcap": {"Config", "Head"},
+}
+TECHNIQUES = {"muon": {"learning_rate", "groups"}, "short": {"schedule"}, "batch_warmup": {"batch_warmup"}}
+
+
 def slots(kind):
-    return {name: getattr(kind, name) for name in ("Config", "Mixer", "FFN", "Block", "Head", "init_weight")}
+    """Each slot with the classes in it; two configurations are equal where their fields are."""
+    names = ("Mixer", "FFN", "Block", "Head", "init_weight")
+    return {name: getattr(kind, name) for name in names} | {"Config": kind.Config().to_dict()}
 
 
-@pytest.mark.parametrize("idea", IDEAS)
-def test_an_idea_alone_and_the_trunk_with_or_without_it_differ_in_its_slots(idea):
-    alone, turned = IDEAS[idea]
-    assert alone.keys() == turned.keys()
-    on_trunk = f"without_{idea}" if idea in phase6.KEPT else f"with_{idea}"
-    for ablated, whole in ((f"alone_{idea}", BRANCHES["phase_5"]), (on_trunk, phase6.Model)):
-        ours, theirs = slots(BRANCHES[ablated]), slots(whole)
-        assert {name for name in ours if ours[name] != theirs[name]} == alone.keys()
-    has = {name for name, kind in slots(phase6.Model).items() if kind != slots(BRANCHES["phase_5"])[name]}
-    assert (alone.keys() <= has and all(slots(phase6.Model)[name] == kind for name, kind in alone.items())) == (
-        idea in phase6.KEPT
-    )
+def differing(ours, theirs):
+    return {name for name in ours if ours[name] != theirs[name]}
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES)
-def test_a_technique_alone_and_the_recipe_with_or_without_it_differ_in_its_fields(technique):
-    on_trunk = f"without_{technique}" if technique in phase6.CHOSEN else f"with_{technique}"
-    for ablated, whole in ((f"alone_{technique}", phase5.RECIPE), (on_trunk, phase6.RECIPE)):
-        ours, theirs = vars(phase6.RECIPES[ablated]), vars(whole)
-        assert {name for name in ours if ours[name] != theirs[name]} == set(TECHNIQUES[technique])
+@pytest.mark.parametrize(("idea", "changed"), IDEAS.items())
+def test_an_ablation_of_the_model_differs_by_one_idea(idea, changed):
+    before, ours = slots(BRANCHES["phase_5"]), slots(phase6.Model)
+    added = slots(BRANCHES[f"phase_5_with_{idea}"])
+    assert differing(added, before) == changed
+    if f"without_{idea}" in BRANCHES:
+        assert differing(slots(BRANCHES[f"without_{idea}"]), ours) == changed
+        assert all(added[name] == ours[name] for name in changed)
+    else:
+        assert differing(slots(BRANCHES[f"with_{idea}"]), ours) == changed
+        assert all(added[name] != ours[name] for name in changed)
+
+
+@pytest.mark.parametrize(("technique", "changed"), TECHNIQUES.items())
+def test_an_ablation_of_the_recipe_differs_by_one_technique(technique, changed):
+    before, ours = vars(phase5.RECIPE), vars(phase6.RECIPE)
+    added = vars(RECIPES[f"phase_5_with_{technique}"])
+    assert differing(added, before) == changed
+    if f"without_{technique}" in RECIPES:
+        assert differing(vars(RECIPES[f"without_{technique}"]), ours) == changed
+        assert all(added[name] == ours[name] for name in changed)
+    else:
+        assert differing(vars(RECIPES[f"with_{technique}"]), ours) == changed
+        assert all(added[name] != ours[name] for name in changed)
+
+
+def test_every_ablation_of_phase_6_is_checked():
+    ablated = {name.split("_with_")[-1] for name in [*BRANCHES, *RECIPES] if "_with_" in name}
+    assert ablated == IDEAS.keys() | TECHNIQUES.keys()
 
 
 # --- the ideas ------------------------------------------------------------------------------------------------------
 
 
 def test_norms_alone_are_qwen3(llama):
-    normed = tiny(BRANCHES["alone_qk_norm"])
+    normed = tiny(BRANCHES["phase_5_with_qk_norm"])
     assert apart(normed, like(phase5.BRANCHES["qwen3"], normed)) == 0
     assert apart(normed, llama) > 1e-3
 
 
 def test_tables_of_zeros_are_no_value_embeddings(llama):
-    valued = like(BRANCHES["alone_value_embeddings"], llama)
+    valued = like(BRANCHES["phase_5_with_value_embeddings"], llama)
     tables = [path for path in by_path(valued.parameters()) if "value_embedding" in path]
     assert tables == [f"blocks.{i}.mixer.value_embedding.weight" for i in range(4)]
     assert apart(valued, llama) > 1e-3
@@ -100,18 +126,18 @@ def test_a_value_embedding_is_what_the_token_adds_to_its_value():
 
 
 def test_lambdas_of_one_and_zero_are_the_plain_block(llama):
-    mixed = like(BRANCHES["alone_lambdas"], llama)
+    mixed = like(BRANCHES["phase_5_with_lambdas"], llama)
     assert apart(mixed, llama) > 1e-3
     set_all(mixed, "x0_lambda", 0.0)
     assert apart(mixed, llama) > 1e-3
     assert apart(set_all(mixed, "residual_lambda", 1.0), llama) == 0
-    fresh = start(BRANCHES["alone_lambdas"]).blocks[0]
+    fresh = start(BRANCHES["phase_5_with_lambdas"]).blocks[0]
     assert (fresh.residual_lambda.item(), fresh.x0_lambda.item()) == (1.0, 0.0)
 
 
 def test_a_block_that_forgets_the_stream_reads_the_embeddings(llama):
     """Where nothing is left of the stream, each block sees x0 alone, and what comes out is the last one's."""
-    mixed = like(BRANCHES["alone_lambdas"], llama)
+    mixed = like(BRANCHES["phase_5_with_lambdas"], llama)
     set_all(set_all(mixed, "residual_lambda", 0.0), "x0_lambda", 1.0)
     ctx = mixed.context(tokens())
     x = mixed.embed(ctx)
@@ -120,8 +146,8 @@ def test_a_block_that_forgets_the_stream_reads_the_embeddings(llama):
 
 
 def test_a_bound_out_of_reach_is_none_and_a_near_one_is_kept(llama):
-    assert apart(like(BRANCHES["alone_softcap"], llama, softcap=1e5), llama) < 1e-4
-    capped = like(BRANCHES["alone_softcap"], llama, softcap=0.5)
+    assert apart(like(BRANCHES["phase_5_with_softcap"], llama, softcap=1e5), llama) < 1e-4
+    capped = like(BRANCHES["phase_5_with_softcap"], llama, softcap=0.5)
     assert apart(capped, llama) > 1e-2
     assert mx.abs(capped(tokens())).max() < 0.5
     x, loss = tokens(2, 18), capped.loss(tokens(2, 18))[0]
@@ -135,7 +161,7 @@ def _nats(logits, targets):
 
 def test_a_bound_of_nothing_is_refused():
     with pytest.raises(BadInput, match=r"softcap = 0.0: expected a number above 0"):
-        phase6.CappedConfig(**TINY, softcap=0.0)
+        BRANCHES["with_softcap"].Config(**TINY, softcap=0.0)
 
 
 def test_squares_are_relu_s_where_it_is_one():

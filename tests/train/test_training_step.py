@@ -21,6 +21,7 @@ from mlx_transformer.train.recipe import DTYPES
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.train.trainer import Eval, Resumed, Saved, Step
 from phases import phase1, phase2
+from phases.ablations import phase2 as ablations
 from tests.train.test_trainer import (
     DATA,
     RECIPE,
@@ -276,14 +277,15 @@ def cold(recipe):
     return replace(recipe, schedule=replace(recipe.schedule, warmup_tokens=1))
 
 
-def test_recipes_take_one_idea_to_phase_1_and_one_from_phase_2():
-    for name, add in phase2.TECHNIQUES.items():
-        added = cold(phase2.RECIPES[f"alone_{name}"])
-        assert added == cold(add(phase1.RECIPE)) != cold(phase1.RECIPE)
-        other = phase2.RECIPES[f"without_{name}" if name in phase2.CHOSEN else f"with_{name}"]
-        assert cold(other) != cold(phase2.RECIPE)
-        if name in phase2.CHOSEN:
-            assert cold(add(other)) == cold(phase2.RECIPE)
+def test_recipes_add_one_idea_to_phase_1_and_remove_one_from_phase_2():
+    for name, change in ablations.CHOSEN.items():
+        added, removed = phase2.RECIPES[f"phase_1_with_{name}"], phase2.RECIPES[f"without_{name}"]
+        assert cold(added) == cold(change(phase1.RECIPE, phase2.RECIPE)) != cold(phase1.RECIPE)
+        assert cold(change(removed, phase2.RECIPE)) == cold(phase2.RECIPE) != cold(removed)
+        assert cold(change(added, phase1.RECIPE)) == cold(phase1.RECIPE)
+    for name, add in ablations.OTHERS.items():
+        assert cold(phase2.RECIPES[f"phase_1_with_{name}"]) == cold(add(phase1.RECIPE)) != cold(phase1.RECIPE)
+        assert cold(phase2.RECIPES[f"with_{name}"]) == cold(add(phase2.RECIPE)) != cold(phase2.RECIPE)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -292,8 +294,8 @@ def test_every_recipe_warms_up_over_as_many_steps_as_phase_1(size):
         sized = recipe.at(size)
         return sized.schedule.warmup_tokens / sized.batch_tokens
 
-    names = [f"{kind}{name}" for kind in ("alone_", "without_", "with_") for name in phase2.TECHNIQUES]
-    for recipe in (phase2.RECIPE, *(phase2.RECIPES[name] for name in names if name in phase2.RECIPES)):
+    ablated = (recipe for name, recipe in phase2.RECIPES.items() if "with" in name)
+    for recipe in (phase2.RECIPE, *ablated):
         assert steps(recipe) == pytest.approx(steps(phase1.RECIPE))
 
 

@@ -323,7 +323,8 @@ def test_an_idea_alone_is_compared_with_the_phase_before(planned):
     comparison = planned("--phases", 6, "--ablate")
     over = {run.variant.name: comparison.over(run.variant).name for run in comparison.runs[1:]}
     assert comparison.baseline.name == over["phase 6"] == "phase 5"
-    assert over["phase 6/alone_softcap:phase_5"] == over["phase 6/phase_5:alone_muon"] == "phase 5"
+    assert over["phase 6/phase_5_with_softcap:phase_5"] == "phase 5"
+    assert over["phase 6/phase_5:phase_5_with_muon"] == "phase 5"
     assert (
         over["phase 6/with_softcap"] == over["phase 6:without_muon"] == over["phase 6:with_batch_warmup"] == "phase 6"
     )

@@ -1,0 +1,92 @@
+"""Recipes of phase 2: each training idea added to phase 1, removed from phase 2 or added to it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mlx_transformer.train.optim.average import EMA
+from mlx_transformer.train.optim.clip import AGC, ByValue, ZClip
+from mlx_transformer.train.optim.groups import Group
+from mlx_transformer.train.optim.schedules import BatchWarmup, Constant, Cosine, CosineRestarts
+from mlx_transformer.train.recipe import BySize, Recipe
+from phases.ablations import take
+
+# fmt: off
+BUDGET         = BySize(nano=2_000_000, small=5_000_000, base=20_000_000)  # of a comparison: bench.compare's default
+TOTAL_TOKENS   = BySize(nano=  960_000, small=2_400_000, base= 9_600_000)  # of the cosine, as of phase 2's schedule
+CYCLE_TOKENS   = BySize(nano=  200_000, small=  500_000, base= 2_000_000)  # of the first cosine before a restart
+AVERAGE_TOKENS = BySize(nano=   40_000, small=  100_000, base=   400_000)  # the horizon of the averaged weights
+RAMP_TOKENS    = BySize(nano=  200_000, small=  500_000, base= 2_000_000)  # until the batch has its full size
+# fmt: on
+
+
+def _with_decay(recipe: Recipe, name: str, weight_decay: float) -> Recipe:
+    """Give one optimizer group another weight decay."""
+
+    def changed(group: Group) -> Group:
+        return replace(group, optimizer=replace(group.optimizer, weight_decay=weight_decay))
+
+    return replace(recipe, groups=tuple(changed(group) if group.name == name else group for group in recipe.groups))
+
+
+def _strong_decay(recipe: Recipe, source: Recipe) -> Recipe:
+    matrices = next(group for group in source.groups if group.name == "matrices")
+    return _with_decay(recipe, "matrices", matrices.optimizer.weight_decay)
+
+
+def _layer_rates(recipe: Recipe, source: Recipe) -> Recipe:
+    return _strong_decay(take(recipe, source, "groups"), recipe)
+
+
+def _accumulate(recipe: Recipe) -> Recipe:
+    doubled = BySize(**{size: 2 * tokens for size, tokens in vars(recipe.batch_tokens).items()})
+    return replace(recipe, accumulate=2, batch_tokens=doubled)
+
+
+# How the ideas of phase 2 are taken from one recipe (the second argument) into another one (the first).
+CHOSEN: dict[str, Callable[[Recipe, Recipe], Recipe]] = {
+    "small_batch": lambda recipe, source: take(recipe, source, "batch_tokens", "learning_rate"),
+    "layer_rates": _layer_rates,
+    "linear": lambda recipe, source: take(recipe, source, "schedule"),
+    "strong_decay": _strong_decay,
+    "no_dropout": lambda recipe, source: take(recipe, source, "dropout"),
+}
+# Ideas that phase 2 leaves out.
+OTHERS: dict[str, Callable[[Recipe], Recipe]] = {
+    "accumulate": _accumulate,
+    # Loshchilov & Hutter 2017, arXiv 1608.03983
+    "cosine": lambda r: replace(r, schedule=Cosine(warmup_tokens=0, total_tokens=TOTAL_TOKENS)),
+    "restarts": lambda r: replace(r, schedule=CosineRestarts(warmup_tokens=0, cycle_tokens=CYCLE_TOKENS, growth=2)),
+    "constant": lambda r: replace(r, schedule=Constant(warmup_tokens=0)),
+    "decay_everywhere": lambda r: _with_decay(r, "vectors", 0.01),
+    "value_clip": lambda r: replace(r, clip=ByValue(max_value=0.01)),
+    "agc": lambda r: replace(r, clip=AGC(ratio=0.1)),  # Brock et al. 2021, arXiv 2102.06171
+    "zclip": lambda r: replace(r, clip=ZClip()),  # Kumar et al. 2025, arXiv 2504.02507
+    "label_smoothing": lambda r: replace(r, label_smoothing=0.1),  # Szegedy et al. 2016, arXiv 1512.00567, sec. 7
+    "ema": lambda r: replace(r, average=EMA(horizon_tokens=AVERAGE_TOKENS)),  # Polyak & Juditsky 1992
+    # Smith et al. 2018, arXiv 1711.00489
+    "batch_warmup": lambda r: replace(r, batch_warmup=BatchWarmup(tokens=RAMP_TOKENS, doublings=2)),
+}
+
+
+def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
+    """Return the named recipes of phase 2. Ablations warm up over as many steps as phase 1, whatever their batch."""
+
+    def warmed_up(changed: Recipe) -> Recipe:
+        batch, before = vars(changed.batch_tokens), vars(previous.batch_tokens)
+        tokens = vars(previous.schedule.warmup_tokens)
+        warmup = BySize(**{size: round(tokens[size] * batch[size] / before[size]) for size in tokens})
+        return replace(changed, schedule=replace(changed.schedule, warmup_tokens=warmup))
+
+    # The configuration of the project before this one: two accumulated batches of 256 x 128 at base. Its learning rate
+    # and its warm-up are not known: those of phase 1 stand in.
+    cosine = Cosine(warmup_tokens=previous.schedule.warmup_tokens, total_tokens=BUDGET)
+    found = {
+        "original": replace(_accumulate(previous), label_smoothing=0.1, schedule=cosine),
+        "fp16": replace(recipe, dtype="float16"),  # Micikevicius et al. 2018, arXiv 1710.03740
+        "bf16": replace(recipe, dtype="bfloat16"),
+    }
+    found |= {f"phase_1_with_{name}": warmed_up(change(previous, recipe)) for name, change in CHOSEN.items()}
+    found |= {f"phase_1_with_{name}": warmed_up(add(previous)) for name, add in OTHERS.items()}
+    found |= {f"with_{name}": warmed_up(add(recipe)) for name, add in OTHERS.items()}
+    found |= {f"without_{name}": warmed_up(change(recipe, previous)) for name, change in CHOSEN.items()}
+    return found

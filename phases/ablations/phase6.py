@@ -1,0 +1,73 @@
+"""Recipes and branches of phase 6: each idea added to phase 5, removed from phase 6 or added to it.
+
+A branch `phase_5_with_X` is meant for the recipe `phase_5`, and a recipe `phase_5_with_X` for the branch `phase_5`.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from mlx_transformer.nn.attention import QKNorm, ValueEmbedding
+from mlx_transformer.nn.block import MixedInputBlock
+from mlx_transformer.nn.config import Hyperparameters
+from mlx_transformer.nn.head import CappedHead
+from mlx_transformer.nn.model import Model, Slot, leaf
+from mlx_transformer.train.optim.schedules import BatchWarmup
+from mlx_transformer.train.recipe import BySize, Recipe
+from mlx_transformer.utils.errors import BadInput
+from phases.ablations import take
+
+RAMP_TOKENS = BySize(nano=30_000, small=150_000, base=600_000)  # until the batch has its full size
+
+CHOSEN = {"muon": ("learning_rate", "groups"), "short": ("schedule",)}  # fields of the recipe
+OTHERS: dict[str, dict[str, Any]] = {
+    "batch_warmup": {"batch_warmup": BatchWarmup(tokens=RAMP_TOKENS, doublings=2)},  # Smith et al. 2018, 1711.00489
+}
+CHOSEN_SLOTS = {"value_embeddings": "Mixer", "relu_squared": "FFN", "zero_init": "init_weight"}
+
+
+class CappedConfig(Hyperparameters):
+    softcap: float = 15.0  # bound on the logits
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.softcap > 0:
+            raise BadInput(f"softcap = {self.softcap}: expected a number above 0")
+
+
+def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
+    """Return the ablations of phase 6's recipe; `previous` is phase 5's, named `phase_5`."""
+    found = {"phase_5": previous}
+    found |= {f"phase_5_with_{name}": take(previous, recipe, *fields) for name, fields in CHOSEN.items()}
+    found |= {f"phase_5_with_{name}": replace(previous, **fields) for name, fields in OTHERS.items()}
+    found |= {f"with_{name}": replace(recipe, **fields) for name, fields in OTHERS.items()}
+    found |= {f"without_{name}": take(recipe, previous, *fields) for name, fields in CHOSEN.items()}
+    return found
+
+
+def branches(model: type[Model], previous: type[Model]) -> dict[str, type[Model]]:
+    """Return the ablations of phase 6's model; `previous` is phase 5's, named `phase_5`."""
+
+    class NormedAttention(QKNorm, previous.Mixer):  # type: ignore[name-defined]
+        """Normalized queries and keys (Henry et al. 2020, arXiv 2010.04245)."""
+
+    class NormedValueAttention(ValueEmbedding, NormedAttention):
+        """Normalized queries and keys, and value embeddings."""
+
+    llama: dict[str, Slot] = {slot: getattr(previous, slot) for slot in CHOSEN_SLOTS.values()}
+
+    def before(*numbers: type[Hyperparameters], **slots: Slot) -> type[Model]:
+        """Change one idea of phase 5's model, as a branch of phase 6's."""
+        return leaf(model, *numbers, **llama | slots)
+
+    return {
+        "phase_5": before(),
+        **{f"phase_5_with_{name}": before(**{slot: getattr(model, slot)}) for name, slot in CHOSEN_SLOTS.items()},
+        "phase_5_with_qk_norm": before(Mixer=NormedAttention),
+        "phase_5_with_lambdas": before(Block=MixedInputBlock),
+        "phase_5_with_softcap": before(CappedConfig, Head=CappedHead),
+        "alternate_values": leaf(model, Mixer=(previous.Mixer, model.Mixer)),  # in every other layer
+        **{f"without_{name}": leaf(model, **{slot: llama[slot]}) for name, slot in CHOSEN_SLOTS.items()},
+        "with_qk_norm": leaf(model, Mixer=NormedValueAttention),
+        "with_lambdas": leaf(model, Block=MixedInputBlock),  # modded-nanogpt, 2024
+        "with_softcap": leaf(model, CappedConfig, Head=CappedHead),  # Gemma 2, arXiv 2408.00118
+    }

@@ -264,7 +264,7 @@ def _tinystories(stories: int | None, say: Say) -> Corpus:
 
 
 def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:
-    shas = [_check_text(path), _check_text(valid, "--valid takes") if valid is not None else ""]
+    shas = [check_text(path), check_text(valid, "--valid takes") if valid is not None else ""]
 
     def build(folder: Path) -> None:
         if valid is not None:
@@ -317,8 +317,8 @@ def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
     _prepare(folder, "text", _parts(train()), _parts(lines), frozenset(), os.path.getsize(path))
 
 
-def _check_text(path: Path, takes: str = "--data takes auto, fables, tinystories or") -> str:
-    """The sha256 of a text's bytes. Raises BadInput for what is no readable UTF-8 text with something in it."""
+def check_text(path: Path, takes: str = "--data takes auto, fables, tinystories or") -> str:
+    """Return the sha256 of a text file. Raises BadInput unless it is readable UTF-8 and holds text."""
     try:
         if not path.exists():
             raise BadInput(f"{path} does not exist; {takes} the path of a text")

@@ -6,10 +6,12 @@ A document begins with its opening where the tokenizer has one besides the bound
 import hashlib
 import json
 import re
+import sys
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -48,7 +50,8 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
     def build(folder: Path) -> None:
         with progress("tokenising", corpus.train_bytes) as advance, open(folder / "train.bin", "wb") as out:
             _write_train(out, corpus, tokenizer, dtype, advance)
-        facts = _write_valid(folder / "valid.bin", corpus, tokenizer, dtype)
+        valid, facts = encode_text(corpus.valid, tokenizer, MAX_VALID_PIECES)
+        valid.astype(dtype).tofile(folder / "valid.bin")
         write_json(folder / "tokens.json", facts)
 
     key = hashlib.sha256(repr((_VERSION, corpus.sha256, tokenizer.sha256, MAX_VALID_PIECES)).encode()).hexdigest()[:20]
@@ -97,31 +100,34 @@ def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def _write_valid(path: Path, corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, float]:
-    """Write the first validation documents that fit MAX_VALID_PIECES; what `Tokens` says of them."""
-    pieces, bos_id = [tokenizer.eos_id], _bos(tokenizer)
+def encode_text(path: Path, tokenizer: Tokenizer, most: int = sys.maxsize) -> tuple[np.ndarray, dict[str, Any]]:
+    """Encode the documents of a text as a validation split: token ids (V,) uint32, and the facts that `Tokens` has.
+
+    Only the first documents that fit `most` tokens.
+    """
+    pieces, bos_id = array("I", [tokenizer.eos_id]), _bos(tokenizer)
     documents, size, lossless = 0, 0, tokenizer.lossless
-    for text, encoded in _valid_documents(corpus.valid, tokenizer):
-        if len(pieces) + len(bos_id) + len(encoded) + 1 > MAX_VALID_PIECES:
+    for text, encoded in _valid_documents(path, tokenizer, most):
+        if len(pieces) + len(bos_id) + len(encoded) + 1 > most:
             if documents:
                 break
-            text, encoded = _whole_lines(text, tokenizer, MAX_VALID_PIECES - 2 - len(bos_id))
-        pieces += [*bos_id, *encoded, tokenizer.eos_id]
+            text, encoded = _whole_lines(text, tokenizer, most - 2 - len(bos_id))
+        pieces.extend([*bos_id, *encoded, tokenizer.eos_id])
         documents += 1
         size += len(text.encode())
         lossless = lossless and tokenizer.decode(encoded) == text
-    np.array(pieces, dtype).tofile(path)
     within = len(pieces) - 1 - documents * (1 + len(bos_id))
     unknown = sum(piece == tokenizer.unknown for piece in pieces) / max(1, within)
-    return {"valid_bytes": size, "valid_documents": documents, "unknown_rate": unknown, "lossless": lossless}
+    facts = {"valid_bytes": size, "valid_documents": documents, "unknown_rate": unknown, "lossless": lossless}
+    return np.array(pieces, np.uint32), facts
 
 
-def _valid_documents(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
-    """Documents with their pieces; of one that is longer than MAX_VALID_PIECES, only a beginning that is longer too."""
+def _valid_documents(path: Path, tokenizer: Tokenizer, most: int) -> Iterator[tuple[str, list[int]]]:
+    """Documents with their pieces; of one that is longer than `most`, only a beginning that is longer too."""
     texts: list[str] = []
     pieces: list[int] = []
     for text, ends in read_parts(path):
-        if len(pieces) <= MAX_VALID_PIECES:
+        if len(pieces) <= most:
             texts.append(text)
             pieces += tokenizer.encode(text)
         if ends:

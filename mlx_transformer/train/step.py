@@ -1,22 +1,18 @@
-"""The training step and the evaluation: what the model computes, compiled, and split over the streams of a CPU."""
+"""The training step: what the model computes, compiled, and split over the streams of a CPU."""
 
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 from mlx_transformer.backend import divide, in_parts, split
-from mlx_transformer.data.stream import validation_rows
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.curvature import drawn_loss
 from mlx_transformer.train.optim.clip import sum_of_squares
 from mlx_transformer.train.optim.groups import Optimizers
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.trees import Tree, by_path
-
-_EVAL_TOKENS = 8192  # of one evaluation batch
 
 
 class TrainingStep:
@@ -195,43 +191,6 @@ class TrainingStep:
 
     def _observe(self, gradients: dict[str, mx.array], targets: int) -> None:
         self.optimizers.observe(gradients, targets)
-
-
-class Evaluator:
-    """Validation loss: nats per piece over every piece of the split, each predicted once."""
-
-    def __init__(self, model: Model, valid: np.ndarray, seq_len: int, *, compiled: bool = True) -> None:
-        rows, mask = validation_rows(valid, seq_len)
-        size = min(len(rows), max(1, _EVAL_TOKENS // seq_len))
-        short = -len(rows) % size  # full batches only: one shape, one compiled graph
-        self.rows = np.concatenate([rows, np.repeat(rows[:1], short, 0)])
-        self.mask = np.concatenate([mask, np.zeros((short, seq_len), bool)])
-        self.size, self.pieces = size, int(mask.sum())
-        self.model = model
-        self._function = mx.compile(self._total, inputs=[model.state]) if compiled else self._total
-
-    def _total(self, rows: mx.array, mask: mx.array) -> mx.array:
-        ctx, targets = self.model.inputs(rows)
-        return (self.model.token_loss(self.model.hidden(ctx), targets) * mask).sum()
-
-    def __call__(self) -> float:
-        """The loss of the model's present weights, without dropout."""
-        self.model.eval()
-        total = 0.0
-        for i in range(0, len(self.rows), self.size):
-            batch = slice(i, i + self.size)
-            total += sum(self._totals(mx.array(self.rows[batch]), mx.array(self.mask[batch])))
-        self.model.train()
-        return total / self.pieces
-
-    def _totals(self, rows: mx.array, mask: mx.array) -> list[float]:
-        """The summed losses, in nats, of each stream's part of the rows."""
-        totals = []
-        for (stream, part, _), (_, counted, _) in zip(split(rows), split(mask), strict=True):
-            with mx.stream(stream):
-                totals.append(self._function(part, counted))
-        mx.eval(totals)
-        return [total.item() for total in totals]  # type: ignore[misc]
 
 
 def _add(total: dict[str, mx.array], part: dict[str, mx.array], share: float) -> None:

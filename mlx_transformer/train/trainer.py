@@ -19,8 +19,9 @@ from mlx_transformer.data.stream import Batches, Prefetch
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.checkpoint import load_newest, save_checkpoint
+from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.train.recipe import Recipe
-from mlx_transformer.train.step import Evaluator, TrainingStep
+from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 

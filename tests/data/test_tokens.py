@@ -152,7 +152,7 @@ def test_a_run_that_is_cut_off_leaves_nothing(corpus, bpe, cache, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_write_valid", interrupted)
+    monkeypatch.setattr(module, "encode_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tokenize(corpus, bpe)
     assert list((cache / "tokens").iterdir()) == []

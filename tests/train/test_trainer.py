@@ -10,12 +10,13 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.train import trainer
+from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.train.optim.average import EMA
 from mlx_transformer.train.optim.clip import GlobalNorm
 from mlx_transformer.train.optim.groups import Group, UpdateRule
 from mlx_transformer.train.optim.schedules import InverseSqrt, Linear
 from mlx_transformer.train.optim.stopping import Plateau
-from mlx_transformer.train.step import Evaluator, TrainingStep
+from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.train.trainer import Eval, Limits, Resumed, RunOptions, Saved, Step, Stopped, fit
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1

@@ -9,7 +9,7 @@ import pytest
 from bench.compare.plan import Finished, Run, Variant
 from bench.tools import length
 from mlx_transformer.run.flags import TrainFlags
-from mlx_transformer.train.step import Evaluator
+from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from phases import phase3
 from tests.ladder import V, tiny

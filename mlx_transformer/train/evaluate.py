@@ -1,0 +1,95 @@
+"""Evaluation: the loss of a model over a whole text."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_transformer.backend import divided_blas, split
+from mlx_transformer.data.corpus import check_text
+from mlx_transformer.data.stream import validation_rows
+from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokens import encode_text
+from mlx_transformer.nn.model import Model
+
+_EVAL_TOKENS = 8192  # of one evaluation batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of `evaluate`."""
+
+    tokens: int  # predicted: all of the text, document separators included
+    nats_per_token: float
+    perplexity: float  # exp(nats_per_token)
+    bits_per_byte: float | None  # over the UTF-8 bytes without separators; None: the tokenizer is not lossless
+    context_used: float  # mean share of the model's seq_len that precedes a predicted token
+
+
+def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path) -> Evaluation:
+    """Evaluate a model on a text file: the loss over every token, each predicted once.
+
+    text: path of a UTF-8 file, documents separated by lines `<|endoftext|>`. It is encoded as a validation split is,
+    then cut into sequences of the model's seq_len. The logits are computed in chunks, without dropout; the model's
+    weights and mode do not change. Raises BadInput if the file is missing, not UTF-8, or holds no text.
+    """
+    path = Path(text).expanduser()
+    check_text(path, "expected")
+    tokens, facts = encode_text(path, tokenizer)
+    evaluator = Evaluator(model, tokens, model.config.seq_len)
+    with divided_blas():
+        nats = evaluator()
+    bits = nats * evaluator.tokens / math.log(2)
+    return Evaluation(
+        tokens=evaluator.tokens,
+        nats_per_token=nats,
+        perplexity=math.exp(nats) if nats < 700 else math.inf,
+        bits_per_byte=bits / facts["valid_bytes"] if facts["lossless"] else None,
+        context_used=evaluator.context_used(),
+    )
+
+
+class Evaluator:
+    """The loss of a model over token ids valid (V,), cut into sequences of seq_len: every token but the first."""
+
+    def __init__(self, model: Model, valid: np.ndarray, seq_len: int, *, compiled: bool = True) -> None:
+        sequences, mask = validation_rows(valid, seq_len)
+        size = min(len(sequences), max(1, _EVAL_TOKENS // seq_len))
+        short = -len(sequences) % size  # full batches only: one shape, one compiled graph
+        self.sequences = np.concatenate([sequences, np.repeat(sequences[:1], short, 0)])
+        self.mask = np.concatenate([mask, np.zeros((short, seq_len), bool)])
+        self.batch_size, self.tokens = size, int(mask.sum())
+        self.model = model
+        self._function = mx.compile(self._total, inputs=[model.state]) if compiled else self._total
+
+    def __call__(self) -> float:
+        """Compute nats per token of the model's present weights, without dropout."""
+        training = self.model.training
+        self.model.eval()
+        total = 0.0
+        for i in range(0, len(self.sequences), self.batch_size):
+            batch = slice(i, i + self.batch_size)
+            total += sum(self._totals(mx.array(self.sequences[batch]), mx.array(self.mask[batch])))
+        self.model.train(training)
+        return total / self.tokens
+
+    def context_used(self) -> float:
+        """Compute the mean share of seq_len that precedes a predicted token."""
+        seq_len = self.mask.shape[1]
+        before = np.arange(1, seq_len + 1)  # the inputs that a sequence's target j follows
+        return float((self.mask.sum(axis=0) * before).sum() / self.tokens / seq_len)
+
+    def _total(self, sequences: mx.array, mask: mx.array) -> mx.array:
+        ctx, targets = self.model.inputs(sequences)
+        return (self.model.token_loss(self.model.hidden(ctx), targets) * mask).sum()
+
+    def _totals(self, sequences: mx.array, mask: mx.array) -> list[float]:
+        """Sum the losses, in nats, of each stream's part of the sequences."""
+        totals = []
+        for (stream, part, _), (_, counted, _) in zip(split(sequences), split(mask), strict=True):
+            with mx.stream(stream):
+                totals.append(self._function(part, counted))
+        mx.eval(totals)
+        return [total.item() for total in totals]  # type: ignore[misc]

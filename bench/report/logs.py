@@ -36,6 +36,8 @@ def migrate(log: Any, phase: int | None = None) -> Any:
         return log
     phase = log["phase"] if isinstance(log.get("phase"), int) else phase
     renamed = {**KEYS, "rate": "lr_multiplier"} if {"optimizer", "select"} <= log.keys() else KEYS
+    if isinstance(log.get("rows"), int):
+        renamed = {**renamed, "rows": "batch_size"}
     new = {
         renamed.get(key) or _migrate_name(key, phase): migrate(value, phase)
         for key, value in log.items()

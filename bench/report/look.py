@@ -1,4 +1,4 @@
-"""What the notebooks look at: a run, a comparison, and where the attention of a trained model goes."""
+"""Helpers of the notebooks: find and read a run or a comparison, attention maps of a trained model."""
 
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,14 @@ from mlx_transformer.utils.errors import BadInput
 
 
 class NotThere(BadInput):
-    """There is nothing to look at. A notebook shows the sentence alone, without a traceback."""
+    """Nothing was found. A notebook shows the sentence without a traceback."""
 
-    def _render_traceback_(self) -> list[str]:  # asked by IPython
+    def _render_traceback_(self) -> list[str]:  # called by IPython
         return [f"error: {self}"]
 
 
 def find_run(given: str | None, holding: str = "result.json", root: Path = ROOT) -> Path:
-    """The folder that was given, else the newest that holds such a file, else the last of the published ones.
-
-    Raises NotThere that says what to run.
-    """
+    """Return the given folder, else the newest run with such a file, else the last published one. Raises NotThere."""
     if given:
         if not (Path(given) / holding).is_file():
             raise NotThere(f"'{given}' has no {holding}: expected the folder of a finished run")
@@ -43,7 +40,7 @@ def find_run(given: str | None, holding: str = "result.json", root: Path = ROOT)
 
 
 def find_comparison(given: str | None, root: Path = ROOT) -> Path:
-    """The compare.json that was given, else the newest, else the last of the published ones. Raises NotThere."""
+    """Return the given compare.json, else the newest, else the last published one. Raises NotThere."""
     if given:
         if not Path(given).is_file():
             raise NotThere(f"'{given}' is not there: expected a compare.json")
@@ -61,15 +58,15 @@ def _newest(*paths: Path) -> Path | None:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run's result.json and the lines of its curve.jsonl."""
+    """Return the result.json of a run and the lines of its curve.jsonl."""
     return read_log(folder / "result.json"), read_log(folder / "curve.jsonl")
 
 
 def attention_maps(model: Model, tokens: list[int]) -> list[np.ndarray]:
-    """Where each head looks: (n_heads, L, L) for every softmax attention, in the order in which they run.
+    """Return the attention weights (n_heads, L, L) of every softmax attention, in the order of the layers.
 
-    Row i is the softmax over the keys of the query at i. Mixers that are no softmax attention have no map, nor
-    have those that compute theirs in blocks (a window).
+    Row i is the softmax over the keys for the query at i. Other mixers, and attention computed in blocks (a window),
+    have no map.
     """
     seen: list[mx.array] = []
     kind = type(model)
@@ -84,12 +81,12 @@ def attention_maps(model: Model, tokens: list[int]) -> list[np.ndarray]:
 
 
 def sinusoids(config: Config) -> np.ndarray:
-    """What sinusoidal positions add to the embeddings: (seq_len, d_model)."""
+    """Return the sinusoidal position encoding (seq_len, d_model)."""
     return np.array(SinusoidalPosition(config).encoding(mx.arange(config.seq_len), config.d_model))
 
 
 def _watched(kind: Any, seen: list[mx.array]) -> type[nn.Module]:
-    """A mixer that notes its weights: `mix` is weights @ v, so that with the identity for v it gives them."""
+    """Make a mixer that records its weights: `mix` is weights @ v, so the identity as v yields them."""
 
     class Watched(kind):
         def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:

@@ -1,11 +1,11 @@
-"""What a placeholder of docs/results/*.md names: a number in a raw log, found by its path and written in a format.
+"""Evaluate a placeholder of docs/results/*.md: the path of a number in a log, and a format.
 
-run.json: best_valid_bpb | .3f              a value in a format of Python's (`.1%` gives 5.0 %), short (1.84M), GB
-run.json: tokens / corpus.train_tokens      one number over another; `/ b.json: tokens` takes it from another log
-step.json: ratios[b=torch].low | .2f        from the record of a list whose b is torch; [0] and [-1] by its place
+run.json: best_valid_bpb | .3f              a value in a Python format (`.1%` gives 5.0 %), short (1.84M) or GB
+run.json: tokens / corpus.train_tokens      a quotient; `/ b.json: tokens` divides by a number of another log
+step.json: ratios[b=torch].low | .2f        in a list, the record whose b is torch; [0] and [-1] by index
 step.json: ratios[b=torch] | ratio          1.00× (0.99–1.02): no difference
 curve.jsonl: [kind=log].loss | mean | .2f   of several values the mean, median, min, max or count
-log.txt: # training and                     in a text the number at #, beside these words; * is any word
+log.txt: # training and                     in a text, the number at # beside these words; * is any word
 """
 
 import functools
@@ -21,7 +21,7 @@ from bench.report.logs import read_log
 from mlx_transformer.run.plots import short
 from mlx_transformer.utils.errors import BadInput
 
-_NUMBER = r"(\d[\d,]*(?:\.\d+)?)(?:m([\d.]+)s)?"  # 5m22.7s is a duration, as the shell's `time` has it
+_NUMBER = r"(\d[\d,]*(?:\.\d+)?)(?:m([\d.]+)s)?"  # 5m22.7s is a duration as printed by the shell's `time`
 _REDUCE: dict[str, Callable[[Sequence[Any]], Any]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
@@ -32,24 +32,24 @@ _REDUCE: dict[str, Callable[[Sequence[Any]], Any]] = {
 
 
 class Logs:
-    """The raw logs in a folder, by path or by a short name. All methods raise BadInput in a sentence."""
+    """The logs in a folder, by path or short name. All methods raise BadInput with one sentence."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names: dict[str, str] = {}
 
     def read(self, name: str) -> Any:
-        """A log as read_log reads it; folder/ is the list of the JSON logs in it."""
+        """Read a log as read_log does; folder/ is the list of the JSON logs in it."""
         path = self.folder / self.names.get(name, name)
         if name.endswith("/"):
             return [_read(log) for log in sorted(path.glob("*.json"))]
         if not path.is_file():
             known = f" or one of the names {', '.join(self.names)}" if self.names else ""
-            raise BadInput(f"'{name}' is no log: expected a file in {self.folder.name}/{known}")
+            raise BadInput(f"'{name}' is not a log: expected a file in {self.folder.name}/{known}")
         return _read(path)
 
     def evaluate(self, text: str) -> str:
-        """A placeholder's text, as above, to what it stands for."""
+        """Evaluate the text of a placeholder (syntax above)."""
         reference, *steps = (part.strip() for part in text.split(" | "))
         over, *under = reference.split(" / ")
         source, separator, _ = over.partition(": ")
@@ -72,7 +72,7 @@ _read = functools.lru_cache(read_log)
 
 
 def values_at(log: Any, path: str) -> list[Any]:
-    """The values in a JSON log at a path such as `a.b[name=x].c`, `[0]`, or `[].c` for the c of each record."""
+    """Return the values in a JSON log at a path such as `a.b[name=x].c`, `[0]`, or `[].c` for the c of each record."""
     found = [log]
     for key, pick in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path):
         before, found = found, [value for one in found for value in (_member(one, key) if key else _picked(one, pick))]
@@ -87,7 +87,7 @@ def _member(value: Any, key: str) -> list[Any]:
 
 
 def _picked(value: Any, pick: str) -> list[Any]:
-    """Of a list all (nothing in the brackets), the one at a place, or the records whose members are as named."""
+    """Select from a list: everything (empty brackets), an index, or the records with these values."""
     if not isinstance(value, list):
         return []
     if re.fullmatch(r"-?\d+", pick):
@@ -101,13 +101,13 @@ def _spelled(value: Any) -> str:
 
 
 def numbers_at(text: str, phrase: str) -> list[float]:
-    """The numbers that stand in a text where a phrase has its #. Its * is any word; a duration is in seconds."""
+    """Return the numbers of a text at the # of a phrase; * is any word. A duration is in seconds."""
     if phrase.split().count("#") != 1:
         raise BadInput("expected words of the text, one of them # for the number")
     words = r"\s+".join({"#": _NUMBER, "*": r"\S+"}.get(word, re.escape(word)) for word in phrase.split())
     found = re.findall(rf"(?<!\S){words}(?!\S)", text)
     if not found:
-        raise BadInput(f"the text nowhere has '{phrase.strip()}'")
+        raise BadInput(f"the text does not have '{phrase.strip()}'")
     return [_number(whole.replace(",", ""), seconds) for whole, seconds in found]
 
 
@@ -119,7 +119,7 @@ def _number(whole: str, seconds: str) -> float:
 
 def _one(values: list[Any]) -> Any:
     if len(values) != 1:
-        raise BadInput(f"that is {len(values)} values: expected one, or how to make one of them ({', '.join(_REDUCE)})")
+        raise BadInput(f"that is {len(values)} values: expected one, or a reduction ({', '.join(_REDUCE)})")
     return values[0]
 
 
@@ -131,9 +131,9 @@ def _divided(over: Any, under: Any) -> float:
 
 
 def write(value: Any, form: str = "") -> str:
-    """A value as text: in a format of Python's with a space before %, "short", "GB" of bytes, or "ratio"."""
+    """Format a value: a Python format (with a space before %), "short", "GB" of bytes, or "ratio"."""
     if value is None:
-        raise BadInput("the log has null there: it was not measured")
+        raise BadInput("the log has null there: not measured")
     if isinstance(value, float) and not form:
         raise BadInput(f"{value} needs a format, such as `| .2f`")
     try:
@@ -147,6 +147,6 @@ def write(value: Any, form: str = "") -> str:
 
 
 def write_ratio(found: Mapping[str, Any]) -> str:
-    """A measured ratio with its interval: 1.13× (1.11–1.15); and "no difference" where 1 is in it."""
+    """Format a ratio with its interval, 1.13× (1.11–1.15), plus "no difference" if the interval contains 1."""
     same = found["low"] is not None and found["high"] is not None and found["low"] <= 1 <= found["high"]
     return findings.times({"verdict": None, **found}).text + (": no difference" if same else "")

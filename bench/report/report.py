@@ -1,12 +1,11 @@
-"""RESULTS.md, made of the raw logs in results/published/ and the paragraphs in docs/results/*.md.
+"""Make RESULTS.md from the raw logs in results/published/ and the pages docs/results/*.md.
 
-`python -m bench.report` writes it; `--check` says whether it is up to date. A paragraph gives no measured number itself
-but names it, as `{{LOG: PATH | FORMAT}}` (bench/placeholder.py says how), with LOG a file under results/published/.
-Besides there are
+`python -m bench.report` writes it; `--check` says whether it is up to date. A page contains no measured number: it
+names one as `{{LOG: PATH | FORMAT}}`, LOG being a file under results/published/ (see placeholder.py). Directives:
 
     {{log: run = base/result.json}}    a short name for a log, for the rest of the page
-    {{table: step step.json}}          a table of a kind in TABLES; folder/ is all logs in it
-    {{story: base/stories.md 5}}       a story as it came out
+    {{table: step step.json}}          a table of a kind in TABLES; folder/ is the list of all logs in it
+    {{story: base/stories.md 5}}       one sample of a file of samples
 """
 
 import functools
@@ -34,15 +33,15 @@ _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
 def make_report(root: Path) -> str:
-    """RESULTS.md of a checkout. Raises BadInput that names the file, the line and the placeholder."""
+    """Return RESULTS.md of a checkout. Raises BadInput that names the file, the line and the placeholder."""
     pages = sorted((root / PAGES).glob("*.md"))
     if not pages:
-        raise BadInput(f"'{root / PAGES}' has no page: expected the paragraphs of {RESULTS} as *.md")
+        raise BadInput(f"'{root / PAGES}' has no page: expected the pages of {RESULTS} as *.md")
     return _HEAD + "\n".join(fill(page, root) for page in pages)
 
 
 def fill(page: Path, root: Path) -> str:
-    """A page with its placeholders filled; a line that only names a log is gone. Raises BadInput as make_report."""
+    """Fill the placeholders of a page and drop lines that only name a log. Raises BadInput as make_report."""
     logs = Logs(root / PUBLISHED)
     filled = []
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
@@ -82,11 +81,11 @@ def _name_log(logs: Logs, rest: str) -> str:
 def _table(logs: Logs, rest: str) -> str:
     kind, *names = rest.split()
     if kind not in TABLES:
-        raise BadInput(f"'{kind}' is no kind of table: expected one of {', '.join(TABLES)}")
+        raise BadInput(f"'{kind}' is not a kind of table: expected one of {', '.join(TABLES)}")
     try:
         return TABLES[kind](*map(logs.read, names))
     except (AttributeError, KeyError, TypeError) as error:
-        raise BadInput(f"this log makes no table of the kind {kind} ({type(error).__name__}: {error})") from error
+        raise BadInput(f"this log has no table of the kind {kind} ({type(error).__name__}: {error})") from error
 
 
 def _story(logs: Logs, rest: str) -> str:
@@ -102,21 +101,21 @@ DIRECTIVES: dict[str, Callable[[Logs, str], str]] = {"log": _name_log, "table": 
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
+    """Format a table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def step_table(log: Mapping[str, Any]) -> str:
-    """Tokens per second of a training step, of a log of bench step."""
+    """Table of a log of `bench step`: throughput of a training step by worker."""
     ratios = {one["b"]: write_ratio(one) for one in log["ratios"]}
     rows = [
         (f"`{name}`", f"{one['tokens_per_second']:,.0f}", ratios.get(name, "")) for name, one in log["workers"].items()
     ]
-    return table(("contestant", "tokens/s", "`mlx` is faster by"), rows)
+    return table(("worker", "tokens/s", "speedup of `mlx`"), rows)
 
 
 def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
-    """A row for each log of bench step in a folder: how many times faster than PyTorch, and the share of the GEMMs."""
+    """Table of several logs of `bench step`: speedup over PyTorch and the share of the GEMMs, one row per log."""
     steps = sorted((log for log in logs if log["measures"] == "step"), key=_order)
     phases = {log["phase"] for log in steps}
     ratios = [{one["b"]: one for one in log["ratios"]} for log in steps]
@@ -128,26 +127,26 @@ def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
         if gemm:
             against.append(f"{own['gemm']['ratio']:.0%}" if "gemm" in own else "")
         phase = f"phase {log['phase']}, " if len(phases) > 1 else ""
-        shape = f"{phase}{log['size']}, {log['rows']} × {log['config']['seq_len']}"
+        shape = f"{phase}{log['size']}, {log['batch_size']} × {log['config']['seq_len']}"
         ours = f"{log['workers']['mlx']['tokens_per_second']:,.0f}"
         rows.append((shape, f"{log['config']['dropout']:g}", _kernel(log), ours, *against))
-    head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in rivals))
-    return table((*head, "GEMMs, of the step") if gemm else head, rows)
+    head = ("batch", "dropout", "our BLAS", "`mlx`, tokens/s", *(f"speedup over `{name}`" for name in rivals))
+    return table((*head, "GEMMs, share of the step") if gemm else head, rows)
 
 
 def _order(log: Mapping[str, Any]) -> tuple[Any, ...]:
     config = log["config"]
-    return (log["phase"], log["size"], _kernel(log), config["dropout"], config["seq_len"], log["rows"])
+    return (log["phase"], log["size"], _kernel(log), config["dropout"], config["seq_len"], log["batch_size"])
 
 
 def _kernel(log: Mapping[str, Any]) -> str:
-    """Such as Haswell, of OpenBLAS 0.3.34 (Haswell kernel)."""
+    """Return the kernel of the BLAS, such as "Haswell" of "OpenBLAS 0.3.34 (Haswell kernel)"."""
     found = re.search(r"\((.+) kernel\)", log["workers"]["mlx"]["facts"]["blas"] or "")
     return found[1] if found else "—"
 
 
 def decode_table(log: Mapping[str, Any]) -> str:
-    """Tokens per second of decoding by batch size, of a log of bench decode."""
+    """Table of a log of `bench decode`: throughput of decoding by batch size."""
     against = [one["b"] for one in log["batches"][0]["ratios"]]
     rows = [
         (
@@ -157,21 +156,21 @@ def decode_table(log: Mapping[str, Any]) -> str:
         )
         for part in log["batches"]
     ]
-    return table(("batch", "`mlx`, tokens/s", *(f"faster than `{name}` by" for name in against)), rows)
+    return table(("batch", "`mlx`, tokens/s", *(f"speedup over `{name}`" for name in against)), rows)
 
 
 def baselines_table(text: str, *results: Mapping[str, Any]) -> str:
-    """Nats per piece and bits per byte of what bench baselines printed, then of runs on the same text."""
+    """Table of the output of `bench baselines` and of runs on the same text."""
     rows = re.findall(r"^(\S+(?: \S+)*) {2,}([\d.]+) +([\d.]+)$", text, re.MULTILINE)
     rows += [
         (f"**{describe(one)}**", f"**{one['best_valid_loss']:.4f}**", f"**{one['best_valid_bpb']:.4f}**")
         for one in results
     ]
-    return table(("model", "nats per piece", "bits per byte"), rows)
+    return table(("model", "nats per token", "bits per byte"), rows)
 
 
 def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
-    """How far the validation losses of two runs' curve.jsonl lie apart, at equal tokens."""
+    """Table of the difference between the validation losses of two curve.jsonl, at equal tokens."""
     ours, theirs = ({one["tokens"]: one["valid_loss"] for one in lines if one["kind"] == "eval"} for lines in curves)
     apart = [abs(loss - theirs[tokens]) for tokens, loss in ours.items() if tokens in theirs]
     head = ("evaluations", "largest difference (nats)", "median difference (nats)")
@@ -179,7 +178,7 @@ def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tune_table(*logs: Mapping[str, Any]) -> str:
-    """What logs of bench tune found: the rates that were tried, each with its median loss, the best in bold."""
+    """Table of logs of `bench tune`: every learning rate with its median loss, the best in bold."""
     rows = []
     for log in logs:
         tried = (f"{one['learning_rate']:g}: {_loss(one['median'])}" for one in log["rates"])
@@ -191,7 +190,9 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
         recipe = f":{log['recipe']}" if log.get("recipe", "default") != "default" else ""
         name = f"phase {log['phase']}{branch}{recipe}"
         rows.append((name, log["size"], short(log["budget_tokens"]), ", ".join(marked)))
-    return table(("phase", "size", "tokens a run", "learning rate: median of the best validation losses (nats)"), rows)
+    return table(
+        ("phase", "size", "tokens per run", "learning rate: median of the best validation losses (nats)"), rows
+    )
 
 
 def _loss(value: float | None) -> str:
@@ -199,27 +200,27 @@ def _loss(value: float | None) -> str:
 
 
 def sweep_table(log: Mapping[str, Any]) -> str:
-    """The fastest setting of each width, of a log of bench sweep."""
+    """Table of a log of `bench sweep`: the fastest setting of each width."""
     rows = []
     for best in log["best"]:
         one = next(one for one in log["settings"] if best.items() <= one.items())
         rate, share = f"{one['tokens_per_second']:,.0f}", f"{one['matmul_share']:.0%}"
         memory = f"{one['peak_bytes']['step'] / 1e9:.2f} GB"
         rows.append((f"{one['d_model']}", f"{one['batch_size']} × {one['seq_len']}", rate, share, memory))
-    return table(("width", "fastest batch", "tokens/s", "of the matmul rate", "peak memory"), rows)
+    return table(("width", "fastest batch", "tokens/s", "share of matmul throughput", "peak memory"), rows)
 
 
 def precision_table(log: Mapping[str, Any]) -> str:
-    """Validation losses in each precision and how far from float32's of the same seed, of a log of bench precision."""
+    """Table of a log of `bench precision`: validation loss by dtype, and the largest difference from float32."""
     rows = [
         (one["dtype"], *(f"{loss:.4f}" for loss in one["losses"]), f"{max(one['above'], key=abs):+.2%}")
         for one in log["dtypes"]
     ]
-    return table(("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32"), rows)
+    return table(("dtype", *(f"seed {seed}" for seed in log["seeds"]), "largest difference from float32"), rows)
 
 
 def length_table(log: Mapping[str, Any]) -> str:
-    """Nats per piece on rows of each length, of a log of bench length: medians over the seeds, and ranges."""
+    """Table of a log of `bench length`: nats per token at each length, median and range over the seeds."""
     done = [row for row in log["rows"] if row["status"] == "done"]
     lengths = list(done[0]["losses"])
     rows = [
@@ -232,7 +233,7 @@ def length_table(log: Mapping[str, Any]) -> str:
         )
         for branch in dict.fromkeys(row["branch"] for row in log["rows"])
     ]
-    return table((f"phase {log['phase']}", *(f"rows of {length}" for length in lengths)), rows)
+    return table((f"phase {log['phase']}", *(f"{length} tokens" for length in lengths)), rows)
 
 
 def longcontext_table(log: Mapping[str, Any]) -> str:
@@ -250,7 +251,7 @@ def longcontext_table(log: Mapping[str, Any]) -> str:
 
 
 def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
-    """Tokens per second of phase 1 by machine, of what bench machine wrote, the fastest first."""
+    """Table of files of `bench machine`: throughput of phase 1 by machine, fastest first."""
     sizes = ("nano", "small", "base")
     fastest = sorted(machines, key=lambda one: -one["matmul_gflops"])
     rows = [
@@ -263,11 +264,11 @@ def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:
         for one in fastest
     ]
     head = ("machine", "matmul GFLOP/s", *(f"{size}, tokens/s (predicted)" for size in sizes), "MLX, date")
-    return table(head, rows) if rows else "Nobody has sent one yet."
+    return table(head, rows) if rows else "None yet."
 
 
 def _rate(run: Mapping[str, Any] | None) -> str:
-    """Of a machine at one size: what was measured, and behind it what bench roofline predicts."""
+    """Format the measured throughput at one size and, in brackets, the prediction of `bench roofline`."""
     if run is None or run["tokens_per_second"] is None:
         return "—"
     predicted = run["predicted_tokens_per_second"]
@@ -275,15 +276,15 @@ def _rate(run: Mapping[str, Any] | None) -> str:
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """A run in a few words: phase 1, batch 16 × 128, 600 s, 6.14M tokens."""
+    """Describe a run in a few words: phase 1, batch 16 × 128, 600 s, 6.14M tokens."""
     name = f"phase {result['phase']}" + (f"/{result['branch']}" if result["branch"] else "")
     length = result["config"]["seq_len"]
-    rows = result["recipe"]["batch_tokens"] // length
-    return f"{name}, batch {rows} × {length}, {result['train_seconds']:.0f} s, {short(result['tokens'])} tokens"
+    batch_size = result["recipe"]["batch_tokens"] // length
+    return f"{name}, batch {batch_size} × {length}, {result['train_seconds']:.0f} s, {short(result['tokens'])} tokens"
 
 
 def compare_table(log: Mapping[str, Any]) -> str:
-    """The answer of a compare.json, what to bear in mind, and the tables that bear on it."""
+    """Headline, remarks and main tables of a compare.json."""
     remarks = "\n".join(f"- {escaped(remark)}" for remark in findings.remarks(log))
     parts = [escaped(" ".join(findings.headline(log))), remarks]
     for make in tables.ON_A_TERMINAL:
@@ -293,7 +294,7 @@ def compare_table(log: Mapping[str, Any]) -> str:
 
 
 def _one_table(make: Callable[[Mapping[str, Any]], tables.Table], log: Mapping[str, Any]) -> str:
-    """A table of a log by itself."""
+    """A single table of a log."""
     return tables.markdown(make(log))
 
 
@@ -317,14 +318,14 @@ TABLES: dict[str, Callable[..., str]] = {
 
 @dataclass
 class Flags:
-    """Make RESULTS.md from the published logs and the paragraphs in docs/results/."""
+    """Make RESULTS.md from the published logs and the pages in docs/results/."""
 
     check: Switch = False
     """write nothing; exit code 1 if RESULTS.md is not up to date"""
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m bench.report")
     report, path = make_report(ROOT), ROOT / RESULTS
     if flags.check and (not path.is_file() or path.read_text(encoding="utf-8") != report):

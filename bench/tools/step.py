@@ -145,7 +145,7 @@ def compare(
         }
         for name in answers
     }
-    described = {"phase": task.phase, "size": task.size, "rows": task.rows, "config": task.config.to_dict()}
+    described = {"phase": task.phase, "size": task.size, "batch_size": task.rows, "config": task.config.to_dict()}
     described |= {"recipe": task.recipe.to_dict(), "rounds": count, "steps_per_round": steps, "warm_up": WARM_UP}
     ratios = [asdict(rounds.compare("mlx", name, per_step)) for name in against]
     return {
@@ -160,7 +160,7 @@ def compare(
 
 def show(log: dict[str, Any]) -> Table:
     """What was found, for people."""
-    config, rows = log["config"], log["rows"]
+    config, rows = log["config"], log["batch_size"]
     title = f"phase {log['phase']}, {log['size']}, batch {rows} x {config['seq_len']}, dropout {config['dropout']:g}"
     table = Table(
         "contestant", "tokens/s", "ms a step", "mlx is faster by (95 %)", title=title, caption=log["machine"]["device"]

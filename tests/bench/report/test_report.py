@@ -84,15 +84,15 @@ def test_a_log_can_have_a_short_name_on_its_page(root):
         page(root, "# A\n\n{{log: r = run/result.json}}\n{{r: bpb | .1f}} and {{r: bpb | .2f}}\n")
         == "# A\n\n1.1 and 1.07\n"
     )
-    with pytest.raises(BadInput, match="'r' is no log"):
+    with pytest.raises(BadInput, match="'r' is not a log"):
         Logs(root / report.PUBLISHED).evaluate("r: bpb | .1f")
 
 
 @pytest.mark.parametrize(
     ("placeholder", "sentence"),
     [
-        ("none.json: a", "'none.json' is no log: expected a file in published/"),
-        ("log: r = none.json", "'r' is no log"),
+        ("none.json: a", "'none.json' is not a log: expected a file in published/"),
+        ("log: r = none.json", "'r' is not a log"),
         ("run/result.json: corpus.bytes", "nothing is at bytes; there is name, tokens"),
         ("run/result.json: corpus[0]", "nothing is at [0]; there is name, tokens"),
         ("step.json: ratios[b=jax].low", "nothing is at [b=jax]"),
@@ -104,12 +104,12 @@ def test_a_log_can_have_a_short_name_on_its_page(root):
         ("run/result.json: floor | .2f", "the log has null there"),
         ("run/result.json: bpb / floor | .2f", "cannot be divided"),
         ("run/result.json", "expected LOG: PATH"),
-        ("counts.txt: 7-gram #", "the text nowhere has '7-gram #'"),
+        ("counts.txt: 7-gram #", "the text does not have '7-gram #'"),
         ("counts.txt: 5-gram", "one of them # for the number"),
         ("bad.json: a", "'bad.json' is not valid JSON"),
         ("story: stories.md 3", "the file has no story 3"),
-        ("table: pie step.json", "'pie' is no kind of table: expected one of step, shapes"),
-        ("table: step run/result.json", "this log makes no table of the kind step"),
+        ("table: pie step.json", "'pie' is not a kind of table: expected one of step, shapes"),
+        ("table: step run/result.json", "this log has no table of the kind step"),
     ],
 )
 def test_what_cannot_be_filled_is_named_with_file_line_and_placeholder(root, placeholder, sentence):
@@ -201,16 +201,22 @@ def test_machines_stand_in_one_table_the_fastest_first():
         "| Apple M1 Max (cpu, 8 GiB) | 9,000 | — | — | 83,352 (90,000) | 0.32.4, 2026-01-01 |",
         "| Old (cpu, 8 GiB) | 190 | 90,000 | — | — | 0.32.4, 2026-01-01 |",
     ]
-    assert report.machines_table([]) == "Nobody has sent one yet."
+    assert report.machines_table([]) == "None yet."
 
 
 def test_steps_stand_phase_by_phase_with_the_rivals_that_were_measured():
     ratio = {"a": "mlx", "b": "torch", "ratio": 2.0, "low": 1.5, "high": 2.5}
     facts = {"blas": "OpenBLAS 0.3 (SkylakeX kernel)"}
-    log = {"measures": "step", "size": "base", "rows": 8, "config": {"seq_len": 64, "dropout": 0.0}, "ratios": [ratio]}
+    log = {
+        "measures": "step",
+        "size": "base",
+        "batch_size": 8,
+        "config": {"seq_len": 64, "dropout": 0.0},
+        "ratios": [ratio],
+    }
     log["workers"] = {"mlx": {"tokens_per_second": 1234.5, "facts": facts}}
     rows = report.shapes_table([{**log, "phase": 2}, {**log, "phase": 1}, {"measures": "memory"}]).splitlines()
-    assert rows[0] == "| batch | dropout | our BLAS | `mlx`, tokens/s | faster than `torch` by |"
+    assert rows[0] == "| batch | dropout | our BLAS | `mlx`, tokens/s | speedup over `torch` |"
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| phase 1, base, 8 × 64", "| phase 2, base, 8 × 64"]
     assert "phase" not in report.shapes_table([{**log, "phase": 1}])
 
@@ -243,7 +249,7 @@ def test_lengths_stand_branch_by_branch():
     done = [{"branch": "rope", "status": "done", "losses": {"64": loss, "128": 3.0}} for loss in (2.0, 2.5, 2.125)]
     log = {"phase": 3, "rows": [*done, {"branch": "shaw", "status": "diverged"}]}
     assert report.length_table(log).splitlines() == [
-        "| phase 3 | rows of 64 | rows of 128 |",
+        "| phase 3 | 64 tokens | 128 tokens |",
         "| --- | --- | --- |",
         "| `rope` | 2.125 (2.000–2.500) | 3.000 (3.000–3.000) |",
         "| `shaw` | not measured | not measured |",

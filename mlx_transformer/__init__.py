@@ -1,37 +1,90 @@
-"""A ladder through eight years of transformer research, written directly in Apple's MLX."""
+"""A ladder through eight years of transformer research, written directly in Apple's MLX.
+
+    import mlx_transformer as mt
+
+    model, tokenizer = mt.load("results/mine")                          # a run folder, or what save wrote
+    mt.evaluate(model, tokenizer, "held_out.txt")                       # nats per token, perplexity, bits per byte
+    mt.generate(model, tokenizer, ["Once upon a time"], max_tokens=200)
+    for event in mt.fit(model, recipe, data): ...                       # Step, Eval, Saved, Stopped
+    mt.save("folder", model, tokenizer)
+    mt.main(__name__)                                                   # the command line of a file with a Model
+
+Config, Model and Recipe are the bases to subclass or to fill in; nn, train, data and optim the packages with the parts.
+Everything but `main` is imported on first use, so that importing the package does not import mlx.core.
+"""
 
 import signal
 import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlx_transformer.backend import prepare as _prepare
 
 if TYPE_CHECKING:
+    from mlx_transformer import data as data
+    from mlx_transformer import nn as nn
+    from mlx_transformer import train as train
+    from mlx_transformer.nn.config import Config as Config
+    from mlx_transformer.nn.model import Model as Model
     from mlx_transformer.run.saved import load as load
+    from mlx_transformer.run.saved import save as save
+    from mlx_transformer.train import optim as optim
+    from mlx_transformer.train.recipe import Recipe as Recipe
+    from mlx_transformer.train.trainer import fit as fit
 
-__all__ = ["load", "main"]
+    __version__: str
+
+_LAZY = {  # name -> module, or module:attribute
+    "Config": "nn.config:Config",
+    "Model": "nn.model:Model",
+    "Recipe": "train.recipe:Recipe",
+    "data": "data",
+    "evaluate": "train.evaluate:evaluate",
+    "fit": "train.trainer:fit",
+    "generate": "generate:generate",
+    "load": "run.saved:load",
+    "nn": "nn",
+    "optim": "train.optim",
+    "save": "run.saved:save",
+    "train": "train",
+}
+__all__ = ["__version__", "main", *_LAZY]
 
 if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # of a command still importing, Ctrl-C leaves no traceback behind
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while a command is importing leaves no traceback
 
-_prepare()  # before anything imports mlx.core: see backend/runtime.py
+_prepare()  # before anything imports mlx.core
 
 
 def main(name: str) -> None:
     """Run the command line of the file that ends in `mt.main(__name__)`, if that file is the program.
 
-    Trains what the file defines: see run/ladder.py. Returns at once where the file is imported.
+    It trains what the file defines: Model, Config, RECIPE, BRANCHES, each optional where the file builds on a phase.
+    Returns at once where the file is imported.
     """
     if name == "__main__":
-        from mlx_transformer.run import training
-
-        training.main(sys.modules[name])
+        import_module("mlx_transformer.run.training").main(sys.modules[name])
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, imported when it is asked for: it needs mlx.core, which not every user of this package does."""
-    if name != "load":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mlx_transformer.run.saved import load
+    if name == "__version__":
+        from mlx_transformer.backend import versions
 
-    return load
+        return versions()["project"]
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    found = import_module(f"{__name__}.{module}")
+    return getattr(found, attribute) if attribute else found
+
+
+class _Package(ModuleType):
+    """This package, whose `generate` and `evaluate` stay functions when the modules of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in ("generate", "evaluate") and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -22,7 +22,7 @@ from mlx_transformer.utils.files import check_place, usable
 
 RESULTS = Path("results/phases")
 _FILES = (SETTINGS, "result.json", "curve.jsonl", "report.md", "stories.md", "loss.png", "log.txt")
-_FOLDERS = ("model", "checkpoints")
+_FOLDERS = ("model", "checkpoints", "code", "recipe_code")
 
 
 def check_folder(flags: TrainFlags) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlx_transformer.nn import config
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.own_code import ROOT, Code, code_of, load_code
+from mlx_transformer.run.own_code import ROOT, Code, code_of, is_own, load_code
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.errors import BadInput
 
@@ -82,16 +82,20 @@ class Experiment:
             raise BadInput(f"branch '{branch}' is unknown in {self}: it has {_listed(self.branches)}")
         return self.branches[branch]
 
-    def find_recipe(self, name: str | None) -> Recipe:
-        """Return its recipe, a named one, or that of "FILE.py:NAME" (runs the file). Raises BadInput if unknown."""
+    def find_recipe(self, name: str | None) -> tuple[Recipe, Code | None]:
+        """Return its recipe, or a named one; "FILE.py:NAME" runs a file and returns the recipe with the file.
+
+        Raises BadInput for an unknown one.
+        """
         if name is None:
-            return self.recipe
+            return self.recipe, None
         if name in self.recipes:
-            return self.recipes[name]
+            return self.recipes[name], None
         if (named := split_recipe(name)) is not None:
-            return recipe_of(load_code(named[0])[0], named[1])
+            module, code = load_code(named[0])
+            return recipe_of(module, named[1]), code
         if self.code is not None:
-            return recipe_of(self.module, name)
+            return recipe_of(self.module, name), None
         known = ", ".join(sorted(self.recipes)) or "none besides its own"
         raise BadInput(f"recipe '{name}' is unknown in {self}: it has {known}")
 
@@ -130,6 +134,24 @@ def find_branch(module: ModuleType, branch: object) -> type[Model]:
     return Experiment.of_module(module).find_branch(branch)
 
 
+def find_experiment(kind: type[Model]) -> tuple[Experiment, str | None]:
+    """Find what defines a model's class, a phase or somebody's own file, and the branch that the class is there.
+
+    Raises BadInput for a class that no file defines as Model or in BRANCHES.
+    """
+    numbers = (_number_of(str(path)) for path in sorted(PHASES.glob("phase*.py")))
+    own = [module for name, module in sys.modules.items() if name in (kind.__module__, "__main__") or is_own(name)]
+    for module in (*(find_phase(number) for number in numbers if number is not None), *own):
+        named = {None: getattr(module, "Model", None), **getattr(module, "BRANCHES", {})}
+        for branch, known in named.items():
+            if known is kind:
+                return Experiment.of_module(module), branch
+    raise BadInput(
+        f"class {kind.__name__} of {kind.__module__} cannot be found again by load: "
+        "expected a Python file that defines it as Model or in BRANCHES"
+    )
+
+
 def split_recipe(text: str) -> tuple[Path, str] | None:
     """ "ideas/mine.py:fast" -> the file and the name; None for a name alone."""
     found = re.fullmatch(r"(.+\.py):(.+)", text, re.DOTALL)
@@ -164,6 +186,7 @@ def _own(module: ModuleType, code: Code) -> Experiment:
             kind.Config = numbers  # its branches get them too
         else:
             kind = type("Model", (kind,), {"Config": numbers, "__module__": module.__name__, "__doc__": kind.__doc__})
+            own["Model"] = kind  # the same class when asked again
     inherits = base is not None and kind is base.Model
     recipe = own.get("RECIPE", getattr(base, "RECIPE", None))
     if not isinstance(recipe, Recipe):

@@ -16,6 +16,7 @@ from mlx_transformer.utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or site-packages
 _OURS = ("mlx_transformer", "phases", "bench")
+_PREFIX = "own_code_"  # of the names of the modules that load_code makes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def code_of(module: ModuleType) -> Code:
 
     Installed packages and this project's own are left out. Raises BadInput for a module that has no file.
     """
+    if (code := getattr(module, "_code", None)) is not None:  # as it was when it was loaded
+        return code
     file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_file():
         raise BadInput("a model of your own is trained from a file: expected python my_idea.py")
@@ -65,7 +68,7 @@ def load_code(path: Path) -> tuple[ModuleType, Code]:
     path = path.resolve()
     if not path.is_file():
         raise BadInput(f"'{path}' does not exist: expected a Python file that defines a Model, a Config or a RECIPE")
-    name = f"own_code_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]}"
+    name = f"{_PREFIX}{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BadInput(f"'{path}' is no Python file: expected one whose name ends in .py")
@@ -79,7 +82,13 @@ def load_code(path: Path) -> tuple[ModuleType, Code]:
         except Exception as error:
             del sys.modules[name]
             raise BadInput(f"'{path}' cannot be run: {type(error).__name__}: {error}") from error
-        return module, code_of(module)
+        code = vars(module)["_code"] = code_of(module)
+        return module, code
+
+
+def is_own(name: str) -> bool:
+    """Whether a module was made by `load_code`."""
+    return name.startswith(_PREFIX)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -89,7 +98,7 @@ def _files(path: Path) -> Iterator[Path]:
     seen = {path}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file is None or name.partition(".")[0] in _OURS or name.startswith("own_code_"):
+        if file is None or name.partition(".")[0] in _OURS or is_own(name):
             continue
         found = Path(file).resolve()
         own = path.parent in found.parents and found not in seen and found.suffix == ".py"

@@ -19,7 +19,8 @@ from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import load_weights
 from mlx_transformer.run.flags import TrainFlags, parse, read_sampling, train_flags
-from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.ladder import Experiment, split_recipe
+from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.saved import model_folder, read_config
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.trainer import Limits
@@ -51,6 +52,7 @@ class Plan:
     seed: int
     config: Config
     recipe: Recipe
+    recipe_code: Code | None  # the file that the recipe is from, if --recipe names one
     limits: Limits
     sampling: Sampling
     corpus: Corpus
@@ -114,7 +116,9 @@ def make_plan(experiment: Experiment, flags: TrainFlags, say: Callable[[str], No
             f"--{min(own).replace('_', '-')} and --init-from exclude each other: the tokenizer comes with the weights"
         )
     numbers = {**SIZES[size], **(_numbers_of(source, kind) if source else {})}
-    recipe, limits = _recipe(experiment, settings, size), _limits(settings)
+    recipe, recipe_code = experiment.find_recipe(settings.get("recipe"))
+    changed = {name: settings[name] for name in ("learning_rate", "dtype") if name in settings}
+    recipe, limits = replace(recipe.at(size), **changed).check(), _limits(settings)
     numbers |= {} if recipe.dropout is None else {"dropout": recipe.dropout}
     numbers |= own_numbers(experiment, kind, settings)
     asked_vocab = settings.get("vocab_size")
@@ -137,6 +141,7 @@ def make_plan(experiment: Experiment, flags: TrainFlags, say: Callable[[str], No
         seed=settings.get("seed", 0),
         config=replace(config, vocab_size=tokenizer.vocab_size) if source is None else config,
         recipe=recipe,
+        recipe_code=recipe_code,
         limits=limits,
         sampling=sampling,
         corpus=corpus,
@@ -156,12 +161,6 @@ class _Attributes:
 
     def __getattr__(self, name: str) -> Any:
         return self._settings.get(name)
-
-
-def _recipe(experiment: Experiment, settings: dict[str, Any], size: str) -> Recipe:
-    recipe = experiment.find_recipe(settings.get("recipe")).at(size)
-    changed = {name: settings[name] for name in ("learning_rate", "dtype") if name in settings}
-    return replace(recipe, **changed).check()
 
 
 def _limits(settings: dict[str, Any]) -> Limits:
@@ -206,6 +205,8 @@ def _decided(settings: dict[str, Any], size: str, corpus: Corpus) -> dict[str, A
     """The settings with every "auto" replaced by what it came to, so that a resumed run chooses the same."""
     data = settings.get("data", "auto")
     decided = {**settings, "size": size, "data": corpus.name if data == "auto" else data}
+    if (named := split_recipe(decided.get("recipe") or "")) is not None:
+        decided["recipe"] = f"{named[0].resolve()}:{named[1]}"
     for name in ("data", "valid", "tokenizer", "init_from"):
         value = decided.get(name)
         if (
@@ -220,8 +221,11 @@ def _decided(settings: dict[str, Any], size: str, corpus: Corpus) -> dict[str, A
 def _resumed(experiment: Experiment, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The stored settings of a run, with this command line's limits. Raises BadInput where the two disagree."""
     stored = read_settings(folder)
-    if stored["phase"] != experiment.phase:
-        raise BadInput(f"'{folder}' is a run of phase {stored['phase']}, not of {experiment}")
+    name = experiment.code.path.name if experiment.code else None
+    code = stored.get("code")
+    file = code.get("file") if isinstance(code, dict) else None
+    if (stored["phase"], file) != (experiment.phase, name):
+        raise BadInput(f"'{folder}' is a run of {file or 'phase {}'.format(stored['phase'])}, not of {experiment}")
     settings = _read_again(train_flags(experiment), stored["flags"], folder / SETTINGS)
     if "out" in given:
         raise BadInput(

@@ -237,7 +237,8 @@ def _going_on(folder: Path, result: Record, command: str) -> str:
         "max_epochs": max(1, round(2 * result["epochs"])),
         "max_seconds": max(1, round(2 * result["train_seconds"])),
     }
-    said = [f"Let it write:\n\n    python -m mlx_transformer.generate {place} --prompt 'Once upon a time'"]
+    code = " --code kept" if result["code"] else ""
+    said = [f"Generate text:\n\n    python -m mlx_transformer.generate {place}{code} --prompt 'Once upon a time'"]
     if result["stopped"] == "interrupted":
         said.append(f"Train on from where it stopped:\n\n    {resume}")
     elif result["stopped"] in twice and result["final_valid_loss"] == result["best_valid_loss"]:

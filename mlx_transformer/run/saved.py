@@ -1,28 +1,33 @@
-"""A trained model on disk: model/model.safetensors, config.json and the tokenizer's files."""
+"""A trained model on disk: model.safetensors, config.json, the tokenizer's files, and code/ for one's own models."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_weights, save_arrays
-from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.ladder import Experiment, find_experiment
+from mlx_transformer.run.own_code import Code
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import usable, write_json
 from mlx_transformer.utils.trees import by_path
 
+CODE = "code"  # folder of the copies of somebody's own files
+KEPT = "kept"  # names those copies as the code to load
 
-def load(run: str | Path) -> tuple[Model, Tokenizer]:
-    """A run folder, or its model/ -> the model in evaluation mode, and its tokenizer.
 
-    model(tokens) maps (B, L) int32 to logits (B, L, V). Raises BadInput where the folder holds no model that fits.
+def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokenizer]:
+    """Read a model, in evaluation mode, and its tokenizer from a run folder, its model/, or a folder of `save`.
+
+    model(tokens) maps (B, L) int32 to logits (B, L, V). code: for a model of somebody's own file that file, or "kept"
+    for the copy in the folder; either is run. Nothing in the folder is run without it. Warns where the file differs
+    from the one that the model was trained with. Raises BadInput where the folder holds no model that fits.
     """
     folder = model_folder(run)
     described = read_config(folder)
-    phase, branch = described["phase"], described.get("branch")
-    module = find_phase(phase)
-    kind = find_branch(module, branch)
+    kind = _find_experiment(described, folder, code).find_branch(described.get("branch"))
     config = read_numbers(kind, described, folder)
     arrays = read_weights(folder)
     check_depth(config.n_layers, arrays, folder)
@@ -39,14 +44,69 @@ def load(run: str | Path) -> tuple[Model, Tokenizer]:
     return model, tokenizer
 
 
-def save_model(folder: Path, model: Model, tokenizer: Tokenizer, phase: int | None, branch: str | None) -> None:
-    """Write weights, numbers and tokenizer; the same model gives the same bytes. Raises OSError if the disk refuses."""
+def _find_experiment(described: dict[str, Any], folder: Path, code: str | Path | None) -> Experiment:
+    """Return what defines the model of a config.json. Raises BadInput where it cannot be found, or is not to be run."""
+    recorded = described.get("code")
+    if recorded is None:
+        if code is not None:
+            raise BadInput(f"'{folder}' holds a model of phase {described['phase']}, which takes no code: leave it out")
+        return Experiment.of_phase(described["phase"])
+    name, sha256 = (recorded.get(key) for key in ("file", "sha256")) if isinstance(recorded, dict) else (None, None)
+    if not isinstance(name, str) or Path(name).name != name:
+        raise BadInput(f"'{folder / 'config.json'}' is damaged: expected the name of a Python file in code")
+    if code is None:
+        raise BadInput(
+            f"'{folder}' holds a model of the file '{name}', which is not run without being asked for: give "
+            f'code="{name}" (--code {name}), or code="kept" (--code kept) for the copy in the folder'
+        )
+    experiment = Experiment.of_file(_kept(folder, name) if code == KEPT else code)
+    if experiment.code is None or experiment.code.sha256 != sha256:
+        warnings.warn(f"'{code}' differs from the file that the model in '{folder}' was trained with", stacklevel=3)
+    return experiment
+
+
+def _kept(folder: Path, name: str) -> Path:
+    """The copy of a file beside a model. Raises BadInput if there is none."""
+    for place in (folder, folder.parent):
+        if (place / CODE / name).is_file():
+            return place / CODE / name
+    raise BadInput(f"'{folder}' has no copy of '{name}': give the file itself, code=\"{name}\" (--code {name})")
+
+
+def save(folder: str | Path, model: Model, tokenizer: Tokenizer) -> None:
+    """Write a model of the ladder, or of somebody's own file with a copy of that file, so that `load` reads it back.
+
+    Raises BadInput for a class that no file defines as Model or in BRANCHES; OSError if the folder cannot be written.
+    """
+    folder, (experiment, branch) = Path(folder), find_experiment(type(model))
+    save_model(folder, model, tokenizer, experiment.phase, branch, experiment.code)
+    if experiment.code is not None:
+        experiment.code.keep(folder / CODE)
+
+
+def save_model(
+    folder: Path,
+    model: Model,
+    tokenizer: Tokenizer,
+    phase: int | None,
+    branch: str | None,
+    code: Code | None = None,
+) -> None:
+    """Write weights, config.json and tokenizer; the same model gives the same bytes. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors"
     save_arrays(temporary, by_path(model.parameters()))
     temporary.replace(folder / WEIGHTS)
     tokenizer.save(folder)
-    write_json(folder / "config.json", {"phase": phase, "branch": branch, "config": model.config.to_dict()})
+    write_json(
+        folder / "config.json",
+        {
+            "phase": phase,
+            "branch": branch,
+            "code": None if code is None else code.record(),
+            "config": model.config.to_dict(),
+        },
+    )
 
 
 def model_folder(run: str | Path) -> Path:
@@ -75,4 +135,4 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
     try:
         return kind.Config(**described["config"])
     except TypeError as error:
-        raise BadInput(f"'{folder / 'config.json'}' does not fit phase {described['phase']}: {error}") from error
+        raise BadInput(f"'{folder / 'config.json'}' does not fit the model: {error}") from error

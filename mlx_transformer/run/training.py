@@ -24,10 +24,11 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.run.console import Console
 from mlx_transformer.run.flags import TrainFlags, parse, train_flags
 from mlx_transformer.run.folder import check_folder, explained, new_folder, owned
-from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.ladder import Experiment, split_recipe
+from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.plan import SETTINGS, Plan, make_plan, read_settings
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
-from mlx_transformer.run.saved import save_model
+from mlx_transformer.run.saved import CODE, save_model
 from mlx_transformer.train.trainer import (
     Eval,
     Event,
@@ -44,7 +45,8 @@ from mlx_transformer.utils.files import atomic_write, write_json
 from mlx_transformer.utils.trees import by_path
 
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+RECIPE_CODE = "recipe_code"  # folder of the copy of the file that --recipe FILE.py:NAME names
 _JUDGED_STORIES = 100
 
 
@@ -69,9 +71,11 @@ def train(experiment: Experiment, flags: TrainFlags) -> Path:
     model = plan.make_model()
     folder = flags.resume or flags.out or new_folder(experiment, plan.settings.get("branch"))
     with owned(folder, flags), explained(resume_command(experiment.command, folder), folder):
-        write_json(
-            folder / SETTINGS, {"phase": experiment.phase, "flags": plan.settings, **_identity(plan, folder, flags)}
-        )
+        settings = {"phase": experiment.phase, "flags": plan.settings, **_identity(plan, folder, flags)}
+        write_json(folder / SETTINGS, settings)
+        for code, name in ((experiment.code, CODE), (plan.recipe_code, RECIPE_CODE)):
+            if code is not None:
+                code.keep(folder / name)
         console.log_to(folder / "log.txt")
         _introduce(console, plan, model, folder)
         stop = threading.Event()
@@ -112,7 +116,8 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
         figures = quality(stories, plan.tokens.train, plan.tokenizer, _fables(plan, model))
         write_stories(folder, stories, figures)
-    save_model(folder / "model", model, plan.tokenizer, plan.experiment.phase, plan.settings.get("branch"))
+    experiment, branch = plan.experiment, plan.settings.get("branch")
+    save_model(folder / "model", model, plan.tokenizer, experiment.phase, branch, experiment.code)
     result = describe(plan, model, stopped, figures)
     write_report(folder, result, curve.lines or [], stories, plan.experiment.command)
     draw_loss(folder / "loss.png", result, curve.lines or [])
@@ -145,8 +150,9 @@ def described(plan: Plan, model: Model) -> dict[str, Any]:
     return {
         "schema_version": _SCHEMA_VERSION,
         "phase": plan.experiment.phase,
+        "code": _record(plan.experiment.code),
         "branch": plan.settings.get("branch"),
-        "recipe_name": plan.settings.get("recipe"),
+        "recipe_name": _recipe_name(plan.settings.get("recipe")),
         "seed": plan.seed,
         "size": plan.size,
         "device": {"name": device.name, "backend": device.backend, "memory_bytes": device.memory_bytes},
@@ -170,6 +176,12 @@ def described(plan: Plan, model: Model) -> dict[str, Any]:
         "recipe": plan.recipe.to_dict(),
         "parameters": model.count_parameters(),
     }
+
+
+def _recipe_name(name: str | None) -> str | None:
+    """Shorten "/home/me/my_idea.py:FAST" to "my_idea.py:FAST"."""
+    named = split_recipe(name or "")
+    return name if named is None else f"{named[0].name}:{named[1]}"
 
 
 def _measured(now: Progress, plan: Plan) -> dict[str, Any]:
@@ -247,6 +259,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
     """What must be the same for a run to go on. Raises BadInput if it is not, since the result would be neither's."""
     own = {
+        "code": _record(plan.experiment.code),
+        "recipe_code": _record(plan.recipe_code),
         "corpus": plan.corpus.sha256,
         "config": plan.config.to_dict(),
         "recipe": plan.recipe.to_dict(),
@@ -261,6 +275,10 @@ def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
                     f"'{folder}' was begun with another {name} than is found now: it cannot go on; start a new run"
                 )
     return own
+
+
+def _record(code: Code | None) -> dict[str, Any] | None:
+    return None if code is None else code.record()
 
 
 @contextmanager

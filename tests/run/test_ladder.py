@@ -137,7 +137,7 @@ def test_files_that_define_nothing_to_train(text, words, own):
 def test_a_recipe_out_of_a_file(own, tmp_path):
     own("from dataclasses import replace\nfrom phases import phase5\nFAST = replace(phase5.RECIPE, dropout=0.5)")
     experiment = Experiment.of_phase(5)
-    assert experiment.find_recipe(f"{tmp_path}/my_idea.py:FAST").dropout == 0.5
+    assert experiment.find_recipe(f"{tmp_path}/my_idea.py:FAST")[0].dropout == 0.5
     with pytest.raises(BadInput, match=r"recipe 'SLOW' is unknown in '.*my_idea\.py': it has FAST"):
         experiment.find_recipe(f"{tmp_path}/my_idea.py:SLOW")
     with pytest.raises(BadInput, match="does not exist"):

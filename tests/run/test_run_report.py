@@ -22,7 +22,8 @@ UNIFORM = math.log(4096)
 
 def a_result(**changes):
     result = {
-        "schema_version": 1,
+        "schema_version": 2,
+        "code": None,
         "phase": 1,
         "branch": None,
         "recipe_name": None,
@@ -115,7 +116,7 @@ def test_the_schema_accepts_what_a_run_can_be(changes):
     [
         {"stopped": "tired"},
         {"surprise": 1},
-        {"schema_version": 2},
+        {"schema_version": 1},
         {"phase": 7},
         {"seed": "0"},
         {"size": "huge"},

@@ -83,7 +83,9 @@ def test_load_imports_mlx_only_when_it_is_asked_for():
     code = (
         "import sys, mlx_transformer; assert 'mlx.core' not in sys.modules; "
         "from mlx_transformer import load; assert 'mlx.core' in sys.modules and callable(load); "
-        "import mlx_transformer as m; assert not hasattr(m, 'nothing_of_this_name')"
+        "import mlx_transformer as mt; assert not hasattr(mt, 'nothing_of_this_name'); "
+        "from phases import phase1; assert issubclass(phase1.Model, mt.Model) and type(phase1.RECIPE) is mt.Recipe; "
+        "assert issubclass(phase1.Config, mt.Config) and mt.optim is mt.train.optim and mt.__version__"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

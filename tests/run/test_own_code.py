@@ -1,0 +1,188 @@
+"""A model of somebody's own file: trained, kept with its file, and run again only where that is asked for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jsonschema
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_transformer.run import training
+from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.own_code import load_code
+from mlx_transformer.run.saved import load, save
+from mlx_transformer.utils.errors import BadInput
+from phases import phase1, phase3
+from tests.faults.runs import ROOT, TINY, assert_bad, command, result, train, weights, write_text
+
+IDEA = '''"""An idea: a bent line."""
+import mlx_transformer as mt
+from bend import bend
+from mlx_transformer.nn.feedforward import FeedForward
+from phases import phase1
+
+class Config(phase1.Config):
+    slope: float = 0.5  # left of zero
+
+class FFN(FeedForward):
+    def build(self, config):
+        super().build(config)
+        self._slope = config.slope
+
+    def activation(self, x):
+        return bend(x, self._slope)
+
+class Model(phase1.Model):
+    FFN = FFN
+
+class Wide(Model):
+    pass
+
+BRANCHES = {"wide": Wide}
+mt.main(__name__)
+'''
+BEND = "import mlx.core as mx\ndef bend(x, slope):\n    return mx.maximum(x, slope * x)\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "draw_loss", lambda path, *_: path.touch())
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the idea, a text, and a run of 3 steps."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "my_idea.py").write_text(IDEA)
+    (folder / "bend.py").write_text(BEND)
+    text = write_text(folder / "text.txt")
+    flags = [*TINY, "--data", text, "--max-steps", 3, "--slope", 0.25, "--prompt", "the", "--out", folder / "run"]
+    ended = own(folder, *flags)
+    assert (ended.code, ended.err) == (0, "")
+    return folder
+
+
+@pytest.fixture
+def copied(home, tmp_path):
+    return shutil.copytree(home, tmp_path / "home")
+
+
+def own(folder, *args):
+    """`python my_idea.py ARGS` in this process."""
+    return command(lambda: training.main(load_code(folder / "my_idea.py")[0]), *args)
+
+
+def logits(model):
+    return np.array(model(mx.array([[0, 5, 9, 300, 2]])))
+
+
+def test_what_a_run_keeps(home):
+    run = home / "run"
+    assert ((run / "code" / "my_idea.py").read_text(), (run / "code" / "bend.py").read_text()) == (IDEA, BEND)
+    found = json.loads((run / "result.json").read_text())
+    jsonschema.validate(found, json.loads((ROOT / "mlx_transformer" / "run" / "result.schema.json").read_text()))
+    code = Experiment.of_file(home / "my_idea.py").code.record()
+    assert (found["code"]["file"], found["code"]["files"].keys()) == ("my_idea.py", {"my_idea.py", "bend.py"})
+    for name in ("result.json", "settings.json", "model/config.json"):
+        assert json.loads((run / name).read_text())["code"] == code
+    assert (found["phase"], found["config"]["slope"]) == (1, 0.25)
+    assert "--code kept" in (run / "report.md").read_text()
+
+
+def test_its_code_runs_only_where_that_is_asked_for(copied):
+    (copied / "run" / "code" / "my_idea.py").write_text("raise SystemExit('it ran')")
+    for folder in (copied / "run", copied / "run" / "model"):
+        with pytest.raises(BadInput, match=r'code="my_idea.py" \(--code my_idea.py\), or code="kept"'):
+            load(folder)
+    with pytest.raises(SystemExit, match="it ran"):
+        load(copied / "run", code="kept")
+
+
+def test_loaded_with_the_copy_and_with_the_file(home, recwarn):
+    kept, _ = load(home / "run", code="kept")
+    given, _ = load(home / "run" / "model", code=home / "my_idea.py")
+    assert kept.config.slope == given.config.slope == 0.25
+    assert type(kept) is not type(given)
+    np.testing.assert_array_equal(logits(kept), logits(given))
+    assert not recwarn.list
+
+
+def test_another_file_is_loaded_with_a_warning(copied):
+    before = logits(load(copied / "run", code="kept")[0])
+    (copied / "bend.py").write_text(BEND.replace("slope * x", "-x"))
+    with pytest.warns(UserWarning, match="differs from the file that the model"):
+        model, _ = load(copied / "run", code=copied / "my_idea.py")
+    assert not np.array_equal(logits(model), before)
+
+
+def test_saved_and_loaded_in_python(home, tmp_path):
+    model, tokenizer = load(home / "run", code="kept")
+    save(tmp_path / "saved", model, tokenizer)
+    with pytest.raises(BadInput, match="is not run without being asked for"):
+        load(tmp_path / "saved")
+    again, _ = load(tmp_path / "saved", code="kept")
+    np.testing.assert_array_equal(logits(again), logits(model))
+    branch = Experiment.of_file(home / "my_idea.py").find_branch("wide")(model.config)
+    save(tmp_path / "branch", branch, tokenizer)
+    assert json.loads((tmp_path / "branch" / "config.json").read_text())["branch"] == "wide"
+    rope = phase3.BRANCHES["rope"]
+    save(tmp_path / "ladder", rope(rope.Config(**SMALL)), tokenizer)
+    assert type(load(tmp_path / "ladder")[0]) is rope
+
+
+def test_a_class_of_no_file_is_not_saved(home, tmp_path):
+    _, tokenizer = load(home / "run", code="kept")
+
+    class Local(phase1.Model):
+        pass
+
+    with pytest.raises(BadInput, match="cannot be found again by load"):
+        save(tmp_path / "local", Local(Local.Config(**SMALL)), tokenizer)
+    assert not (tmp_path / "local").exists()
+
+
+SMALL = {"vocab_size": 384, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "seq_len": 24}
+
+
+def test_resumed_with_the_same_code_only(copied):
+    run = copied / "run"
+    assert own(copied, "--resume", run, "--max-steps", 4, "--quiet").code == 0
+    assert result(run)["steps"] == 4
+    before = weights(run)
+    assert_bad(train("--resume", run, "--max-steps", 5), "is a run of my_idea.py, not of phase 1")
+    (copied / "bend.py").write_text(BEND + "# a word\n")
+    assert_bad(own(copied, "--resume", run, "--max-steps", 5), "was begun with another code")
+    assert weights(run) == before
+
+
+def test_a_recipe_out_of_a_file(home, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import dataclasses\nfrom phases import phase1\nSLOW = dataclasses.replace(phase1.RECIPE, learning_rate=1e-9)\n"
+    )
+    flags = [*TINY, "--data", home / "text.txt", "--max-steps", 1, "--quiet", "--out", tmp_path / "run"]
+    assert train(*flags, "--recipe", f"{tmp_path}/mine.py:SLOW").code == 0
+    found = result(tmp_path / "run")
+    assert (found["recipe_name"], found["recipe"]["learning_rate"], found["code"]) == ("mine.py:SLOW", 1e-9, None)
+    assert (tmp_path / "run" / "recipe_code" / "mine.py").exists()
+    assert type(load(tmp_path / "run")[0]) is phase1.Model
+    assert train("--resume", tmp_path / "run", "--max-steps", 2, "--quiet").code == 0
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "# a word\n")
+    assert_bad(train("--resume", tmp_path / "run", "--max-steps", 3), "another recipe_code")
+
+
+def test_as_a_program_in_a_folder_of_its_own(copied):
+    flags = [*TINY, "--data", "text.txt", "--max-steps", 1, "--branch", "wide", "--quiet"]
+    line = [sys.executable, "my_idea.py", *map(str, flags)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(line, cwd=copied, env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (run,) = (copied / "results" / "phases").iterdir()
+    assert run.name.startswith("my_idea_wide_")
+    assert "python my_idea.py --resume results/phases" in (run / "report.md").read_text()
+    assert sorted(path.name for path in (run / "code").iterdir()) == ["bend.py", "my_idea.py"]

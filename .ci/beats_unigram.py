@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.tools.baselines import kneser_ney
 from mlx_transformer.data.corpus import load_corpus
-from mlx_transformer.data.tokenizer import load_tokenizer
+from mlx_transformer.data.tokenizers import load_tokenizer
 from mlx_transformer.data.tokens import tokenize_corpus
 
 for run in map(Path, sys.argv[1:]):

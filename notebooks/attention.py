@@ -37,7 +37,7 @@ STORY = "Once upon a time, there was a girl named Lily. Lily had a red ball. One
 folder = look.find_run(RUN, holding="model/config.json")
 model, tokenizer = load(folder)
 tokens = [tokenizer.eos_id, *tokenizer.encode(STORY)][: model.config.seq_len]
-pieces = ["¶", *(tokenizer.piece(token).replace("▁", "·") for token in tokens[1:])]
+pieces = ["¶", *(tokenizer.token(token).replace("▁", "·") for token in tokens[1:])]
 maps = look.attention_maps(model, tokens)
 if not maps:
     raise look.NotThere(f"{folder.name} has no softmax attention: choose another run")

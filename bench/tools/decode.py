@@ -27,7 +27,7 @@ from bench.workers import rounds
 from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Ratio, Worker, environment
 from bench.workers.training import check_tokens
 from mlx_transformer.backend import use_device
-from mlx_transformer.data.tokenizer import Imported
+from mlx_transformer.data.tokenizers import HFTokenizer
 from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands.interop import export_model
@@ -128,7 +128,7 @@ def make_workers(task: Task, batch: int, against: list[str], folder: Path) -> li
 
 def export(phase: int, model: Model, folder: Path) -> None:
     """Write folder/hf as from_pretrained reads it. Raises BadInput for a phase that cannot be exported."""
-    save_model(folder / "run", model, Imported(_TOKENIZER), phase, branch=None)
+    save_model(folder / "run", model, HFTokenizer(_TOKENIZER), phase, branch=None)
     export_model(folder / "run", folder / "hf")
 
 

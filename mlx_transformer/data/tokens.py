@@ -17,17 +17,17 @@ import numpy as np
 
 from mlx_transformer.data.corpus import Corpus, Part, read_parts
 from mlx_transformer.data.store import cached_folder, progress
-from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.utils.files import write_json
 
-MAX_VALID_PIECES = 1_000_000
+MAX_VALID_TOKENS = 1_000_000
 _BATCH_CHARACTERS = 4 << 20  # handed to the tokenizer at a time: enough for every core, some 100 MB as Python lists
 _VERSION = 2  # of the files: part of the cache key
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised corpus. What is said of `valid` is true of the documents kept in it, MAX_VALID_PIECES at most."""
+    """A tokenised corpus. What is said of `valid` is true of the documents kept in it, MAX_VALID_TOKENS at most."""
 
     train: np.ndarray  # (T,) uint16 or uint32, memory-mapped, read-only
     valid: np.ndarray  # (V,) likewise
@@ -50,11 +50,11 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
     def build(folder: Path) -> None:
         with progress("tokenising", corpus.train_bytes) as advance, open(folder / "train.bin", "wb") as out:
             _write_train(out, corpus, tokenizer, dtype, advance)
-        valid, facts = encode_text(corpus.valid, tokenizer, MAX_VALID_PIECES)
+        valid, facts = encode_text(corpus.valid, tokenizer, MAX_VALID_TOKENS)
         valid.astype(dtype).tofile(folder / "valid.bin")
         write_json(folder / "tokens.json", facts)
 
-    key = hashlib.sha256(repr((_VERSION, corpus.sha256, tokenizer.sha256, MAX_VALID_PIECES)).encode()).hexdigest()[:20]
+    key = hashlib.sha256(repr((_VERSION, corpus.sha256, tokenizer.sha256, MAX_VALID_TOKENS)).encode()).hexdigest()[:20]
     folder = cached_folder("tokens", f"{tokenizer.kind}-{key}", build)
     facts = json.loads((folder / "tokens.json").read_text())
     whole = facts["valid_bytes"] == corpus.valid_bytes
@@ -117,7 +117,7 @@ def encode_text(path: Path, tokenizer: Tokenizer, most: int = sys.maxsize) -> tu
         size += len(text.encode())
         lossless = lossless and tokenizer.decode(encoded) == text
     within = len(pieces) - 1 - documents * (1 + len(bos_id))
-    unknown = sum(piece == tokenizer.unknown for piece in pieces) / max(1, within)
+    unknown = sum(piece == tokenizer.unk_id for piece in pieces) / max(1, within)
     facts = {"valid_bytes": size, "valid_documents": documents, "unknown_rate": unknown, "lossless": lossless}
     return np.array(pieces, np.uint32), facts
 

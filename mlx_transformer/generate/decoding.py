@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_transformer.backend import divided_blas, in_parts, streams
-from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.generate.ready import ready
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.cache import Cache

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokenizers import Tokenizer
 
 MAX_TRAINING_PIECES = 5_000_000  # read for known words and copied spans: 4 s and 200 MB, whatever the corpus
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.interop.formats import FORMATS, Format, Numbers
 from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
 from mlx_transformer.interop.weights import Weights, to_ours, to_theirs

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.data.tokenizer import Imported, Tokenizer
+from mlx_transformer.data.tokenizers import HFTokenizer, Tokenizer
 from mlx_transformer.utils.errors import BadInput
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # as which SentencePiece writes a space
@@ -20,8 +20,8 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
         raise BadInput("a word tokenizer has no form in Hugging Face that gives the same text back: use bpe or hf")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer.piece(tokenizer.bos_id),
-        "eos_token": tokenizer.piece(tokenizer.eos_id),
+        "bos_token": tokenizer.token(tokenizer.bos_id),
+        "eos_token": tokenizer.token(tokenizer.eos_id),
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
@@ -30,7 +30,7 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     return {"tokenizer.json": content, "tokenizer_config.json": _dump(settings)}
 
 
-def read_tokenizer(folder: Path, end: object) -> Imported:
+def read_tokenizer(folder: Path, end: object) -> HFTokenizer:
     """The tokenizer.json of a folder of theirs, whose eos_token_id is end: an integer, a list of some, or no number.
 
     Raises BadInput if it has none or it is damaged.
@@ -38,7 +38,7 @@ def read_tokenizer(folder: Path, end: object) -> Imported:
     end = end[0] if isinstance(end, list) and end else end
     path = folder / "tokenizer.json"
     try:
-        return Imported(path.read_bytes(), end if type(end) is int else None)
+        return HFTokenizer(path.read_bytes(), end if type(end) is int else None)
     except OSError as error:
         raise BadInput(
             f"'{path}' cannot be read ({error.strerror}): expected the tokenizer as one file, which "
@@ -65,7 +65,7 @@ def _bpe(proto: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
     special = {i for i in indices if model.is_byte(i) or model.is_control(i) or model.is_unknown(i)}
     pieces = {i: model.id_to_piece(i).replace(_SPACE, " ") for i in indices if i not in special}
     vocabulary = {**{model.id_to_piece(i): i for i in special}, **{piece: i for i, piece in pieces.items()}}
-    eos = tokenizer.piece(tokenizer.eos_id)
+    eos = tokenizer.token(tokenizer.eos_id)
     prefix = [{"SpecialToken": {"id": eos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     return {
         "version": "1.0",

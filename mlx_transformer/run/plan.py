@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.data.corpus import Corpus, load_corpus
-from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.attention import Attention

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.data.tokenizer import Tokenizer, load_tokenizer
+from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_weights, save_arrays
 from mlx_transformer.run.ladder import Experiment, find_experiment

@@ -10,7 +10,7 @@ import numpy as np
 from mlx_transformer.backend import divided_blas, split
 from mlx_transformer.data.corpus import check_text
 from mlx_transformer.data.stream import validation_rows
-from mlx_transformer.data.tokenizer import Tokenizer
+from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.nn.model import Model
 

@@ -9,7 +9,7 @@ import pytest
 from mlx_transformer.data import corpus as corpora
 from mlx_transformer.data import tokens as module
 from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents
-from mlx_transformer.data.tokenizer import Imported, Tokenizer, Word, train_tokenizer
+from mlx_transformer.data.tokenizers import HFTokenizer, Tokenizer, WordTokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 
 TEXTS = [f"Story {i}: the cat\nsat on the “mat” {i % 7} times. " + "It slept. " * (i % 5) for i in range(200)]
@@ -49,7 +49,7 @@ def test_an_opening_that_is_no_boundary_stands_behind_it(tmp_path):
     made = library.Tokenizer(library.models.WordLevel({"</s>": 0, "<s>": 1, "cat": 2, "?": 3}, unk_token="?"))
     made.pre_tokenizer = library.pre_tokenizers.Whitespace()
     made.post_processor = library.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokens = tokenize(corpus_of(tmp_path, ["cat " * i + "?" for i in range(40)]), Imported(made.to_str().encode()))
+    tokens = tokenize(corpus_of(tmp_path, ["cat " * i + "?" for i in range(40)]), HFTokenizer(made.to_str().encode()))
     for pieces in (tokens.train.tolist(), tokens.valid.tolist()):
         first, *documents, last = "".join(map(str, pieces)).split("0")
         assert (first, last) == ("", "")
@@ -85,17 +85,17 @@ def test_the_pieces_do_not_depend_on_how_the_text_is_streamed(corpus, bpe, monke
 
 
 def test_more_than_65535_pieces_take_four_bytes(corpus):
-    words = Word([f"w{i}" for i in range(65_532)])
+    words = WordTokenizer([f"w{i}" for i in range(65_532)])
     assert words.vocab_size == 65_536
     assert tokenize(corpus, words).train.dtype == np.uint32
-    assert tokenize(corpus, Word([f"w{i}" for i in range(65_531)])).train.dtype == np.uint16
+    assert tokenize(corpus, WordTokenizer([f"w{i}" for i in range(65_531)])).train.dtype == np.uint16
 
 
 def test_the_validation_split_is_capped_at_whole_documents(corpus, bpe, monkeypatch):
     documents = list(read_documents(corpus.valid))
     three = framed(bpe, documents[:3])
     for spare in (0, 1):
-        monkeypatch.setattr(module, "MAX_VALID_PIECES", len(three) + spare)
+        monkeypatch.setattr(module, "MAX_VALID_TOKENS", len(three) + spare)
         said: list[str] = []
         tokens = tokenize_corpus(corpus, bpe, said.append)
         assert tokens.valid.tolist() == three
@@ -111,7 +111,7 @@ def test_one_long_validation_document_is_cut_at_a_line_or_a_character(tmp_path, 
     (tmp_path / "valid.txt").write_text(last)
     corpus = load_corpus(str(tmp_path / "text.txt"), str(tmp_path / "valid.txt"), say=lambda line: None)
     bpe = train_tokenizer("bpe", corpus, 330, explicit=False)
-    monkeypatch.setattr(module, "MAX_VALID_PIECES", 501)
+    monkeypatch.setattr(module, "MAX_VALID_TOKENS", 501)
     monkeypatch.setattr(corpora, "SEGMENT", 1000)
     tokens = tokenize(corpus, bpe)
     assert 480 < len(tokens.valid) <= 501
@@ -133,7 +133,7 @@ def test_word_level_reports_what_it_does_not_know(corpus):
     words = train_tokenizer("word", corpus, 20)
     tokens = tokenize(corpus, words)
     inner = [piece for piece in tokens.valid.tolist() if piece != words.eos_id]
-    assert tokens.unknown_rate == pytest.approx(inner.count(words.unknown) / len(inner))
+    assert tokens.unknown_rate == pytest.approx(inner.count(words.unk_id) / len(inner))
     assert 0.05 < tokens.unknown_rate < 0.6
     assert not tokens.lossless
 

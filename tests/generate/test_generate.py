@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mlx_transformer.data.tokenizer import Word
+from mlx_transformer.data.tokenizers import WordTokenizer
 from mlx_transformer.generate import decoding
 from mlx_transformer.generate.decoding import decode, encode_prompt, stream, tell
 from mlx_transformer.generate.sampling import Sampling
@@ -189,7 +189,7 @@ def test_a_stream_is_the_told_story(model):
 
 
 def test_words_are_set_apart_from_the_prompt(monkeypatch):
-    tokenizer = Word(["once", "upon", "a", "time", "."])
+    tokenizer = WordTokenizer(["once", "upon", "a", "time", "."])
     model = SimpleNamespace(config=SimpleNamespace(seq_len=40))
     pieces = [[piece] for piece in [*tokenizer.encode("a time."), tokenizer.eos_id]]
     monkeypatch.setattr(decoding, "decode", lambda *_, **__: iter(pieces))

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from mlx_transformer.data.corpus import load_corpus
-from mlx_transformer.data.tokenizer import train_tokenizer
+from mlx_transformer.data.tokenizers import train_tokenizer
 from tests.faults.runs import write_text
 
 

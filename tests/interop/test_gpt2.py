@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_transformer import load
 from mlx_transformer.data.corpus import load_corpus
-from mlx_transformer.data.tokenizer import Imported, Word, train_tokenizer
+from mlx_transformer.data.tokenizers import HFTokenizer, WordTokenizer, train_tokenizer
 from mlx_transformer.generate.decoding import GREEDY, decode, tell
 from mlx_transformer.interop.formats import FORMATS, GPT2
 from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
@@ -113,7 +113,7 @@ def write_ours(folder, tokenizer, branch=None, **numbers):
     sizes = {"d_model": 15, "n_layers": 2, "n_heads": 3, "d_ff": 22, "seq_len": 30, "max_len": 37}
     model = kind(kind.Config(**{"vocab_size": tokenizer.vocab_size, **sizes, **numbers}))
     model.update(tree_map(lambda w: w + 0.3 * mx.random.normal(w.shape), model.parameters()))
-    lone = mx.array([tokenizer.piece(i).startswith("<") for i in range(tokenizer.vocab_size)])
+    lone = mx.array([tokenizer.token(i).startswith("<") for i in range(tokenizer.vocab_size)])
     for table in (model.embedding, model.head):
         if "weight" in table:
             table.weight = mx.where(lone[:, None], 0.0, table.weight)
@@ -146,7 +146,7 @@ def test_what_is_imported_writes_the_same(end, tmp_path):
     byte_level(tmp_path / "theirs", end)
     import_model(tmp_path / "theirs", tmp_path / "run")
     ours, tokenizer = load(tmp_path / "run")
-    assert tokenizer.piece(tokenizer.eos_id) == end
+    assert tokenizer.token(tokenizer.eos_id) == end
     assert_same_text(ours, tokenizer, theirs, tmp_path / "theirs", 16)
     export_model(tmp_path / "run", tmp_path / "back")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
@@ -284,7 +284,7 @@ def test_what_is_exported_computes_the_same(branch, numbers, bpe, tmp_path):
 
 def test_an_exported_run_with_a_tokenizer_of_theirs_writes_the_same(tmp_path):
     byte_level(tmp_path)
-    tokenizer = Imported.read(tmp_path / "tokenizer.json")
+    tokenizer = HFTokenizer.read(tmp_path / "tokenizer.json")
     ours = write_ours(tmp_path / "run", tokenizer)
     export_model(tmp_path / "run", tmp_path / "theirs")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
@@ -601,7 +601,7 @@ def test_a_tokenizer_that_does_not_belong_to_it(theirs):
     refused(theirs, "a tokenizer of 258 tokens and a model of 257")
     content["model"]["vocab"], content["added_tokens"] = {}, []
     path.write_text(json.dumps(content))
-    refused(theirs, "this tokenizer.json has no pieces")
+    refused(theirs, "this tokenizer.json has no tokens")
     path.write_text("{")
     refused(theirs, "tokenizer")
     path.unlink()
@@ -613,7 +613,7 @@ def test_a_run_that_has_no_form_elsewhere(bpe, text, tmp_path):
     save_model(tmp_path / "run" / "model", model, bpe, 1, None)
     held = "phase 3/tied, phase 3, phase 5/tied, phase 5, phase 5/mistral_tied, "
     assert_bad(interop("export", tmp_path / "run", tmp_path / "out"), "phase 1 is not exported to", held)
-    write_ours(tmp_path / "words", Word(["the", "cat"]))
+    write_ours(tmp_path / "words", WordTokenizer(["the", "cat"]))
     assert_bad(interop("export", tmp_path / "words", tmp_path / "out"), "a word tokenizer has no form")
     assert_bad(interop("export", tmp_path / "nowhere", tmp_path / "out"), "holds no model")
     assert not (tmp_path / "out").exists()

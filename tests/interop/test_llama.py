@@ -221,7 +221,7 @@ def write_ours(folder, tokenizer, branch, **numbers):
     sizes = {"d_model": 15, "n_layers": 2, "n_heads": 5, "head_dim": 8, "d_ff": 22, "seq_len": 30, "max_len": 37}
     model = kind(kind.Config(**{"vocab_size": tokenizer.vocab_size, **sizes, **numbers}))
     model.update(tree_map(lambda w: w + 0.3 * mx.random.normal(w.shape), model.parameters()))
-    lone = mx.array([tokenizer.piece(i).startswith("<") for i in range(tokenizer.vocab_size)])
+    lone = mx.array([tokenizer.token(i).startswith("<") for i in range(tokenizer.vocab_size)])
     for table in (model.embedding, model.head):
         if "weight" in table:
             table.weight = mx.where(lone[:, None], 0.0, table.weight)

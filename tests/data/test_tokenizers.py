@@ -7,9 +7,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlx_transformer.data import tokenizer as module
 from mlx_transformer.data.corpus import Corpus, load_corpus
-from mlx_transformer.data.tokenizer import BPE, Imported, Tokenizer, Word, load_tokenizer, train_tokenizer
+from mlx_transformer.data.tokenizers import (
+    BPETokenizer,
+    HFTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+from mlx_transformer.data.tokenizers import training as module
+from mlx_transformer.data.tokenizers.word import train_words
 from mlx_transformer.utils.errors import BadInput
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "shakespeare.txt"
@@ -42,10 +50,10 @@ AWKWARD = st.text() | st.lists(st.sampled_from([*CHARACTERS, *WORDS]), max_size=
 @example(text="\u2581\u2581 \u2581")
 @example(text=" leading and trailing ")
 def test_bpe_is_lossless_on_any_text(bpe, text):
-    pieces = bpe.encode(text)
-    assert bpe.decode(pieces) == text
-    assert bpe.eos_id not in pieces
-    assert all(0 <= piece < bpe.vocab_size for piece in pieces)
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert bpe.eos_id not in ids
+    assert all(0 <= token < bpe.vocab_size for token in ids)
 
 
 @given(texts=st.lists(AWKWARD, max_size=5))
@@ -59,22 +67,22 @@ def test_a_text_may_be_cut_behind_a_newline(bpe, before, after, gap):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "word"])
-@given(pieces=st.lists(st.integers(0, 399), max_size=30))
-def test_decoding_can_be_streamed(corpus, kind, pieces):
+@given(ids=st.lists(st.integers(0, 399), max_size=30))
+def test_decoding_can_be_streamed(corpus, kind, ids):
     tokenizer = train_tokenizer(kind, corpus, 400, explicit=False)
     shown = ""
-    for end in range(1, len(pieces) + 1):
-        text = tokenizer.decode([piece % tokenizer.vocab_size for piece in pieces[:end]])
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode([token % tokenizer.vocab_size for token in ids[:end]])
         assert text.startswith(shown.rstrip("\ufffd"))
         shown = text
 
 
-def test_bpe_pieces_are_what_they_should_be(bpe):
+def test_bpe_tokens_are_what_they_should_be(bpe):
     assert bpe.vocab_size == 400
-    assert bpe.piece(bpe.eos_id) == "<|endoftext|>"
-    assert [bpe.piece(piece) for piece in bpe.encode(" house.\n\n\t")] == ["▁house", ".", "\n", "\n", "\t"]
+    assert bpe.token(bpe.eos_id) == "<|endoftext|>"
+    assert [bpe.token(token) for token in bpe.encode(" house.\n\n\t")] == ["▁house", ".", "\n", "\n", "\t"]
     assert bpe.decode([bpe.eos_id]) == ""
-    assert (bpe.kind, bpe.lossless, bpe.unknown) == ("bpe", True, None)
+    assert (bpe.kind, bpe.lossless, bpe.unk_id) == ("bpe", True, None)
     assert len(bpe.encode("\u2581")) == 3
     assert bpe.decode(bpe.encode("🙂")[:2]) == "\ufffd"
 
@@ -99,7 +107,7 @@ def test_training_is_cached_and_deterministic(corpus, bpe, monkeypatch, tmp_path
         raise AssertionError("trained again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_train_bpe", no_training)
+        patch.setattr(module, "train_bpe", no_training)
         assert train_tokenizer("bpe", corpus, 400).sha256 == bpe.sha256
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -176,14 +184,14 @@ def test_words_read_well(corpus):
     text = STORY.format("Tom", "Lily", 6)
     assert words.decode(words.encode(text)) == text
     assert words.decode(words.encode("Tom saw a zebra")) == "Tom <unk> <unk> <unk>"
-    assert words.encode("zebra") == [words.unknown]
+    assert words.encode("zebra") == [words.unk_id]
     assert words.decode([0, 2, words.eos_id]) == ""
-    assert words.piece(words.eos_id) == "<eos>"
+    assert words.token(words.eos_id) == "<eos>"
 
 
 def test_a_words_rank_is_its_frequency():
-    tokenizer, supported = module._train_word(["b b b a a c c d"], 6)
-    assert [tokenizer.piece(i) for i in range(4, 6)] == ["b", "a"]
+    tokenizer, supported = train_words(["b b b a a c c d"], 6)
+    assert [tokenizer.token(i) for i in range(4, 6)] == ["b", "a"]
     assert supported == 8
 
 
@@ -222,7 +230,7 @@ def imported(folder: Path, byte_level: bool, end: str = "<|endoftext|>") -> Path
 
 @given(text=AWKWARD)
 def test_an_imported_byte_level_tokenizer_is_lossless(tmp_path_factory, text):
-    tokenizer = Imported(imported(tmp_path_factory.mktemp("hf"), byte_level=True).read_bytes())
+    tokenizer = HFTokenizer(imported(tmp_path_factory.mktemp("hf"), byte_level=True).read_bytes())
     assert tokenizer.lossless
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eos_id not in tokenizer.encode(text)
@@ -231,8 +239,8 @@ def test_an_imported_byte_level_tokenizer_is_lossless(tmp_path_factory, text):
 def test_an_imported_tokenizer(tmp_path, corpus):
     path = imported(tmp_path, byte_level=False)
     tokenizer = train_tokenizer(str(path), corpus, 8192, explicit=False)
-    assert (tokenizer.kind, tokenizer.lossless, tokenizer.piece(tokenizer.eos_id)) == ("hf", False, "<|endoftext|>")
-    assert tokenizer.encode("\u4e00") == [tokenizer.unknown]
+    assert (tokenizer.kind, tokenizer.lossless, tokenizer.token(tokenizer.eos_id)) == ("hf", False, "<|endoftext|>")
+    assert tokenizer.encode("\u4e00") == [tokenizer.unk_id]
     (tmp_path / "saved").mkdir()
     tokenizer.save(tmp_path / "saved")
     assert load_tokenizer(tmp_path / "saved").encode(STORY) == tokenizer.encode(STORY)
@@ -241,7 +249,7 @@ def test_an_imported_tokenizer(tmp_path, corpus):
 
 
 def test_an_imported_tokenizer_needs_an_end(tmp_path, corpus):
-    with pytest.raises(BadInput, match="no piece that ends a text"):
+    with pytest.raises(BadInput, match="no token that ends a text"):
         train_tokenizer(str(imported(tmp_path, byte_level=True, end="[PAD]")), corpus)
     with pytest.raises(BadInput, match="--tokenizer nothing is neither bpe nor word"):
         train_tokenizer("nothing", corpus)
@@ -250,14 +258,14 @@ def test_an_imported_tokenizer_needs_an_end(tmp_path, corpus):
 def test_without_the_library_the_command_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(BadInput, match="pip install tokenizers"):
-        Imported(json.dumps({}).encode())
+        HFTokenizer(json.dumps({}).encode())
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared texts are not here")
-def test_real_text_takes_few_pieces(tmp_path, monkeypatch):
+def test_real_text_takes_few_tokens(tmp_path, monkeypatch):
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path))
     tokenizer = train_tokenizer("bpe", load_corpus(str(SHARED), say=lambda line: None), 1024)
     text = SHARED.read_text()[:20_000]
-    assert isinstance(tokenizer, BPE)
-    assert not isinstance(tokenizer, Word)
+    assert isinstance(tokenizer, BPETokenizer)
+    assert not isinstance(tokenizer, WordTokenizer)
     assert len(text) / len(tokenizer.encode(text)) > 2.3

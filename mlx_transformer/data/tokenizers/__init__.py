@@ -1,0 +1,18 @@
+"""Tokenizers: text to token ids and back. One interface, three kinds: bpe, word, hf."""
+
+from mlx_transformer.data.tokenizers.base import Tokenizer
+from mlx_transformer.data.tokenizers.bpe import BPETokenizer
+from mlx_transformer.data.tokenizers.huggingface import HFTokenizer
+from mlx_transformer.data.tokenizers.loading import load_tokenizer
+from mlx_transformer.data.tokenizers.training import DEFAULT_VOCAB_SIZE, train_tokenizer
+from mlx_transformer.data.tokenizers.word import WordTokenizer
+
+__all__ = [
+    "DEFAULT_VOCAB_SIZE",
+    "BPETokenizer",
+    "HFTokenizer",
+    "Tokenizer",
+    "WordTokenizer",
+    "load_tokenizer",
+    "train_tokenizer",
+]

@@ -1,1 +1,24 @@
-"""Decoding, sampling, and figures of the text that was generated."""
+"""Text from a trained model: cached decoding, sampling, and quality figures of what was generated."""
+
+from mlx_transformer.generate.completion import (
+    Completion,
+    complete,
+    encode_prompt,
+    generate,
+    generate_unconditional,
+    stream_completion,
+)
+from mlx_transformer.generate.decoding import Decoder, decode
+from mlx_transformer.generate.sampling import Sampling
+
+__all__ = [
+    "Completion",
+    "Decoder",
+    "Sampling",
+    "complete",
+    "decode",
+    "encode_prompt",
+    "generate",
+    "generate_unconditional",
+    "stream_completion",
+]

@@ -1,218 +1,165 @@
-"""Cached decoding, batched over prompts."""
+"""Cached decoding of tokens, batched over prompts."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlx_transformer.backend import divided_blas, in_parts, streams
-from mlx_transformer.data.tokenizers import Tokenizer
-from mlx_transformer.generate.ready import ready
+from mlx_transformer.generate.decoding_model import decoding_model
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.cache import Cache
 from mlx_transformer.nn.model import Model
-from mlx_transformer.utils.errors import BadInput
 
 GREEDY = Sampling(temperature=0.0)
-_ROWS_OF_A_STREAM = 16  # at least: dispatching to another one costs more than it saves with fewer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Story:
-    """A prompt and what the model made of it."""
-
-    prompt: str
-    continuation: str
-    pieces: list[int]  # the continuation's, without the boundary
-    ended: bool  # at a document's end, not at the limit
-
-    @property
-    def text(self) -> str:
-        """Prompt and continuation."""
-        return self.prompt + self.continuation
-
-
-def tell(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    max_tokens: int | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    seed: int = 0,
-) -> list[Story]:
-    """One story for each prompt, up to its document end, max_tokens pieces, or the context if that is nearer.
-
-    Raises BadInput for a prompt that is empty or does not fit the context.
-    """
-    encoded = [encode_prompt(tokenizer, prompt, model.config.seq_len) for prompt in prompts]
-    return _tell(model, tokenizer, list(prompts), encoded, max_tokens, sampling, seed)
-
-
-def tell_freely(model: Model, tokenizer: Tokenizer, count: int, *, sampling: Sampling, seed: int = 0) -> list[Story]:
-    """So many stories from nothing but a document's opening, up to their ends or the context."""
-    return _tell(model, tokenizer, [""] * count, [[tokenizer.bos_id]] * count, None, sampling, seed)
-
-
-def _tell(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    encoded: list[list[int]],
-    max_tokens: int | None,
-    sampling: Sampling,
-    seed: int,
-) -> list[Story]:
-    pieces: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    free_slots = [model.config.seq_len - len(ids) for ids in encoded]
-    limit = [r if max_tokens is None else min(r, max_tokens) for r in free_slots]
-    for drawn in decode(model, encoded, max(limit, default=0), sampling=sampling, seed=seed):
-        for i, piece in enumerate(drawn):
-            if not ended[i] and len(pieces[i]) < limit[i]:
-                ended[i] = piece == tokenizer.eos_id
-                pieces[i] += [] if ended[i] else [piece]
-        if all(done or len(own) >= most for done, own, most in zip(ended, pieces, limit, strict=True)):
-            break
-    return [
-        Story(prompt=prompt, continuation=_text_behind(tokenizer, ids, own), pieces=own, ended=done)
-        for prompt, ids, own, done in zip(prompts, encoded, pieces, ended, strict=True)
-    ]
-
-
-def stream(
-    model: Model, tokenizer: Tokenizer, prompt: str, max_tokens: int | None, sampling: Sampling, seed: int
-) -> Iterator[str]:
-    """One story as it is made: text as soon as it is certain, since a piece may be a part of a character.
-
-    Raises BadInput as `tell` does.
-    """
-    ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
-    free_slots = model.config.seq_len - len(ids)
-    pieces: list[int] = []
-    shown = 0
-    for (piece,) in decode(model, [ids], min(free_slots, max_tokens or free_slots), sampling=sampling, seed=seed):
-        if piece == tokenizer.eos_id:
-            break
-        pieces.append(piece)
-        text = _text_behind(tokenizer, ids, pieces)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[shown:]
-            shown = len(text)
-    yield _text_behind(tokenizer, ids, pieces)[shown:]
-
-
-def _text_behind(tokenizer: Tokenizer, prompt: list[int], pieces: list[int]) -> str:
-    """What pieces add to the text of a prompt's; the word tokenizer puts a space between the two."""
-    return tokenizer.decode([*prompt, *pieces])[len(tokenizer.decode(prompt)) :]
-
-
-def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
-    """The pieces of a prompt, behind what the tokenizer has in front of one.
-
-    Raises BadInput for a prompt that is empty or leaves no room in the context (pieces).
-    """
-    if not prompt.strip():
-        raise BadInput(f"prompt {prompt!r} is empty: give the first words of a story")
-    pieces = [*tokenizer.prompt_prefix, *tokenizer.encode(prompt)] or [tokenizer.bos_id]
-    if len(pieces) >= context:
-        start = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-        raise BadInput(f"prompt '{start}' has {len(pieces)} pieces: expected fewer than the context of {context}")
-    return pieces
+_SEQUENCES_PER_STREAM = 16  # with fewer, dispatching to another stream costs more than it saves
 
 
 def decode(
-    model: Model, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    *,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    context: int | None = None,
 ) -> Iterator[list[int]]:
-    """Yield count times the next piece of every prompt; each row goes on behind its own pieces, of whatever length."""
-    return Decoder(model)(prompts, count, sampling=sampling, seed=seed)
+    """Yield `count` times the next token of every prompt, with a new `Decoder`."""
+    return Decoder(model)(prompts, count, sampling=sampling, seed=seed, context=context)
+
+
+def count_slides(prompt: int, drawn: int, context: int) -> int:
+    """Count how often a sequence slid: `drawn` tokens sampled after a prompt, in a context of so many tokens."""
+    return max(0, -(-(prompt + drawn - context) // (context - _kept(context))))
+
+
+def _kept(context: int) -> int:
+    """Number of tokens that stay in a full context."""
+    return max(1, context // 2)
 
 
 class Decoder:
-    """Cached decoding with one model: the prompts are read, then a compiled step a piece.
+    """Cached decoding with one model: prefill, then a compiled step for each token.
 
-    Many rows are divided over the streams of a CPU. Prompts of equal length are read together, others one by one and
-    their caches merged, so that no row holds padding. Called again with shapes it has seen, it compiles nothing anew.
+    A large batch is split over the streams of a CPU. Prompts of equal length are prefilled together, others one by one,
+    and their caches merged, so that no sequence holds padding. Further calls with the same shapes compile nothing.
     """
 
     def __init__(self, model: Model) -> None:
-        self.model = ready(model)
-        self.model.eval()  # whatever mode the model itself is in: fit() leaves it training
+        self.model = decoding_model(model)
+        self.model.eval()  # the model itself may be in training mode
         self._forward = mx.compile(self._step, inputs=[self.model.state])
 
     def __call__(
-        self, prompts: Sequence[Sequence[int]], count: int, *, sampling: Sampling = GREEDY, seed: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        *,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        context: int | None = None,
     ) -> Iterator[list[int]]:
-        """Yield count times the next piece of every prompt."""
+        """Yield `count` times the next token of every prompt.
+
+        context: a sequence of so many tokens slides: the last half of them is prefilled again, from position 0, and
+        decoding continues after it. None: sequences grow without limit.
+        """
         if count < 1 or not prompts:
             return
         keys = _keys(seed)
-        used = streams()[: max(1, len(prompts) // _ROWS_OF_A_STREAM)]
+        used = streams()[: max(1, len(prompts) // _SEQUENCES_PER_STREAM)]
         with divided_blas() if len(used) > 1 else nullcontext():
-            rows = in_parts(list(prompts), len(used))
-            parts = [_Rows(self, stream, own) for stream, (own, _) in zip(used, rows, strict=True)]
-            pieces = _drawn(parts, sampling, next(keys))
+            split = in_parts(list(prompts), len(used))
+            parts = [_Part(self, stream, own, context) for stream, (own, _) in zip(used, split, strict=True)]
+            tokens = _sample(parts, sampling, next(keys))
             for _ in range(count - 1):
-                for part, (own, _) in zip(parts, in_parts(pieces, len(parts)), strict=True):
+                for part, (own, _) in zip(parts, in_parts(tokens, len(parts)), strict=True):
                     part.advance(own)
-                following = _drawn(parts, sampling, next(keys))
-                # All at once, else the first stream works alone; and a step ahead of the pieces that are looked at, as
-                # they are there only when all is that was dispatched with them.
+                following = _sample(parts, sampling, next(keys))
+                # All parts at once, else the first stream works alone; and one step ahead of the tokens that are read,
+                # which are ready only when everything dispatched with them is.
                 mx.async_eval(following, [part.state for part in parts])
-                yield pieces.tolist()  # type: ignore[misc]
-                pieces = following
-            yield pieces.tolist()  # type: ignore[misc]
+                yield tokens.tolist()  # type: ignore[misc]
+                tokens = following
+            yield tokens.tolist()  # type: ignore[misc]
 
-    def _step(self, pieces: mx.array, state: list) -> tuple[mx.array, list]:
+    def _step(self, tokens: mx.array, state: list) -> tuple[mx.array, list]:
         self.cache.state = state
-        return self.model.unembed(self.model.last_hidden(pieces[:, None], self.cache)[:, -1]), self.cache.state
+        return self.model.unembed(self.model.last_hidden(tokens[:, None], self.cache)[:, -1]), self.cache.state
 
-    def step(self, pieces: mx.array, cache: Cache) -> mx.array:
-        """Logits (B, V) behind the pieces (B,), with the cache moved on; where it is full it grows first."""
+    def step(self, tokens: mx.array, cache: Cache) -> mx.array:
+        """Return the logits (B, V) after tokens (B,) and update the cache, which grows first where it is full."""
         cache.reserve(1)
         self.cache, free_slots = cache, cache.free_slots
-        logits, cache.state = self._forward(pieces, cache.state)
-        cache.free_slots = [free - 1 for free in free_slots]  # a compiled step bypasses the caches
+        logits, cache.state = self._forward(tokens, cache.state)
+        cache.free_slots = [free - 1 for free in free_slots]  # a compiled step does not run the caches' Python code
         return logits
 
 
-class _Rows:
-    """Some prompts on a stream of their own: logits (B, V) behind each, and their cache."""
+class _Part:
+    """Some of the prompts, decoded on one stream: the logits (B, V) after each and their cache."""
 
-    def __init__(self, decoder: Decoder, stream: mx.Stream, prompts: Sequence[Sequence[int]]) -> None:
-        self.decoder, self.stream = decoder, stream
+    def __init__(
+        self, decoder: Decoder, stream: mx.Stream, prompts: Sequence[Sequence[int]], context: int | None
+    ) -> None:
+        self.decoder, self.stream, self.prompts, self.context = decoder, stream, prompts, context
+        self.lengths = [len(prompt) for prompt in prompts]  # of each sequence, in the cache
+        self.drawn: deque[mx.array] = deque(maxlen=_kept(context) if context else 0)  # the last tokens (B,)
         with mx.stream(stream):
-            self.logits, self.cache = _read(decoder.model, prompts)
+            self.logits, self.cache = _prefill(decoder.model, prompts)
 
     @property
     def state(self) -> list:
-        """What the next step reads."""
+        """The arrays that the next step reads."""
         return [self.logits, self.cache.state]
 
-    def advance(self, pieces: mx.array) -> None:
-        """Logits behind the pieces (B,) just drawn."""
+    def advance(self, tokens: mx.array) -> None:
+        """Compute the logits after the tokens (B,) just sampled; sequences that fill the context slide."""
+        self.drawn.append(tokens)
+        self.lengths = [length + 1 for length in self.lengths]
+        full = [i for i, length in enumerate(self.lengths) if self.context and length >= self.context]
         with mx.stream(self.stream):
-            self.logits = self.decoder.step(pieces, self.cache)
+            if len(full) < len(self.lengths):
+                self.logits = self.decoder.step(tokens, self.cache)
+            if full:
+                self._slide(full)
+
+    def _slide(self, full: list[int]) -> None:
+        """Prefill the last tokens of these sequences, and put the result in the place of what they had."""
+        drawn = mx.stack(list(self.drawn), axis=1).tolist()
+        kept = self.drawn.maxlen or 1
+        tails = [[*self.prompts[i], *drawn[i]][-kept:] for i in full]  # type: ignore[index,misc]
+        self.lengths = [kept if i in full else length for i, length in enumerate(self.lengths)]
+        logits, cache = _prefill(self.decoder.model, tails)
+        if others := [i for i in range(len(self.lengths)) if i not in full]:
+            self.cache.select(mx.array(others))
+            cache.offset = mx.full((len(full),), kept)
+            cache = Cache.merge([self.cache, cache])
+            places = mx.argsort(mx.array(others + full))
+            cache.select(places)
+            cache.compact(max(self.lengths))
+            logits = mx.concatenate([self.logits[mx.array(others)], logits])[places]
+        self.logits, self.cache = logits, cache
 
 
-def _drawn(parts: Sequence[_Rows], sampling: Sampling, key: mx.array) -> mx.array:
-    """The next piece of every row (B,)."""
+def _sample(parts: Sequence[_Part], sampling: Sampling, key: mx.array) -> mx.array:
+    """Sample the next token of every sequence: (B,)."""
     return sampling(mx.concatenate([part.logits for part in parts]), key)
 
 
 def _keys(seed: int) -> Iterator[mx.array]:
-    """A random key for each draw."""
+    """Yield a random key for each step."""
     key = mx.random.key(seed)
     while True:
         key, own = mx.random.split(key)
         yield own
 
 
-def _read(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cache]:
-    """Logits (B, V) behind each prompt, and one cache of all."""
+def _prefill(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, Cache]:
+    """Compute the logits (B, V) after each prompt, and one cache of all."""
     if len({len(prompt) for prompt in prompts}) == 1:
         cache = model.make_cache(len(prompts))
         return model.unembed(model.last_hidden(mx.array([list(prompt) for prompt in prompts]), cache)[:, -1]), cache
-    read = [_read(model, [prompt]) for prompt in prompts]
-    return mx.concatenate([logits for logits, _ in read]), Cache.merge([cache for _, cache in read])
+    parts = [_prefill(model, [prompt]) for prompt in prompts]
+    return mx.concatenate([logits for logits, _ in parts]), Cache.merge([cache for _, cache in parts])

@@ -1,4 +1,4 @@
-"""From logits to the next piece."""
+"""Sampling of the next token from logits."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,20 @@ import mlx.core as mx
 
 from mlx_transformer.utils.errors import BadInput
 
-_GREEDY = 1e-6  # a temperature below this takes the likeliest piece: nothing else is left to draw
+_GREEDY = 1e-6  # temperatures below this take the most probable token: exp(-1 / 1e-6) is 0 in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next piece is drawn. temperature 0 is greedy. The filters apply in the order of the fields.
+    """How the next token is sampled. temperature 0 is greedy. The filters apply in the order of the fields.
 
-    Raises BadInput where a number is out of its range.
+    Raises BadInput for a number out of its range.
     """
 
     temperature: float = 0.8
-    top_k: int | None = None  # keep the k likeliest
-    top_p: float | None = None  # keep the smallest set of likeliest pieces of at least this mass (Holtzman et al. 2020)
-    min_p: float | None = None  # keep pieces of at least this share of the likeliest one's probability
+    top_k: int | None = None  # keep the k most probable tokens
+    top_p: float | None = None  # keep the smallest set of most probable tokens with this mass (Holtzman et al. 2020)
+    min_p: float | None = None  # keep tokens with at least this share of the most probable one's probability
 
     def __post_init__(self) -> None:
         checks = (
@@ -33,28 +33,28 @@ class Sampling:
                 raise BadInput(f"{name.replace('_', '-')} = {getattr(self, name)}: expected {expected}")
 
     def __call__(self, logits: mx.array, key: mx.array) -> mx.array:
-        """logits (B, V), a random key -> pieces (B,)."""
+        """Sample from logits (B, V) with a random key: tokens (B,)."""
         if self.temperature < _GREEDY:
             return mx.argmax(logits, axis=-1)
         return mx.random.categorical(self.filtered(logits), axis=-1, key=key)
 
     def filtered(self, logits: mx.array) -> mx.array:
-        """logits (B, V) over the temperature, -inf where a filter drops the piece; the likeliest always stays."""
+        """Divide logits (B, V) by the temperature; -inf for tokens that a filter drops, never for the most probable."""
         logits = logits.astype(mx.float32)
         logits = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature  # no overflow at a low temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = mx.topk(logits, self.top_k, axis=-1).min(axis=-1, keepdims=True)
-            logits = _dropped(logits, logits < least)
+            logits = _drop(logits, logits < least)
         if self.top_p is not None and self.top_p < 1:
             order = mx.argsort(-logits, axis=-1)
             p = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
-            before = mx.cumsum(p, axis=-1) - p  # the mass of all likelier pieces
+            before = mx.cumsum(p, axis=-1) - p  # mass of all more probable tokens
             rank = mx.argsort(order, axis=-1)
-            logits = _dropped(logits, mx.take_along_axis(before, rank, axis=-1) >= self.top_p)
+            logits = _drop(logits, mx.take_along_axis(before, rank, axis=-1) >= self.top_p)
         if self.min_p:
-            logits = _dropped(logits, logits < logits.max(axis=-1, keepdims=True) + mx.log(mx.array(self.min_p)))
+            logits = _drop(logits, logits < logits.max(axis=-1, keepdims=True) + mx.log(mx.array(self.min_p)))
         return logits
 
 
-def _dropped(logits: mx.array, drop: mx.array) -> mx.array:
-    return mx.where(drop, mx.array(-mx.inf, logits.dtype), logits)
+def _drop(logits: mx.array, mask: mx.array) -> mx.array:
+    return mx.where(mask, mx.array(-mx.inf, logits.dtype), logits)

@@ -24,6 +24,9 @@ class LayerCache(Protocol):
     def reserve(self, tokens: int) -> None:
         """Make room for this many further tokens, so that no shape changes while they come."""
 
+    def compact(self, tokens: int) -> None:
+        """Free the slots that no sequence uses; tokens is the length of the longest one."""
+
     def merged(self, others: Sequence[LayerCache]) -> LayerCache:
         """One cache whose batch is this one's rows followed by the others'."""
 
@@ -80,6 +83,18 @@ class KVCache:
             if name != "used" and held.ndim > 1:
                 self.arrays[name] = held[rows]
 
+    def compact(self, tokens: int) -> None:
+        """Move the tokens of every sequence, each with positions (B, C) of its own, to the first slots, in order."""
+        slots = -(-tokens // _STEP) * _STEP
+        order = mx.argsort(self.arrays["positions"], axis=-1)[:, :slots]
+        for name in ("k", "v"):
+            held = self.arrays[name]
+            index = mx.broadcast_to(order[:, None, :, None], (*held.shape[:2], slots, held.shape[3]))
+            self.arrays[name] = mx.take_along_axis(held, index, axis=2)
+        self.arrays["positions"] = mx.take_along_axis(self.arrays["positions"], order, axis=-1)
+        self.arrays["used"] = mx.array([tokens])
+        self.free_slots = slots - tokens
+
     def merged(self, others: Sequence[LayerCache]) -> KVCache:
         """The rows of all, in buffers as long as the longest; each row keeps its own positions."""
         parts = [cache.arrays for cache in (self, *others)]
@@ -107,6 +122,9 @@ class State:
 
     def reserve(self, tokens: int) -> None:
         """Nothing to do: a state does not grow."""
+
+    def compact(self, tokens: int) -> None:
+        """Do nothing: every slot is in use."""
 
     def merged(self, others: Sequence[LayerCache]) -> State:
         """The rows of all."""
@@ -182,6 +200,11 @@ class Cache:
         for layer in self.layers:
             layer.reserve(tokens)
 
+    def compact(self, tokens: int) -> None:
+        """Free the slots that no sequence uses; tokens is the length of the longest one."""
+        for layer in self.layers:
+            layer.compact(tokens)
+
     @property
     def free_slots(self) -> list[int]:
         """Tokens that still fit each layer before its shapes change."""
@@ -203,10 +226,13 @@ class Cache:
 
     @staticmethod
     def merge(caches: Sequence[Cache]) -> Cache:
-        """One cache for rows that were read apart, of equal length or not (each caches[i] has a batch of one)."""
+        """One cache for rows that were read apart, of equal length or not.
+
+        A cache of more than one row needs an offset (B,).
+        """
         first, *others = caches
         whole = Cache([layer.merged([cache.layers[i] for cache in others]) for i, layer in enumerate(first.layers)])
-        whole.offset = mx.stack([cache.offset for cache in caches])
+        whole.offset = mx.concatenate([cache.offset.reshape(-1) for cache in caches])
         if first.memory is not None:
             whole.memory = mx.concatenate([cache.memory for cache in caches if cache.memory is not None])
         return whole

@@ -189,7 +189,7 @@ def _numbers_of(source: Path, kind: type[Model]) -> dict[str, Any]:
 
 def _check_text(plan: Plan) -> None:
     """Prompts must fit, and one row must come out of the training text. Raises BadInput."""
-    from mlx_transformer.generate.decoding import encode_prompt
+    from mlx_transformer.generate import encode_prompt
 
     for prompt in plan.settings.get("prompt", ()):
         encode_prompt(plan.tokenizer, prompt, plan.config.seq_len)

@@ -16,9 +16,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.backend import device_info, versions
-from mlx_transformer.generate.decoding import tell, tell_freely
+from mlx_transformer.generate import complete, generate_unconditional
 from mlx_transformer.generate.quality import quality
-from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.console import Console
@@ -112,8 +111,8 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     figures: dict[str, Any] = {}
     if stopped.why not in ("interrupted", "diverged"):
         model.eval()
-        told = tell(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
-        stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in told]
+        completions = complete(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
+        stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
         figures = quality(stories, plan.tokens.train, plan.tokenizer, _fables(plan, model))
         write_stories(folder, stories, figures)
     experiment, branch = plan.experiment, plan.settings.get("branch")
@@ -133,8 +132,8 @@ def _fables(plan: Plan, model: Model) -> list[str]:
     """Where the corpus has a grammar: stories drawn from the model's own distribution, to be judged by it."""
     if plan.corpus.name != "fables":
         return []
-    drawn = tell_freely(model, plan.tokenizer, _JUDGED_STORIES, sampling=Sampling(temperature=1.0), seed=plan.seed)
-    return [story.text for story in drawn]
+    samples = generate_unconditional(model, plan.tokenizer, _JUDGED_STORIES, seed=plan.seed)
+    return [sample.text for sample in samples]
 
 
 def describe(plan: Plan, model: Model, stopped: Stopped, figures: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten
 
 from bench.tools.graph import FOR_A_CPU, NO_METAL_KERNEL, labels, on_metal, trace, training_step
 from mlx_transformer.backend import describe_primitives, primitives
-from mlx_transformer.generate.decoding import Decoder, _read
+from mlx_transformer.generate.decoding import Decoder, _prefill
 from phases import phase1
 from tests.ladder import V, kinds, modules, tiny
 
@@ -48,7 +48,7 @@ def _train(kind, recipe=phase1.RECIPE):
 def _decode(kind):
     """A step of cached decoding as a function of the pieces just drawn, and such pieces."""
     model = tiny(kind)
-    _, cache = _read(model, [[1, 2, 3], [4, 5, 6, 7]])
+    _, cache = _prefill(model, [[1, 2, 3], [4, 5, 6, 7]])
     cache.reserve(4)
     mx.eval(cache.state)
     decoder, before = Decoder(model), cache.state

@@ -14,7 +14,8 @@ from pathlib import Path
 from unittest import mock
 
 from mlx_transformer.run import training
-from mlx_transformer.run.commands import generate, runs
+from mlx_transformer.run.commands import generate as generate_command
+from mlx_transformer.run.commands import runs as runs_command
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.utils.errors import exit_cleanly
 
@@ -63,14 +64,14 @@ def train(*args) -> Outcome:
     return command(lambda: training.main(find_phase(1)), *args)
 
 
-def tell(*args) -> Outcome:
+def generate(*args) -> Outcome:
     """`python -m mlx_transformer.generate ARGS` in this process."""
-    return command(lambda: exit_cleanly(generate.main), *args)
+    return command(lambda: exit_cleanly(generate_command.main), *args)
 
 
 def list_runs(*args) -> Outcome:
     """`python -m mlx_transformer.run ARGS` in this process."""
-    return command(lambda: exit_cleanly(runs.main), *args)
+    return command(lambda: exit_cleanly(runs_command.main), *args)
 
 
 def spawn(*args, **options) -> subprocess.Popen:

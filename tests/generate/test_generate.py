@@ -1,4 +1,4 @@
-"""Decoding and sampling: what is drawn, from what, and how it becomes text."""
+"""Decoding, sampling, and how tokens become text."""
 
 import io
 import sys
@@ -12,30 +12,39 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlx_transformer.data.tokenizers import WordTokenizer
-from mlx_transformer.generate import decoding
-from mlx_transformer.generate.decoding import decode, encode_prompt, stream, tell
-from mlx_transformer.generate.sampling import Sampling
+from mlx_transformer.generate import (
+    Sampling,
+    complete,
+    completion,
+    decode,
+    decoding,
+    encode_prompt,
+    generate,
+    generate_unconditional,
+    stream_completion,
+)
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 from tests.faults import runs
-from tests.ladder import tiny
+from tests.ladder import kinds, tiny
 
 GREEDY = Sampling(temperature=0.0)
 
 
 class Bytes:
-    """A tokenizer whose pieces are the bytes of UTF-8 and, as 0, the boundary."""
+    """A tokenizer whose tokens are the bytes of UTF-8 and, as 0, EOS."""
 
     eos_id, vocab_size, bos_id, prompt_prefix = 0, 257, 0, (0,)
 
     def encode(self, text):
         return [byte + 1 for byte in text.encode()]
 
-    def decode(self, pieces):
-        return bytes(piece - 1 for piece in pieces if piece).decode(errors="replace")
+    def decode(self, tokens):
+        return bytes(token - 1 for token in tokens if token).decode(errors="replace")
 
 
 TOKENIZER = Bytes()
+SHAPE = SimpleNamespace(config=SimpleNamespace(seq_len=40))  # all that is asked of a model that is not run
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +54,17 @@ def model():
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """A decoder that says what it is told, one text for each prompt, then boundaries."""
+    """Replace the decoder by one that writes a given text after each prompt, then EOS."""
 
     def script(*texts):
-        pieces = [TOKENIZER.encode(text) for text in texts]
+        tokens = [TOKENIZER.encode(text) for text in texts]
 
         def say(model, prompts, count, **_):
             for i in range(count):
-                yield [own[i] if i < len(own) else TOKENIZER.eos_id for own in pieces]
+                yield [own[i] if i < len(own) else TOKENIZER.eos_id for own in tokens]
 
-        monkeypatch.setattr(decoding, "decode", say)
-        return SimpleNamespace(config=SimpleNamespace(seq_len=40))
+        monkeypatch.setattr(completion, "decode", say)
+        return SHAPE
 
     return script
 
@@ -63,16 +72,20 @@ def scripted(monkeypatch):
 # Decoding
 
 
-def greedy_by_hand(model, prompt, count):
-    pieces = list(prompt)
+def greedy_by_hand(model, prompt, count, context=10**9):
+    """Decode without a cache; a full context is cut to its last half."""
+    window, drawn = list(prompt), []
     for _ in range(count):
-        pieces.append(mx.argmax(model(mx.array([pieces]))[0, -1]).item())
-    return pieces[len(prompt) :]
+        if len(window) >= context:
+            window = window[-(context // 2) :]
+        drawn.append(mx.argmax(model(mx.array([window]))[0, -1]).item())
+        window.append(drawn[-1])
+    return drawn
 
 
 def test_greedy_is_the_argmax_of_the_uncached_model(model):
     prompt = [0, 5, 100, 7]
-    drawn = [piece for (piece,) in decode(model, [prompt], 36, sampling=GREEDY)]
+    drawn = [token for (token,) in decode(model, [prompt], 36, sampling=GREEDY)]
     assert drawn == greedy_by_hand(model, prompt, 36)
     assert len(set(drawn)) > 5, "a constant would prove little"
 
@@ -82,6 +95,49 @@ def test_prompts_of_unequal_length_do_not_touch_each_other(model):
     together = list(zip(*decode(model, prompts, 20, sampling=GREEDY), strict=True))
     for prompt, drawn in zip(prompts, together, strict=True):
         assert list(drawn) == greedy_by_hand(model, prompt, 20)
+
+
+SLIDING = ("1", "3", "3-longformer", "3-t5", "5-mistral", "idea-hybrid")  # every kind of cache
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_past_the_context_the_last_half_is_read_again(name):
+    """Each sequence of a batch at its own time: as alone, and as without a cache."""
+    decoder = decoding.Decoder(tiny(kinds()[name]))  # a context of 17
+    prompts = [[5, 9], [5, 60, 7, 33, 25, 1, 2, 9, 9, 8, 50], [3]]
+    together = list(zip(*decoder(prompts, 36, context=17), strict=True))
+    for prompt, drawn in zip(prompts, together, strict=True):
+        assert list(drawn) == greedy_by_hand(decoder.model, prompt, 36, context=17)
+        assert [token for (token,) in decoder([prompt], 36, context=17)] == list(drawn)
+    assert len({token for drawn in together for token in drawn}) > 5, "a constant would prove little"
+    assert [drawn[:6] for drawn in together] == list(zip(*decoder(prompts, 6), strict=True))
+
+
+def test_sequences_on_two_streams_slide(model):
+    prompts = [[0, *range(1, 2 + i % 5)] for i in range(34)]
+    together = list(zip(*decode(model, prompts, 50, context=40), strict=True))
+    for i in (0, 4, 20, 33):
+        assert list(together[i]) == greedy_by_hand(model, prompts[i], 50, context=40)
+
+
+def test_a_cache_that_slides_stays_as_long_as_the_context(model):
+    decoder, sizes = decoding.Decoder(model), []
+    step = decoder.step
+    decoder.step = lambda tokens, cache: (step(tokens, cache), sizes.append(cache.layers[0].arrays["k"].shape[2]))[0]
+    list(decoder([[0], [0, 5, 7], [1, 2, 3, 4, 5, 6]], 200, context=40))
+    assert max(sizes) <= 64
+    assert len(set(sizes)) <= 4, "each shape is compiled"
+
+
+def test_slides_are_counted():
+    for context in (2, 3, 17, 40):
+        for prompt in range(1, context):
+            window, slides = prompt, 0
+            for drawn in range(1, 100):
+                if window >= context:
+                    window, slides = max(1, context // 2), slides + 1
+                window += 1
+                assert decoding.count_slides(prompt, drawn, context) == slides
 
 
 def test_a_cache_grows_as_it_fills():
@@ -105,7 +161,7 @@ def test_a_step_takes_the_room_that_it_uses(model):
 def test_nothing_is_drawn_where_nothing_is_asked(model):
     assert list(decode(model, [], 5)) == []
     assert list(decode(model, [[0]], 0)) == []
-    assert tell(model, TOKENIZER, []) == []
+    assert complete(model, TOKENIZER, []) == []
 
 
 def test_a_model_that_trains_is_decoded_without_its_dropout():
@@ -128,73 +184,104 @@ def test_every_thread_may_decode(model):
 
 
 def test_the_seed_decides_the_text(model):
-    texts = [tell(model, TOKENIZER, ["ab", "c"], seed=seed) for seed in (3, 3, 4)]
+    texts = [complete(model, TOKENIZER, ["ab", "c"], seed=seed) for seed in (3, 3, 4)]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
 
 
-# From pieces to text
+# From tokens to text
 
 
-def test_a_story_ends_at_the_boundary(scripted):
-    one, two = tell(scripted("x", "then more"), TOKENIZER, ["a ", "b "])
+def test_a_completion_ends_with_eos(scripted):
+    one, two = complete(scripted("x", "then more"), TOKENIZER, ["a ", "b "])
     assert (one.text, one.continuation, one.ended) == ("a x", "x", True)
     assert (two.text, two.ended) == ("b then more", True)
-    assert one.pieces == TOKENIZER.encode("x")
+    assert one.tokens == TOKENIZER.encode("x")
 
 
-def test_a_story_ends_with_the_context_or_at_its_limit(scripted):
+def test_a_completion_ends_with_the_context_or_at_its_limit(scripted):
     model = scripted("x" * 99, "y" * 99)
-    short, long = tell(model, TOKENIZER, ["a" * 30, "a"])
-    assert (len(short.pieces), short.ended) == (40 - 31, False)
-    assert (len(long.pieces), long.ended) == (40 - 2, False)
-    short, long = tell(model, TOKENIZER, ["a" * 30, "a"], max_tokens=20)
-    assert (len(short.pieces), len(long.pieces)) == (9, 20)
+    short, long = complete(model, TOKENIZER, ["a" * 30, "a"])
+    assert (len(short.tokens), short.ended) == (40 - 31, False)
+    assert (len(long.tokens), long.ended) == (40 - 2, False)
+    assert (short.slides, long.slides) == (0, 0)
 
 
-def test_a_context_filled_to_the_last_piece(model):
-    (story,) = tell(model, TOKENIZER, ["a" * 38], sampling=GREEDY)
-    assert story.pieces == greedy_by_hand(model, [0, *TOKENIZER.encode("a" * 38)], 1)
+def test_max_tokens_reaches_past_the_context(scripted):
+    short, long = complete(scripted("x" * 99, "y" * 99), TOKENIZER, ["a" * 30, "a"], max_tokens=35)
+    assert (len(short.tokens), len(long.tokens)) == (35, 35)
+    assert (short.slides, long.slides) == (2, 0)  # room for 9 tokens, then 20 after each slide; room for 38
+
+
+def test_generate(model):
+    """The public function: one prompt or several, at once or streamed."""
+    options = {"max_tokens": 60, "temperature": 0.7, "top_k": 40, "seed": 2}
+    one, two = generate(model, TOKENIZER, ["hello", "a"], **options)
+    sampling = Sampling(temperature=0.7, top_k=40)
+    assert [one, two] == complete(model, TOKENIZER, ["hello", "a"], max_tokens=60, sampling=sampling, seed=2)
+    (alone,) = generate(model, TOKENIZER, "hello", **options)
+    assert "".join(generate(model, TOKENIZER, "hello", stream=True, **options)) == alone.continuation
+    assert (alone.slides, alone.ended) == (2, False)
+    with pytest.raises(BadInput, match="stream = True with 2 prompts: expected one"):
+        generate(model, TOKENIZER, ["a", "b"], stream=True)
+    with pytest.raises(BadInput, match="max-tokens = 0"):
+        generate(model, TOKENIZER, "a", max_tokens=0)
+    with pytest.raises(BadInput, match="is empty"):
+        generate(model, TOKENIZER, "", stream=True)
+
+
+def test_unconditional_samples(model):
+    one, two = generate_unconditional(model, TOKENIZER, 2, seed=3)
+    assert one.prompt == two.prompt == ""
+    assert one.tokens != two.tokens
+    assert [one, two] == generate_unconditional(model, TOKENIZER, 2, seed=3)
+    assert all(sample.ended or len(sample.tokens) == 39 for sample in (one, two))
+
+
+def test_a_context_filled_to_the_last_token(model):
+    (one,) = complete(model, TOKENIZER, ["a" * 38], sampling=GREEDY)
+    assert one.tokens == greedy_by_hand(model, [0, *TOKENIZER.encode("a" * 38)], 1)
 
 
 @settings(max_examples=30)
 @given(st.text(max_size=12))
-def test_a_stream_joined_is_the_story_and_shows_only_whole_characters(text):
+def test_a_stream_joined_is_the_completion_and_shows_only_whole_characters(text):
     assume(len(text.encode()) < 30)
     with pytest.MonkeyPatch.context() as patch:
-        pieces = TOKENIZER.encode(text)
-        patch.setattr(decoding, "decode", lambda *_, **__: ([piece] for piece in [*pieces, 0]))
-        parts = list(stream(SimpleNamespace(config=SimpleNamespace(seq_len=40)), TOKENIZER, "ab", None, GREEDY, 0))
+        tokens = TOKENIZER.encode(text)
+        patch.setattr(completion, "decode", lambda *_, **__: ([token] for token in [*tokens, 0]))
+        parts = list(stream_completion(SHAPE, TOKENIZER, "ab"))
     assert "".join(parts) == text
     assert all("\ufffd" not in part or "\ufffd" in text for part in parts)
 
 
-def test_characters_of_several_pieces_come_at_once(scripted):
-    parts = list(stream(scripted("né🙂!"), TOKENIZER, "a", None, GREEDY, 0))
+def test_characters_of_several_tokens_come_at_once(scripted):
+    parts = list(stream_completion(scripted("né🙂!"), TOKENIZER, "a"))
     assert [part for part in parts if part] == ["n", "é", "🙂", "!"]
 
 
-def test_a_character_that_is_never_finished_is_still_told(scripted, monkeypatch):
+def test_a_character_that_is_never_finished_is_still_yielded(scripted, monkeypatch):
     model = scripted("")
-    pieces = [*TOKENIZER.encode("x🙂")[:-1], 0]
-    monkeypatch.setattr(decoding, "decode", lambda *_, **__: ([piece] for piece in pieces))
-    assert "".join(stream(model, TOKENIZER, "a", None, GREEDY, 0)) == "x\ufffd"
-    assert tell(model, TOKENIZER, ["a"])[0].continuation == "x\ufffd"
+    tokens = [*TOKENIZER.encode("x🙂")[:-1], 0]
+    monkeypatch.setattr(completion, "decode", lambda *_, **__: ([token] for token in tokens))
+    assert "".join(stream_completion(model, TOKENIZER, "a")) == "x\ufffd"
+    assert complete(model, TOKENIZER, ["a"])[0].continuation == "x\ufffd"
 
 
-def test_a_stream_is_the_told_story(model):
+def test_a_stream_is_the_completion(model):
     for seed in range(3):
-        told = tell(model, TOKENIZER, ["hello"], seed=seed)[0].continuation
-        assert "".join(stream(model, TOKENIZER, "hello", None, Sampling(), seed)) == told
+        for max_tokens in (None, 100):
+            (whole,) = complete(model, TOKENIZER, ["hello"], seed=seed, max_tokens=max_tokens)
+            parts = stream_completion(model, TOKENIZER, "hello", seed=seed, max_tokens=max_tokens)
+            assert "".join(parts) == whole.continuation
 
 
 def test_words_are_set_apart_from_the_prompt(monkeypatch):
     tokenizer = WordTokenizer(["once", "upon", "a", "time", "."])
-    model = SimpleNamespace(config=SimpleNamespace(seq_len=40))
-    pieces = [[piece] for piece in [*tokenizer.encode("a time."), tokenizer.eos_id]]
-    monkeypatch.setattr(decoding, "decode", lambda *_, **__: iter(pieces))
-    assert tell(model, tokenizer, ["once upon"])[0].text == "once upon a time."
-    assert "".join(stream(model, tokenizer, "once upon", None, GREEDY, 0)) == " a time."
+    tokens = [[token] for token in [*tokenizer.encode("a time."), tokenizer.eos_id]]
+    monkeypatch.setattr(completion, "decode", lambda *_, **__: iter(tokens))
+    assert complete(SHAPE, tokenizer, ["once upon"])[0].text == "once upon a time."
+    assert "".join(stream_completion(SHAPE, tokenizer, "once upon")) == " a time."
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n\t "])
@@ -203,9 +290,9 @@ def test_an_empty_prompt_is_bad_input(prompt):
         encode_prompt(TOKENIZER, prompt, 40)
 
 
-def test_a_prompt_must_leave_room_for_a_piece():
+def test_a_prompt_must_leave_room_for_a_token():
     assert len(encode_prompt(TOKENIZER, "a" * 38, 40)) == 39
-    with pytest.raises(BadInput, match=r"prompt 'a{39}' has 40 pieces: expected fewer than the context of 40"):
+    with pytest.raises(BadInput, match=r"prompt 'a{39}' has 40 tokens: expected fewer than the context of 40"):
         encode_prompt(TOKENIZER, "a" * 39, 40)
 
 
@@ -218,7 +305,7 @@ def softmax(logits):
 
 
 def kept(logits, **numbers):
-    """The pieces that a filter keeps."""
+    """The tokens that a filter keeps."""
     return set(np.flatnonzero(np.isfinite(np.array(Sampling(**numbers).filtered(mx.array(logits[None])))[0])).tolist())
 
 
@@ -255,11 +342,11 @@ def test_filters_apply_one_after_the_other(logits, top_k, top_p, min_p):
     mass = np.cumsum(p)
     assume(np.abs(mass - top_p).min() > 1e-5 and np.abs(p - min_p * p[0])[1:].min(initial=1) > 1e-5)
     size = min(int((mass < top_p).sum()) + 1, len(order))
-    expected = {piece for piece, own in zip(order[:size].tolist(), p, strict=False) if own >= min_p * p[0]}
+    expected = {token for token, own in zip(order[:size].tolist(), p, strict=False) if own >= min_p * p[0]}
     assert kept(logits, temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p) == expected
 
 
-def test_equal_pieces_are_not_told_apart_by_top_k():
+def test_top_k_keeps_equal_tokens():
     assert kept(np.zeros(4, np.float32), top_k=1) == {0, 1, 2, 3}
 
 
@@ -320,33 +407,43 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def test_stories_on_the_command_line(run):
-    said = runs.tell(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5)
+def test_completions_on_the_command_line(run):
+    said = runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5)
     assert (said.code, said.err) == (0, "")
     one, two = said.out.rstrip("\n").split("\n\n")[0], said.out
     assert one.startswith("the cat")
     assert "\n\na dog" in two
-    assert runs.tell(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5) == said
-    assert runs.tell(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 6) != said
+    assert runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5) == said
+    assert runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 6) != said
 
 
 def test_the_model_folder_is_as_good_as_the_run(run):
     flags = ["--prompt", "the cat", "--temperature", 0]
-    assert runs.tell(run / "model", *flags) == runs.tell(run, *flags)
+    assert runs.generate(run / "model", *flags) == runs.generate(run, *flags)
 
 
 def test_streamed_text_is_the_same(run):
     for seed in range(3):
         flags = [run, "--prompt", "the cat", "--seed", seed]
-        assert runs.tell(*flags, "--stream").out.rstrip("\n") == runs.tell(*flags).out.rstrip("\n")
+        assert runs.generate(*flags, "--stream").out.rstrip("\n") == runs.generate(*flags).out.rstrip("\n")
+
+
+def test_a_note_says_that_text_is_forgotten(run):
+    for form in ([], ["--stream"]):
+        flags = [run, "--prompt", "the cat", "--temperature", 0, *form]
+        assert runs.generate(*flags).err == ""
+        assert runs.generate(*flags, "--max-tokens", 5).err == ""
+        ended = runs.generate(*flags, "--max-tokens", 60)
+        assert ended.err.startswith("note: past the context of 24 tokens, older text is forgotten")
+        assert ended.err.count("\n") == 1
 
 
 def test_lines_from_the_keyboard(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"the cat\r\n\n   \n{'dog ' * 99}\na dog", newline=""))
-    said = runs.tell(run, "--max-tokens", 3, "--temperature", 0)
+    said = runs.generate(run, "--max-tokens", 3, "--temperature", 0)
     assert said.code == 2
     alone = [
-        runs.tell(run, "--max-tokens", 3, "--temperature", 0, "--prompt", text).out for text in ("the cat", "a dog")
+        runs.generate(run, "--max-tokens", 3, "--temperature", 0, "--prompt", text).out for text in ("the cat", "a dog")
     ]
     assert said.out == "\n".join(alone) + "\n"
     refused, sum_of_it = said.err.splitlines()
@@ -356,13 +453,13 @@ def test_lines_from_the_keyboard(run, monkeypatch):
 
 def test_no_stdin(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    said = runs.tell(run)
+    said = runs.generate(run)
     assert (said.code, said.err) == (2, "error: there is no standard input to read prompts from: give --prompt\n")
 
 
 def test_a_line_that_is_no_text(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the \xff cat\na dog\n"), encoding="utf-8"))
-    said = runs.tell(run, "--max-tokens", 3)
+    said = runs.generate(run, "--max-tokens", 3)
     assert (said.code, said.err) == (0, "")
     assert "\na dog" in said.out
 
@@ -388,19 +485,19 @@ BAD = {
 
 @pytest.mark.parametrize("flags", BAD.values(), ids=BAD)
 def test_bad_input(flags, run):
-    runs.assert_bad(runs.tell(run, *flags))
+    runs.assert_bad(runs.generate(run, *flags))
 
 
 def test_no_gpu(run):
     if mx.is_available(mx.gpu):
         pytest.skip("there is a GPU")
-    runs.assert_bad(runs.tell(run, "--prompt", "a", "--device", "gpu"), "none here")
+    runs.assert_bad(runs.generate(run, "--prompt", "a", "--device", "gpu"), "none here")
 
 
 def test_no_run_at_all():
-    runs.assert_bad(runs.tell("--prompt", "a"))
+    runs.assert_bad(runs.generate("--prompt", "a"))
 
 
 def test_no_such_run(tmp_path):
-    runs.assert_bad(runs.tell(tmp_path / "none", "--prompt", "a"), "holds no model")
-    runs.assert_bad(runs.tell(tmp_path, "--prompt", "a"), "holds no model")
+    runs.assert_bad(runs.generate(tmp_path / "none", "--prompt", "a"), "holds no model")
+    runs.assert_bad(runs.generate(tmp_path, "--prompt", "a"), "holds no model")

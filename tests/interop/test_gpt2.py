@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_transformer import load
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.tokenizers import HFTokenizer, WordTokenizer, train_tokenizer
-from mlx_transformer.generate.decoding import GREEDY, decode, tell
+from mlx_transformer.generate import complete, decode
+from mlx_transformer.generate.decoding import GREEDY
 from mlx_transformer.interop.formats import FORMATS, GPT2
 from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
 from mlx_transformer.run import training
@@ -100,11 +101,11 @@ def assert_same_text(ours, tokenizer, theirs, folder, length):
     """Equal greedy texts, each through its own tokenizer and its own generate."""
     auto = transformers.AutoTokenizer.from_pretrained(folder)
     for prompt in ("the cat 123", "a", "né 🙂"):
-        story = tell(ours, tokenizer, [prompt], sampling=GREEDY)[0]
+        completion = complete(ours, tokenizer, [prompt], sampling=GREEDY)[0]
         given = auto(prompt, return_tensors="pt")
         written = theirs.generate(**given, do_sample=False, max_length=length, eos_token_id=tokenizer.eos_id)[0]
-        end = [tokenizer.eos_id] * story.ended
-        assert written.tolist() == [*given.input_ids[0].tolist(), *story.pieces, *end]
+        end = [tokenizer.eos_id] * completion.ended
+        assert written.tolist() == [*given.input_ids[0].tolist(), *completion.tokens, *end]
 
 
 def write_ours(folder, tokenizer, branch=None, **numbers):
@@ -278,8 +279,8 @@ def test_what_is_exported_computes_the_same(branch, numbers, bpe, tmp_path):
 
     assert_same_text(ours, bpe, theirs, tmp_path / "theirs", 30)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    story = tell(ours, bpe, ["the cat 123"], sampling=GREEDY)[0]
-    assert tokenizer.decode([*bpe.encode("the cat 123"), *story.pieces]) == story.text
+    completion = complete(ours, bpe, ["the cat 123"], sampling=GREEDY)[0]
+    assert tokenizer.decode([*bpe.encode("the cat 123"), *completion.tokens]) == completion.text
 
 
 def test_an_exported_run_with_a_tokenizer_of_theirs_writes_the_same(tmp_path):
@@ -311,8 +312,8 @@ def test_mlx_lm_loads_what_it_can_hold(bpe, tmp_path):
     theirs, tokenizer = mlx_lm.load(str(tmp_path / "theirs"))
     tokens = mx.random.randint(0, bpe.vocab_size, (2, 37), key=mx.random.key(1))
     np.testing.assert_allclose(np.array(theirs(tokens)), np.array(ours(tokens)), atol=1e-4)
-    story = tell(ours, bpe, ["the cat"], sampling=GREEDY, max_tokens=12)[0]
-    assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == story.continuation
+    completion = complete(ours, bpe, ["the cat"], sampling=GREEDY, max_tokens=12)[0]
+    assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == completion.continuation
 
 
 @pytest.mark.parametrize(("branch", "why"), [(None, "no head of its own"), ("tied", "a d_ff of 4 d_model")])

@@ -8,7 +8,8 @@ import pytest
 from mlx.utils import tree_map
 
 from mlx_transformer import load
-from mlx_transformer.generate.decoding import GREEDY, encode_prompt, tell
+from mlx_transformer.generate import complete, encode_prompt
+from mlx_transformer.generate.decoding import GREEDY
 from mlx_transformer.run import training
 from mlx_transformer.run.commands.interop import export_model, import_model
 from mlx_transformer.run.ladder import find_branch, find_phase
@@ -248,9 +249,9 @@ def test_what_is_exported_computes_the_same_and_comes_in_again(branch, numbers, 
 
     prompt = "the cat 123"  # through their cache, too, and each one's own tokenizer
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    story = tell(ours, bpe, [prompt], sampling=GREEDY)[0]
+    completion = complete(ours, bpe, [prompt], sampling=GREEDY)[0]
     written = theirs.generate(**tokenizer(prompt, return_tensors="pt"), do_sample=False, max_length=30)[0]
-    assert tokenizer.decode(written, skip_special_tokens=True) == story.text
+    assert tokenizer.decode(written, skip_special_tokens=True) == completion.text
 
     import_model(tmp_path / "theirs", tmp_path / "back")
     back = load(tmp_path / "back")[0]
@@ -267,8 +268,8 @@ def test_mlx_lm_loads_what_it_can_hold(branch, numbers, bpe, tmp_path):
     theirs, tokenizer = mlx_lm.load(str(tmp_path / "theirs"))
     tokens = mx.random.randint(0, bpe.vocab_size, (2, 37), key=mx.random.key(1))
     np.testing.assert_allclose(np.array(theirs(tokens)), np.array(ours(tokens)), atol=1e-4)
-    story = tell(ours, bpe, ["the cat"], sampling=GREEDY, max_tokens=12)[0]
-    assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == story.continuation
+    completion = complete(ours, bpe, ["the cat"], sampling=GREEDY, max_tokens=12)[0]
+    assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == completion.continuation
 
 
 def test_what_another_library_cannot_hold_is_said(bpe, tmp_path):

@@ -97,13 +97,13 @@ def test_load_imports_mlx_only_when_it_is_asked_for():
 @pytest.mark.parametrize("phase", ["os", 7, 0, -1, "../x", "1", 1.0, True, None, [1], {"a": 1}, "phase1", "1.x"])
 def test_a_phase_that_is_none_of_ours(phase, copied, capsys):
     change(copied, phase=phase)
-    assert_bad(runs.tell(copied, "--prompt", "a"), f"phase {phase!r} is unknown")
+    assert_bad(runs.generate(copied, "--prompt", "a"), f"phase {phase!r} is unknown")
 
 
 @pytest.mark.parametrize("branch", ["os", "../x", "__class__", 5, ["rope"], {"a": 1}, ""])
 def test_a_branch_that_is_none_of_ours(branch, copied):
     change(copied, branch=branch)
-    assert_bad(runs.tell(copied, "--prompt", "a"), "is unknown in phase 1: it has ")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "is unknown in phase 1: it has ")
 
 
 WRONG_NUMBERS = {
@@ -129,7 +129,7 @@ WRONG_NUMBERS = {
 @pytest.mark.parametrize("numbers", WRONG_NUMBERS.values(), ids=WRONG_NUMBERS)
 def test_wrong_numbers(numbers, copied):
     change_numbers(copied, **numbers)
-    assert_bad(runs.tell(copied, "--prompt", "a"))
+    assert_bad(runs.generate(copied, "--prompt", "a"))
 
 
 NO_CONFIG = ["", "{", "[]", "7", "null", '{"phase": 1}', '{"phase": 1, "config": []}', "\x00", "[" * 200_000]
@@ -138,12 +138,12 @@ NO_CONFIG = ["", "{", "[]", "7", "null", '{"phase": 1}', '{"phase": 1, "config":
 @pytest.mark.parametrize("text", NO_CONFIG, ids=range(len(NO_CONFIG)))
 def test_a_config_that_is_none(text, copied):
     (copied / "config.json").write_text(text)
-    assert_bad(runs.tell(copied, "--prompt", "a"), "config.json")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "config.json")
 
 
 def test_a_config_that_is_not_utf8(copied):
     (copied / "config.json").write_bytes(b'{"phase": "\xff"}')
-    assert_bad(runs.tell(copied, "--prompt", "a"), "config.json")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "config.json")
 
 
 def cut(raw):
@@ -180,12 +180,12 @@ def no_safetensors(raw):
 def test_damaged_weights(damage, copied):
     path = copied / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    assert_bad(runs.tell(copied, "--prompt", "a"), "model.safetensors")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "model.safetensors")
 
 
 def test_missing_weights(copied):
     (copied / "model.safetensors").unlink()
-    assert_bad(runs.tell(copied, "--prompt", "a"), "model.safetensors")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "model.safetensors")
 
 
 def without_one(arrays):
@@ -210,7 +210,7 @@ def test_weights_that_are_no_numbers_to_compute_with(dtype, copied):
     arrays = {name: value.astype(dtype) for name, value in mx.load(path).items()}
     mx.eval(arrays)
     mx.save_safetensors(path, arrays)
-    assert_bad(runs.tell(copied, "--prompt", "a"), "expected floating-point numbers")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "expected floating-point numbers")
 
 
 @pytest.mark.parametrize("wrong", [without_one, with_one_more, of_another_shape, turned])
@@ -220,7 +220,7 @@ def test_weights_that_do_not_fit(wrong, copied):
     mx.eval(arrays)
     wrong(arrays)
     mx.save_safetensors(path, arrays)
-    assert_bad(runs.tell(copied, "--prompt", "a"), "does not fit this model: ")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "does not fit this model: ")
 
 
 def test_a_missing_or_damaged_tokenizer(copied):
@@ -228,16 +228,16 @@ def test_a_missing_or_damaged_tokenizer(copied):
     raw = path.read_bytes()
     for content in (b"", raw[:100], b"no model at all"):
         path.write_bytes(content)
-        assert_bad(runs.tell(copied, "--prompt", "a"), "tokenizer")
+        assert_bad(runs.generate(copied, "--prompt", "a"), "tokenizer")
     path.unlink()
-    assert_bad(runs.tell(copied, "--prompt", "a"), "has no tokenizer")
+    assert_bad(runs.generate(copied, "--prompt", "a"), "has no tokenizer")
 
 
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1, 2]", '["a", "b"]', "{"])
 def test_a_foreign_word_list(content, copied):
     (copied / "tokenizer.model").unlink()
     (copied / "tokenizer.words.json").write_text(content)
-    assert_bad(runs.tell(copied, "--prompt", "a"))
+    assert_bad(runs.generate(copied, "--prompt", "a"))
 
 
 def test_a_folder_without_a_model(tmp_path):

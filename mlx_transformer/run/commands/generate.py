@@ -1,11 +1,12 @@
 """`python -m mlx_transformer.generate RUN`: text from a trained model."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_transformer.backend import use_device
-from mlx_transformer.generate.decoding import stream, tell
+from mlx_transformer.generate import Completion, complete, stream_completion
 from mlx_transformer.run.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
 from mlx_transformer.run.saved import load
 from mlx_transformer.utils.errors import BadInput
@@ -20,7 +21,7 @@ class Flags:
     prompt: Words = ()
     """text to continue (repeatable)"""
     max_tokens: WholeNumber = None
-    """tokens to generate at most (default: up to the end of the context)"""
+    """tokens to generate at most; past the context, older text is forgotten (default: up to the context)"""
     temperature: Number = None
     """0 is greedy: the most probable token each time (default: 0.8)"""
     top_k: WholeNumber = None
@@ -43,19 +44,23 @@ def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | Non
     use_device(flags.device or "auto")
     sampling, seed = read_sampling(flags), flags.seed or 0
     model, tokenizer = load(flags.run)
+    options: dict[str, Any] = {"max_tokens": flags.max_tokens, "sampling": sampling, "seed": seed}
     if flags.prompt and not flags.stream:
-        stories = tell(model, tokenizer, flags.prompt, max_tokens=flags.max_tokens, sampling=sampling, seed=seed)
-        print("\n\n".join(story.text for story in stories))
+        completions = complete(model, tokenizer, flags.prompt, **options)
+        print("\n\n".join(completion.text for completion in completions))
+        _note_slides(completions, model.config.seq_len)
         return
     refused = 0
+    completions = []
     for prompt in flags.prompt or _lines():
         try:
-            _print(stream(model, tokenizer, prompt, flags.max_tokens, sampling, seed), prompt)
+            completions.append(_print(prompt, stream_completion(model, tokenizer, prompt, **options)))
         except BadInput as error:
             if flags.prompt:
                 raise
             print(f"error: {error}", file=sys.stderr)
             refused += 1
+    _note_slides(completions, model.config.seq_len)
     if refused and not sys.stdin.isatty():  # on a terminal the error has been seen already
         raise BadInput(f"{refused} of the lines could not be continued: see above")
 
@@ -73,9 +78,18 @@ def _lines() -> Iterator[str]:
             yield line.rstrip("\r")
 
 
-def _print(continuation: Iterator[str], prompt: str) -> None:
-    first = next(continuation, "")  # raises for a bad prompt before anything is printed
-    print(prompt + first, end="", flush=True)
-    for text in continuation:
-        print(text, end="", flush=True)
-    print("\n")
+def _print(prompt: str, texts: Generator[str, None, Completion]) -> Completion:
+    """Print a prompt and its continuation as it comes."""
+    print(prompt, end="", flush=True)
+    while True:
+        try:
+            print(next(texts), end="", flush=True)
+        except StopIteration as end:
+            print("\n")
+            return end.value
+
+
+def _note_slides(completions: list[Completion], context: int) -> None:
+    if any(completion.slides for completion in completions):
+        note = f"note: past the context of {context} tokens, older text is forgotten and the last half is read again"
+        print(note, file=sys.stderr)

@@ -1,8 +1,7 @@
-"""A model as decoding wants it: the same numbers from fewer operations.
+"""A copy of a model for decoding: the same outputs from fewer operations.
 
-A step of one token takes as long as the host needs to hand its operations to the device, so that each of them counts:
-weights lie transposed beforehand, queries, keys and values come from one product, and a query meets its keys in one
-operation where the device has it.
+A step of one token takes as long as the host needs to dispatch its operations. So weights are transposed once,
+queries, keys and values come from one product, and attention is one operation where the device has it.
 """
 
 import copy
@@ -16,26 +15,28 @@ from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.context import Ctx
 
 
-def ready(module: Any) -> Any:
-    """A copy of the module with the weights that it has now; the module itself stays as it is."""
+def decoding_model(module: Any) -> Any:
+    """Copy a module with its present weights; the module itself does not change."""
     if isinstance(module, list):
-        return [ready(part) for part in module]
+        return [decoding_model(part) for part in module]
     if isinstance(module, nn.Linear):
-        return Turned(module)
+        return TransposedLinear(module)
     if not isinstance(module, nn.Module):
         return module
-    made = copy.copy(module)
+    result = copy.copy(module)
     for name, part in module.items():
-        made[name] = ready(part)
+        result[name] = decoding_model(part)
     if isinstance(module, Attention):
         kind = type(module)
-        made.__class__ = Joined if kind is Attention else type(kind.__name__, (kind, Joined), {})
-        made.qkv_proj = Turned(module.q_proj, module.k_proj, module.v_proj)
-    return made
+        result.__class__ = (
+            FusedQKVAttention if kind is Attention else type(kind.__name__, (kind, FusedQKVAttention), {})
+        )
+        result.qkv_proj = TransposedLinear(module.q_proj, module.k_proj, module.v_proj)
+    return result
 
 
-class Turned(nn.Module):
-    """Linear maps of one input, side by side: x (..., d_in) -> (..., the sum of their d_out)."""
+class TransposedLinear(nn.Module):
+    """Linear maps of the same input as one product: x (..., d_in) -> (..., sum of their d_out)."""
 
     def __init__(self, *maps: nn.Linear) -> None:
         super().__init__()
@@ -46,8 +47,8 @@ class Turned(nn.Module):
         return x @ self.matrix if self.bias is None else mx.addmm(self.bias, x, self.matrix)
 
 
-class Joined(Attention):
-    """Queries, keys and values from one product; the heads of a single token need no transposition."""
+class FusedQKVAttention(Attention):
+    """Attention with one product for queries, keys and values; the heads of a single token need no transposition."""
 
     def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
         heads = self.split(self.qkv_proj(x))

@@ -14,26 +14,14 @@ matrices (AdamW, Loshchilov & Hutter 2017, arXiv 1711.05101); gradient clipping.
 from dataclasses import replace
 
 import mlx_transformer as mt
-from mlx_transformer.nn import model
-from mlx_transformer.nn.attention import Attention
-from mlx_transformer.nn.block import PostNormBlock
-from mlx_transformer.nn.config import Config
-from mlx_transformer.nn.feedforward import FeedForward
-from mlx_transformer.nn.head import Head
-from mlx_transformer.nn.model import Slot
-from mlx_transformer.nn.norm import LayerNorm
-from mlx_transformer.nn.position import SinusoidalPosition
-from mlx_transformer.train.optim.clip import GlobalNorm
-from mlx_transformer.train.optim.groups import AdamW, Group, Matrices, Vectors
-from mlx_transformer.train.optim.schedules import InverseSqrt
-from mlx_transformer.train.optim.stopping import Plateau
-from mlx_transformer.train.recipe import BySize, Recipe
+from mlx_transformer import nn
+from mlx_transformer.train import BySize, Recipe, optim
 
 NAME = "attention_is_all_you_need"
 
 # Learning rates: results/published/tune/phase1_nano.json and phase1_small.json; that of base is not tuned.
-# Warm-up: 50 steps at nano, about 120 at the others. After 50 steps, four layers fail above a learning rate of 0.004
-# (tune/phase1_small_short_warmup.json).
+# Warm-up: 50 steps at nano, 120 at the others: after only 50, the four layers of small fail to train with a learning
+# rate above 0.004 (phase1_small_short_warmup.json).
 # fmt: off
 BATCH_TOKENS  = BySize(nano=  2_048, small=    8_192, base=   32_768)  # the paper's 25,000 (sec. 5.1), scaled
 LEARNING_RATE = BySize(nano= 1.6e-2, small=     8e-3, base=     4e-3)  # the peak
@@ -41,31 +29,33 @@ WARMUP_TOKENS = BySize(nano=100_000, small=1_000_000, base=4_000_000)
 EVAL_TOKENS   = BySize(nano=100_000, small=  250_000, base=1_000_000)  # between two evaluations
 # fmt: on
 
+Config = nn.Config
 
-class Model(model.Model):
+
+class Model(nn.Model):
     """The Transformer decoder of 2017."""
 
     Config = Config
-    Norm: Slot = LayerNorm
-    Position: Slot = SinusoidalPosition
-    Head: Slot = Head
-    Mixer: Slot = Attention
-    FFN: Slot = FeedForward
-    Block: Slot = PostNormBlock
+    Norm: nn.Slot = nn.LayerNorm
+    Position: nn.Slot = nn.SinusoidalPosition
+    Head: nn.Slot = nn.Head
+    Mixer: nn.Slot = nn.Attention
+    FFN: nn.Slot = nn.FeedForward
+    Block: nn.Slot = nn.PostNormBlock
 
 
-ADAM = AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3
+ADAM = optim.AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3
 
 RECIPE = Recipe(
     batch_tokens=BATCH_TOKENS,
     learning_rate=LEARNING_RATE,
-    schedule=InverseSqrt(warmup_tokens=WARMUP_TOKENS),
+    schedule=optim.InverseSqrt(warmup_tokens=WARMUP_TOKENS),
     groups=(
-        Group(name="matrices", select=Matrices(), optimizer=replace(ADAM, weight_decay=0.01)),
-        Group(name="vectors", select=Vectors(), optimizer=ADAM),
+        optim.Group(name="matrices", select=optim.Matrices(), optimizer=replace(ADAM, weight_decay=0.01)),
+        optim.Group(name="vectors", select=optim.Vectors(), optimizer=ADAM),
     ),
-    clip=GlobalNorm(max_norm=1.0),
-    stop=Plateau(patience=5, min_improvement=0.001),
+    clip=optim.GlobalNorm(max_norm=1.0),
+    stop=optim.Plateau(patience=5, min_improvement=0.001),
     eval_tokens=EVAL_TOKENS,
 )
 RECIPES: dict[str, Recipe] = {}

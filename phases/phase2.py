@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 import mlx_transformer as mt
-from mlx_transformer.train.optim.groups import Group, Matrices, Paths, Vectors
-from mlx_transformer.train.optim.schedules import Linear
-from mlx_transformer.train.recipe import BySize, Recipe
+from mlx_transformer.train import BySize, Recipe, optim
 from phases import phase1
 from phases.ablations import phase2 as ablations
 
@@ -40,12 +38,13 @@ class Model(phase1.Model):
     """The Transformer decoder of 2017, unchanged."""
 
 
-TABLES = Paths(r"(embedding|position)\.weight|.*\.relative_(keys|values)")  # indexed by tokens, positions or distances
-HEAD = Paths(r"head\.weight")
+# Tables indexed by tokens, positions or distances.
+TABLES = optim.Paths(r"(embedding|position)\.weight|.*\.relative_(keys|values)")
+HEAD = optim.Paths(r"head\.weight")
 
 
 @dataclass(frozen=True)
-class Inner(Matrices):
+class Inner(optim.Matrices):
     """Every matrix that is neither a table at the input nor the head."""
 
     def __call__(self, path: str, parameter: mx.array) -> bool:
@@ -58,12 +57,12 @@ RECIPE = replace(
     phase1.RECIPE,
     batch_tokens=BATCH_TOKENS,
     learning_rate=LEARNING_RATE,
-    schedule=Linear(warmup_tokens=WARMUP_TOKENS, total_tokens=TOTAL_TOKENS),
+    schedule=optim.Linear(warmup_tokens=WARMUP_TOKENS, total_tokens=TOTAL_TOKENS),
     groups=(
-        Group(name="matrices", select=Inner(), optimizer=replace(_DECAYED, weight_decay=0.5)),
-        Group(name="embedding", select=TABLES, optimizer=_DECAYED, lr_multiplier=3.0),
-        Group(name="head", select=HEAD, optimizer=_DECAYED, lr_multiplier=12.0, optional=True),
-        Group(name="vectors", select=Vectors(), optimizer=_PLAIN, lr_multiplier=3.0),
+        optim.Group(name="matrices", select=Inner(), optimizer=replace(_DECAYED, weight_decay=0.5)),
+        optim.Group(name="embedding", select=TABLES, optimizer=_DECAYED, lr_multiplier=3.0),
+        optim.Group(name="head", select=HEAD, optimizer=_DECAYED, lr_multiplier=12.0, optional=True),
+        optim.Group(name="vectors", select=optim.Vectors(), optimizer=_PLAIN, lr_multiplier=3.0),
     ),
     dropout=0.0,
 )

@@ -15,15 +15,10 @@ branch changes one idea.
 from dataclasses import replace
 
 import mlx.core as mx
-from mlx import nn
 
 import mlx_transformer as mt
-from mlx_transformer.nn import init
-from mlx_transformer.nn.block import PreNormBlock
-from mlx_transformer.nn.feedforward import GELUFeedForward
-from mlx_transformer.nn.model import Slot
-from mlx_transformer.nn.position import LearnedPosition
-from mlx_transformer.train.recipe import BySize
+from mlx_transformer import nn
+from mlx_transformer.train import BySize
 from mlx_transformer.utils.errors import BadInput
 from phases import phase2
 from phases.ablations import phase3 as ablations
@@ -50,15 +45,15 @@ class Model(phase2.Model):
     """GPT-2 with an untied head."""
 
     Config = Config
-    Position: Slot = LearnedPosition
-    FFN: Slot = GELUFeedForward
-    Block: Slot = PreNormBlock
+    Position: nn.Slot = nn.LearnedPosition
+    FFN: nn.Slot = nn.GELUFeedForward
+    Block: nn.Slot = nn.PreNormBlock
 
     def make_final_norm(self) -> nn.Module:
         return self.make_norm()
 
     def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
-        return init.rule_for(path, init.gpt2_rules(self.config.d_model, self.config.n_layers))(value, key)
+        return nn.init.rule_for(path, nn.init.gpt2_rules(self.config.d_model, self.config.n_layers))(value, key)
 
 
 RECIPE = replace(phase2.RECIPE, learning_rate=LEARNING_RATE)

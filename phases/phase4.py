@@ -12,9 +12,8 @@ head stays untied, since tying costs loss in phase 3 (RESULTS.md).
 from dataclasses import replace
 
 import mlx_transformer as mt
-from mlx_transformer.nn.attention import FusedAttention
-from mlx_transformer.nn.model import Slot
-from mlx_transformer.train.recipe import Recipe
+from mlx_transformer import nn
+from mlx_transformer.train import Recipe
 from phases import phase3
 from phases.ablations import phase4 as ablations
 
@@ -36,7 +35,7 @@ class Model(phase3.Model):
     """GPT-2 with fused, grouped-query attention."""
 
     Config = Config
-    Mixer: Slot = FusedAttention
+    Mixer: nn.Slot = nn.FusedAttention
 
 
 RECIPE = phase3.RECIPE  # its learning rates are the best here too: tune/phase4_nano.json, phase4_small.json

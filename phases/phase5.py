@@ -1,7 +1,7 @@
 """Phase 5, 2022-2024: modern. Llama 3 (Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, 2407.21783).
 
 Changes against phase 4, and what each is for:
-- RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467): as good as LayerNorm without a mean and a bias.
+- RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467): no mean and no bias, and as good as LayerNorm.
 - SwiGLU (Shazeer 2020, arXiv 2002.05202): a gate in the feed-forward part lowers the loss.
 - RoPE (Su et al. 2021, arXiv 2104.09864): attention depends on distances, which no table has to learn; its frequencies
   can be stretched for longer texts (Llama 3.1).
@@ -15,14 +15,8 @@ a branch, since no sequence of the ladder is longer than one.
 from dataclasses import replace
 
 import mlx_transformer as mt
-from mlx_transformer.nn import linear
-from mlx_transformer.nn.attention import FusedAttention
-from mlx_transformer.nn.feedforward import SwiGLU
-from mlx_transformer.nn.model import Slot
-from mlx_transformer.nn.norm import RMSNorm
-from mlx_transformer.nn.position import ScaledRotaryPosition
-from mlx_transformer.train.optim.schedules import WSD
-from mlx_transformer.train.recipe import BySize
+from mlx_transformer import nn
+from mlx_transformer.train import BySize, optim
 from phases import phase4
 from phases.ablations import phase5 as ablations
 
@@ -50,31 +44,31 @@ class Config(phase4.Config):
         super().__post_init__()
 
 
-class Attention(FusedAttention):
+class Attention(nn.FusedAttention):
     """Grouped-query attention without biases."""
 
-    Linear = linear.Linear
+    Linear = nn.Linear
 
 
-class FFN(SwiGLU):
+class FFN(nn.SwiGLU):
     """SwiGLU without biases, d_ff wide inside: half as many weights again as phase 4's two maps."""
 
-    Linear = linear.Linear
+    Linear = nn.Linear
 
 
 class Model(phase4.Model):
     """Llama."""
 
     Config = Config
-    Norm: Slot = RMSNorm
-    Position: Slot = ScaledRotaryPosition
-    Mixer: Slot = Attention
-    FFN: Slot = FFN
+    Norm: nn.Slot = nn.RMSNorm
+    Position: nn.Slot = nn.ScaledRotaryPosition
+    Mixer: nn.Slot = Attention
+    FFN: nn.Slot = FFN
 
 
 RECIPE = replace(
     phase4.RECIPE,  # its learning rates are the best here too: tune/phase5_nano.json, phase5_small.json
-    schedule=WSD(
+    schedule=optim.WSD(
         warmup_tokens=phase4.RECIPE.schedule.warmup_tokens, decay_tokens=DECAY_TOKENS, total_tokens=TOTAL_TOKENS
     ),
 )

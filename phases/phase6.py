@@ -17,14 +17,8 @@ from dataclasses import replace
 import mlx.core as mx
 
 import mlx_transformer as mt
-from mlx_transformer.nn import init
-from mlx_transformer.nn.attention import ValueEmbedding
-from mlx_transformer.nn.feedforward import ReLUSquaredFeedForward
-from mlx_transformer.nn.model import Slot
-from mlx_transformer.train.optim.groups import AdamW, Group, Paths, Vectors
-from mlx_transformer.train.optim.muon import Muon
-from mlx_transformer.train.optim.schedules import WSD
-from mlx_transformer.train.recipe import BySize
+from mlx_transformer import nn
+from mlx_transformer.train import BySize, optim
 from phases import phase5
 from phases.ablations import phase6 as ablations
 
@@ -39,36 +33,35 @@ TOTAL_TOKENS  = BySize(nano=400_000, small=1_000_000, base=4_000_000)
 Config = phase5.Config
 
 
-class ValueAttention(ValueEmbedding, phase5.Attention):
+class ValueAttention(nn.ValueEmbedding, phase5.Attention):
     """Llama's attention with value embeddings."""
 
 
 class Model(phase5.Model):
     """Llama, built for speed."""
 
-    Mixer: Slot = ValueAttention
-    FFN: Slot = ReLUSquaredFeedForward
+    Mixer: nn.Slot = ValueAttention
+    FFN: nn.Slot = nn.ReLUSquaredFeedForward
 
     def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
         if path.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):
-            return init.zeros(value, key)
+            return nn.init.zeros(value, key)
         return super().init_weight(path, value, key)
 
 
+_EMBEDDINGS = optim.Paths(r"(.*\.)?(value_)?embedding\.weight")
 # Optimizer and learning rates are modded-nanogpt's of November 2024, except the head's, which was 0.2 or less.
-_ADAM = AdamW(betas=(0.8, 0.95), eps=1e-10)
+_ADAM = optim.AdamW(betas=(0.8, 0.95), eps=1e-10)
 
 RECIPE = replace(
     phase5.RECIPE,
     learning_rate=LEARNING_RATE,
-    schedule=WSD(warmup_tokens=0, decay_tokens=DECAY_TOKENS, total_tokens=TOTAL_TOKENS),
+    schedule=optim.WSD(warmup_tokens=0, decay_tokens=DECAY_TOKENS, total_tokens=TOTAL_TOKENS),
     groups=(
-        Group(name="matrices", select=Paths(r".*_proj\.weight"), optimizer=Muon()),
-        Group(
-            name="embeddings", select=Paths(r"(.*\.)?(value_)?embedding\.weight"), optimizer=_ADAM, lr_multiplier=15.0
-        ),
-        Group(name="head", select=Paths(r"head\.weight"), optimizer=_ADAM, lr_multiplier=0.4),
-        Group(name="vectors", select=Vectors(), optimizer=_ADAM),
+        optim.Group(name="matrices", select=optim.Paths(r".*_proj\.weight"), optimizer=optim.Muon()),
+        optim.Group(name="embeddings", select=_EMBEDDINGS, optimizer=_ADAM, lr_multiplier=15.0),
+        optim.Group(name="head", select=optim.Paths(r"head\.weight"), optimizer=_ADAM, lr_multiplier=0.4),
+        optim.Group(name="vectors", select=optim.Vectors(), optimizer=_ADAM),
     ),
 )
 RECIPES = ablations.recipes(RECIPE, phase5.RECIPE)

@@ -7,7 +7,7 @@ minus X, `with_X` this phase plus X.
 
 from dataclasses import replace
 
-from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.train import Recipe
 
 
 def take(recipe: Recipe, source: Recipe, *fields: str) -> Recipe:

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from mlx_transformer.train.optim.average import EMA
-from mlx_transformer.train.optim.clip import AGC, ByValue, ZClip
-from mlx_transformer.train.optim.groups import Group
-from mlx_transformer.train.optim.schedules import BatchWarmup, Constant, Cosine, CosineRestarts
-from mlx_transformer.train.recipe import BySize, Recipe
+from mlx_transformer.train import BySize, Recipe, optim
 from phases.ablations import take
 
 # fmt: off
@@ -22,7 +19,7 @@ RAMP_TOKENS    = BySize(nano=  200_000, small=  500_000, base= 2_000_000)  # unt
 def _with_decay(recipe: Recipe, name: str, weight_decay: float) -> Recipe:
     """Give one optimizer group another weight decay."""
 
-    def changed(group: Group) -> Group:
+    def changed(group: optim.Group) -> optim.Group:
         return replace(group, optimizer=replace(group.optimizer, weight_decay=weight_decay))
 
     return replace(recipe, groups=tuple(changed(group) if group.name == name else group for group in recipe.groups))
@@ -42,7 +39,11 @@ def _accumulate(recipe: Recipe) -> Recipe:
     return replace(recipe, accumulate=2, batch_tokens=doubled)
 
 
-# How the ideas of phase 2 are taken from one recipe (the second argument) into another one (the first).
+def _set(**fields: Any) -> Callable[[Recipe], Recipe]:
+    return lambda recipe: replace(recipe, **fields)
+
+
+# How an idea of phase 2 is taken from one recipe (the second argument) into another one (the first).
 CHOSEN: dict[str, Callable[[Recipe, Recipe], Recipe]] = {
     "small_batch": lambda recipe, source: take(recipe, source, "batch_tokens", "learning_rate"),
     "layer_rates": _layer_rates,
@@ -50,21 +51,21 @@ CHOSEN: dict[str, Callable[[Recipe, Recipe], Recipe]] = {
     "strong_decay": _strong_decay,
     "no_dropout": lambda recipe, source: take(recipe, source, "dropout"),
 }
-# Ideas that phase 2 leaves out.
+# Ideas that phase 2 leaves out. The warm-up of a schedule is set by `recipes`.
 OTHERS: dict[str, Callable[[Recipe], Recipe]] = {
     "accumulate": _accumulate,
     # Loshchilov & Hutter 2017, arXiv 1608.03983
-    "cosine": lambda r: replace(r, schedule=Cosine(warmup_tokens=0, total_tokens=TOTAL_TOKENS)),
-    "restarts": lambda r: replace(r, schedule=CosineRestarts(warmup_tokens=0, cycle_tokens=CYCLE_TOKENS, growth=2)),
-    "constant": lambda r: replace(r, schedule=Constant(warmup_tokens=0)),
-    "decay_everywhere": lambda r: _with_decay(r, "vectors", 0.01),
-    "value_clip": lambda r: replace(r, clip=ByValue(max_value=0.01)),
-    "agc": lambda r: replace(r, clip=AGC(ratio=0.1)),  # Brock et al. 2021, arXiv 2102.06171
-    "zclip": lambda r: replace(r, clip=ZClip()),  # Kumar et al. 2025, arXiv 2504.02507
-    "label_smoothing": lambda r: replace(r, label_smoothing=0.1),  # Szegedy et al. 2016, arXiv 1512.00567, sec. 7
-    "ema": lambda r: replace(r, average=EMA(horizon_tokens=AVERAGE_TOKENS)),  # Polyak & Juditsky 1992
+    "cosine": _set(schedule=optim.Cosine(warmup_tokens=0, total_tokens=TOTAL_TOKENS)),
+    "restarts": _set(schedule=optim.CosineRestarts(warmup_tokens=0, cycle_tokens=CYCLE_TOKENS, growth=2)),
+    "constant": _set(schedule=optim.Constant(warmup_tokens=0)),
+    "decay_everywhere": lambda recipe: _with_decay(recipe, "vectors", 0.01),
+    "value_clip": _set(clip=optim.ByValue(max_value=0.01)),
+    "agc": _set(clip=optim.AGC(ratio=0.1)),  # Brock et al. 2021, arXiv 2102.06171
+    "zclip": _set(clip=optim.ZClip()),  # Kumar et al. 2025, arXiv 2504.02507
+    "label_smoothing": _set(label_smoothing=0.1),  # Szegedy et al. 2016, arXiv 1512.00567, sec. 7
+    "ema": _set(average=optim.EMA(horizon_tokens=AVERAGE_TOKENS)),  # Polyak & Juditsky 1992
     # Smith et al. 2018, arXiv 1711.00489
-    "batch_warmup": lambda r: replace(r, batch_warmup=BatchWarmup(tokens=RAMP_TOKENS, doublings=2)),
+    "batch_warmup": _set(batch_warmup=optim.BatchWarmup(tokens=RAMP_TOKENS, doublings=2)),
 }
 
 
@@ -79,7 +80,7 @@ def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
 
     # The configuration of the project before this one: two accumulated batches of 256 x 128 at base. Its learning rate
     # and its warm-up are not known: those of phase 1 stand in.
-    cosine = Cosine(warmup_tokens=previous.schedule.warmup_tokens, total_tokens=BUDGET)
+    cosine = optim.Cosine(warmup_tokens=previous.schedule.warmup_tokens, total_tokens=BUDGET)
     found = {
         "original": replace(_accumulate(previous), label_smoothing=0.1, schedule=cosine),
         "fp16": replace(recipe, dtype="float16"),  # Micikevicius et al. 2018, arXiv 1710.03740

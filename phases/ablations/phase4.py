@@ -1,22 +1,17 @@
 """Branches of phase 4: a tied head, a sliding window, experts."""
 
-from mlx_transformer.nn.attention import FusedAttention
-from mlx_transformer.nn.config import Hyperparameters
-from mlx_transformer.nn.head import TiedHead
-from mlx_transformer.nn.model import Model, leaf
-from mlx_transformer.nn.moe import MixtureOfExperts, Switch
-from mlx_transformer.nn.sparse import WindowAttention
+from mlx_transformer import nn
 
 
-class WindowConfig(Hyperparameters):
+class WindowConfig(nn.Hyperparameters):
     window: int = 32  # tokens that a token attends to, itself included
 
 
-class FusedWindow(WindowAttention, FusedAttention):
+class FusedWindow(nn.WindowAttention, nn.FusedAttention):
     """Grouped-query attention in a sliding window."""
 
 
-class MoEConfig(Hyperparameters):
+class MoEConfig(nn.Hyperparameters):
     """Configuration of a layer of experts, each d_ff wide."""
 
     n_experts: int = 8  # experts of a layer
@@ -30,18 +25,18 @@ class SwitchConfig(MoEConfig):
     experts_per_token: int = 1  # experts that compute a token
 
 
-def branches(model: type[Model]) -> dict[str, type[Model]]:
+def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
     """Return the branches of phase 4's model."""
 
-    def count_parameters(self: Model) -> dict[str, int]:
+    def count_parameters(self: nn.Model) -> dict[str, int]:
         counts = model.count_parameters(self)
         return counts | {"active": counts["total"] - sum(block.ffn.inactive_parameters() for block in self.blocks)}
 
     return {
-        "tied": leaf(model, Head=TiedHead),  # Press & Wolf 2017, arXiv 1608.05859
-        "window": leaf(model, WindowConfig, Mixer=FusedWindow),  # Beltagy et al. 2020, arXiv 2004.05150; Mistral
+        "tied": nn.leaf(model, Head=nn.TiedHead),  # Press & Wolf 2017, arXiv 1608.05859
+        "window": nn.leaf(model, WindowConfig, Mixer=FusedWindow),  # Beltagy et al. 2020, arXiv 2004.05150; Mistral
         # GLaM: Du et al. 2021, arXiv 2112.06905; Mixtral: Jiang et al. 2024, arXiv 2401.04088
-        "moe": leaf(model, MoEConfig, FFN=MixtureOfExperts, count_parameters=count_parameters),
+        "moe": nn.leaf(model, MoEConfig, FFN=nn.MixtureOfExperts, count_parameters=count_parameters),
         # Fedus et al. 2021, arXiv 2101.03961
-        "switch": leaf(model, SwitchConfig, FFN=Switch, count_parameters=count_parameters),
+        "switch": nn.leaf(model, SwitchConfig, FFN=nn.Switch, count_parameters=count_parameters),
     }

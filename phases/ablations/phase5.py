@@ -2,14 +2,8 @@
 
 from dataclasses import replace
 
-from mlx_transformer.nn.attention import QKNorm
-from mlx_transformer.nn.config import Hyperparameters
-from mlx_transformer.nn.head import TiedHead
-from mlx_transformer.nn.model import Model, leaf
-from mlx_transformer.nn.sparse import WindowAttention
-from mlx_transformer.train.optim.lion import Lion
-from mlx_transformer.train.optim.sophia import Sophia
-from mlx_transformer.train.recipe import BySize, Recipe
+from mlx_transformer import nn
+from mlx_transformer.train import BySize, Recipe, optim
 
 # Tuned at nano: results/published/tune/phase5_lion_nano.json and phase5_sophia_nano.json.
 # fmt: off
@@ -18,7 +12,7 @@ SOPHIA_RATE = BySize(nano=  1e-3, small=1e-3, base=5e-4)
 # fmt: on
 
 
-class MistralConfig(Hyperparameters):
+class MistralConfig(nn.Hyperparameters):
     window: int = 0  # tokens that a token attends to, itself included; 0: as many as seq_len
 
     def __post_init__(self) -> None:
@@ -29,33 +23,33 @@ class MistralConfig(Hyperparameters):
 def recipes(recipe: Recipe) -> dict[str, Recipe]:
     """Return phase 5's recipe with other optimizers."""
 
-    def by(rule: Lion | Sophia, learning_rate: BySize) -> Recipe:
+    def by(rule: optim.Lion | optim.Sophia, learning_rate: BySize) -> Recipe:
         """Replace every group's optimizer; only matrices decay, as with AdamW."""
         *matrices, vectors = (replace(group, optimizer=rule) for group in recipe.groups)
         groups = (*matrices, replace(vectors, optimizer=replace(rule, weight_decay=0.0)))
         return replace(recipe, groups=groups, learning_rate=learning_rate)
 
     return {
-        "lion": by(Lion(weight_decay=0.05), LION_RATE),  # Chen et al. 2023, arXiv 2302.06675, sec. 5
-        "sophia": by(Sophia(weight_decay=0.1), SOPHIA_RATE),  # Liu et al. 2023, arXiv 2305.14342
+        "lion": by(optim.Lion(weight_decay=0.05), LION_RATE),  # Chen et al. 2023, arXiv 2302.06675, sec. 5
+        "sophia": by(optim.Sophia(weight_decay=0.1), SOPHIA_RATE),  # Liu et al. 2023, arXiv 2305.14342
     }
 
 
-def branches(model: type[Model]) -> dict[str, type[Model]]:
+def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
     """Return the branches of phase 5's model."""
 
-    class MistralAttention(WindowAttention, model.Mixer):  # type: ignore[name-defined]
+    class MistralAttention(nn.WindowAttention, model.Mixer):  # type: ignore[name-defined]
         """A sliding window (Jiang et al. 2023, arXiv 2310.06825, sec. 2)."""
 
-    class Qwen3Attention(QKNorm, model.Mixer):  # type: ignore[name-defined]
+    class Qwen3Attention(nn.QKNorm, model.Mixer):  # type: ignore[name-defined]
         """Normalized queries and keys (Yang et al. 2025, arXiv 2505.09388, sec. 2)."""
 
-    mistral = leaf(model, MistralConfig, Mixer=MistralAttention)
-    qwen3 = leaf(model, Mixer=Qwen3Attention)
+    mistral = nn.leaf(model, MistralConfig, Mixer=MistralAttention)
+    qwen3 = nn.leaf(model, Mixer=Qwen3Attention)
     return {
-        "tied": leaf(model, Head=TiedHead),  # Press & Wolf 2017, arXiv 1608.05859
+        "tied": nn.leaf(model, Head=nn.TiedHead),  # Press & Wolf 2017, arXiv 1608.05859
         "mistral": mistral,
-        "mistral_tied": leaf(mistral, Head=TiedHead),
+        "mistral_tied": nn.leaf(mistral, Head=nn.TiedHead),
         "qwen3": qwen3,
-        "qwen3_tied": leaf(qwen3, Head=TiedHead),
+        "qwen3_tied": nn.leaf(qwen3, Head=nn.TiedHead),
     }

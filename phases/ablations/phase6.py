@@ -6,13 +6,8 @@ A branch `phase_5_with_X` is meant for the recipe `phase_5`, and a recipe `phase
 from dataclasses import replace
 from typing import Any
 
-from mlx_transformer.nn.attention import QKNorm, ValueEmbedding
-from mlx_transformer.nn.block import MixedInputBlock
-from mlx_transformer.nn.config import Hyperparameters
-from mlx_transformer.nn.head import CappedHead
-from mlx_transformer.nn.model import Model, Slot, leaf
-from mlx_transformer.train.optim.schedules import BatchWarmup
-from mlx_transformer.train.recipe import BySize, Recipe
+from mlx_transformer import nn
+from mlx_transformer.train import BySize, Recipe, optim
 from mlx_transformer.utils.errors import BadInput
 from phases.ablations import take
 
@@ -20,12 +15,13 @@ RAMP_TOKENS = BySize(nano=30_000, small=150_000, base=600_000)  # until the batc
 
 CHOSEN = {"muon": ("learning_rate", "groups"), "short": ("schedule",)}  # fields of the recipe
 OTHERS: dict[str, dict[str, Any]] = {
-    "batch_warmup": {"batch_warmup": BatchWarmup(tokens=RAMP_TOKENS, doublings=2)},  # Smith et al. 2018, 1711.00489
+    # Smith et al. 2018, arXiv 1711.00489
+    "batch_warmup": {"batch_warmup": optim.BatchWarmup(tokens=RAMP_TOKENS, doublings=2)},
 }
 CHOSEN_SLOTS = {"value_embeddings": "Mixer", "relu_squared": "FFN", "zero_init": "init_weight"}
 
 
-class CappedConfig(Hyperparameters):
+class CappedConfig(nn.Hyperparameters):
     softcap: float = 15.0  # bound on the logits
 
     def __post_init__(self) -> None:
@@ -44,30 +40,30 @@ def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
     return found
 
 
-def branches(model: type[Model], previous: type[Model]) -> dict[str, type[Model]]:
+def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[nn.Model]]:
     """Return the ablations of phase 6's model; `previous` is phase 5's, named `phase_5`."""
 
-    class NormedAttention(QKNorm, previous.Mixer):  # type: ignore[name-defined]
+    class NormedAttention(nn.QKNorm, previous.Mixer):  # type: ignore[name-defined]
         """Normalized queries and keys (Henry et al. 2020, arXiv 2010.04245)."""
 
-    class NormedValueAttention(ValueEmbedding, NormedAttention):
+    class NormedValueAttention(nn.ValueEmbedding, NormedAttention):
         """Normalized queries and keys, and value embeddings."""
 
-    llama: dict[str, Slot] = {slot: getattr(previous, slot) for slot in CHOSEN_SLOTS.values()}
+    llama: dict[str, nn.Slot] = {slot: getattr(previous, slot) for slot in CHOSEN_SLOTS.values()}
 
-    def before(*numbers: type[Hyperparameters], **slots: Slot) -> type[Model]:
+    def before(*numbers: type[nn.Hyperparameters], **slots: nn.Slot) -> type[nn.Model]:
         """Change one idea of phase 5's model, as a branch of phase 6's."""
-        return leaf(model, *numbers, **llama | slots)
+        return nn.leaf(model, *numbers, **llama | slots)
 
     return {
         "phase_5": before(),
         **{f"phase_5_with_{name}": before(**{slot: getattr(model, slot)}) for name, slot in CHOSEN_SLOTS.items()},
         "phase_5_with_qk_norm": before(Mixer=NormedAttention),
-        "phase_5_with_lambdas": before(Block=MixedInputBlock),
-        "phase_5_with_softcap": before(CappedConfig, Head=CappedHead),
-        "alternate_values": leaf(model, Mixer=(previous.Mixer, model.Mixer)),  # in every other layer
-        **{f"without_{name}": leaf(model, **{slot: llama[slot]}) for name, slot in CHOSEN_SLOTS.items()},
-        "with_qk_norm": leaf(model, Mixer=NormedValueAttention),
-        "with_lambdas": leaf(model, Block=MixedInputBlock),  # modded-nanogpt, 2024
-        "with_softcap": leaf(model, CappedConfig, Head=CappedHead),  # Gemma 2, arXiv 2408.00118
+        "phase_5_with_lambdas": before(Block=nn.MixedInputBlock),
+        "phase_5_with_softcap": before(CappedConfig, Head=nn.CappedHead),
+        "alternate_values": nn.leaf(model, Mixer=(previous.Mixer, model.Mixer)),  # in every other layer
+        **{f"without_{name}": nn.leaf(model, **{slot: llama[slot]}) for name, slot in CHOSEN_SLOTS.items()},
+        "with_qk_norm": nn.leaf(model, Mixer=NormedValueAttention),
+        "with_lambdas": nn.leaf(model, Block=nn.MixedInputBlock),  # modded-nanogpt, 2024
+        "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
     }

@@ -9,7 +9,6 @@ gains. All lengths predict the same pieces.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,9 +30,9 @@ from mlx_transformer.data.stream import validation_rows
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, TrainFlags, WholeNumber, parse
+from mlx_transformer.run.plots import write_png
 from mlx_transformer.run.saved import load
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
-from mlx_transformer.utils.files import atomic_write
 
 PHASE, TRUNK = 3, "trunk"
 BRANCHES = (TRUNK, "no_position", "rope", "alibi", "t5", "shaw", "transformer_xl", "longformer")
@@ -187,7 +186,6 @@ def show(log: dict[str, Any]) -> Table:
 
 def draw(log: dict[str, Any], path: Path) -> None:
     """Write the picture as a PNG: the cost over the position in the longest rows, a line each. Raises OSError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
@@ -203,9 +201,7 @@ def draw(log: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("position in the row (pieces)")
     axes.set_ylabel("nats per piece more than at the trained length")
     figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize=8)
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    atomic_write(path, buffer.getvalue())
+    write_png(figure, path)
 
 
 def main() -> None:

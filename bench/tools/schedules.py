@@ -1,16 +1,15 @@
-"""The picture of every learning-rate schedule and of the batch warm-up, drawn from the classes that training uses.
+"""Plot every learning-rate schedule and the batch warm-up, from the classes that training uses.
 
 `python -m bench schedules` writes docs/schedules.png.
 """
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from mlx_transformer.run.flags import parse
-from mlx_transformer.run.plots import short
+from mlx_transformer.run.plots import short, write_png
 from mlx_transformer.train.optim.schedules import (
     WSD,
     BatchWarmup,
@@ -22,7 +21,6 @@ from mlx_transformer.train.optim.schedules import (
     Schedule,
 )
 from mlx_transformer.utils.errors import exit_cleanly
-from mlx_transformer.utils.files import atomic_write
 
 TOKENS = 5_000_000
 _WARMUP = {"warmup_tokens": 400_000}
@@ -41,15 +39,14 @@ _LINES = ("-", "--", "-", "-.", ":", "--")
 
 @dataclass
 class Flags:
-    """Draw every learning-rate schedule."""
+    """Plot every learning-rate schedule."""
 
     out: Path = Path("docs/schedules.png")
-    """the picture"""
+    """the PNG file"""
 
 
 def draw(path: Path) -> None:
     """Write the picture as a PNG. Raises OSError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.4), dpi=110, layout="constrained")
@@ -68,16 +65,14 @@ def draw(path: Path) -> None:
     for axes in (rates, batch):
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    atomic_write(path, buffer.getvalue())
+    write_png(figure, path)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m bench schedules")
     draw(flags.out)
-    print(f"drawn: {flags.out}")
+    print(f"written: {flags.out}")
 
 
 if __name__ == "__main__":

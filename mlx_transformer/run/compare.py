@@ -3,16 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
 from rich.text import Text
 
-from mlx_transformer.run.plots import finite, series, short
+from mlx_transformer.run.plots import finite, series, short, write_png
 from mlx_transformer.utils.errors import BadInput
-from mlx_transformer.utils.files import atomic_write
 from mlx_transformer.utils.trees import flatten_settings
 
 # Okabe & Ito 2008, in an order in which neighbors differ in lightness too
@@ -104,8 +102,7 @@ def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
 
     Raises BadInput where no run was evaluated, OSError where the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second that only pictures need
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # half a second that only pictures need
 
     if not any(len(finite(series(run.curve, "eval", "valid_loss")[1])) for run in runs):
         raise BadInput(
@@ -124,6 +121,4 @@ def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
     for axes in (by_tokens, by_time):
         axes.grid(color="#dddddd", linewidth=0.6)
     figure.legend(loc="outside lower center", ncols=min(3, len(runs)), fontsize=8)
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    atomic_write(path, buffer.getvalue())
+    write_png(figure, path)

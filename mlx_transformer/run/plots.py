@@ -12,6 +12,7 @@ from mlx_transformer.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Record = Mapping[str, Any]
 
@@ -26,8 +27,7 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     result is a result.json, curve the lines of a curve.jsonl; null, NaN and infinity leave gaps. Only matplotlib
     objects of its own, no pyplot state: safe in threads, the same bytes for the same input. Raises OSError.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second that only this function needs
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here: half a second that only plots need
 
     figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -39,6 +39,13 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)
+    write_png(figure, path)
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write a figure as a PNG whose bytes depend on nothing else. Raises OSError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     atomic_write(path, buffer.getvalue())

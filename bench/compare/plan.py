@@ -31,7 +31,7 @@ import numpy as np
 from bench.workers import rounds
 from bench.workers.rounds import ALLOCATOR, ROOT, UNTOUCHED
 from mlx_transformer.backend import compiles, device_info, matmul_gflops, versions
-from mlx_transformer.data.stream import Batches, validation_rows
+from mlx_transformer.data.stream import Batches, validation_sequences
 from mlx_transformer.run.flags import TrainFlags
 from mlx_transformer.run.ladder import Experiment, find_branch, find_phase
 from mlx_transformer.run.plan import Plan, make_plan
@@ -304,7 +304,7 @@ def _lay_out(run: Run, folder: Path) -> None:
     budget = plan.limits.max_tokens
     assert budget is not None, "a reference is trained for so many tokens"
     _write_rows(folder / "rows.npy", plan, rows, -(-budget // run.step_tokens))
-    for name, values in zip(("valid", "mask"), validation_rows(plan.tokens.valid, seq_len), strict=True):
+    for name, values in zip(("valid", "mask"), validation_sequences(plan.tokens.valid, seq_len), strict=True):
         np.save(folder / f"{name}.npy", values)
     model = plan.make_model()
     rounds.save_weights(folder / "weights.npz", model)

@@ -26,7 +26,7 @@ from bench.compare.plan import RUNS, Run, Variant, end_as_by_ctrl_c, execute
 from bench.defaults import BUDGETS
 from bench.workers import rounds
 from mlx_transformer.backend import use_device
-from mlx_transformer.data.stream import validation_rows
+from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, TrainFlags, WholeNumber, parse
@@ -72,7 +72,7 @@ class Flags:
 
 def losses(model: Model, valid: np.ndarray, length: int) -> np.ndarray:
     """Nats of every piece of the text behind its first, in order, when it is cut into rows of this length."""
-    rows, mask = validation_rows(valid, length)
+    rows, mask = validation_sequences(valid, length)
     size, found = max(1, _BATCH_TOKENS // length), []
     for start in range(0, len(rows), size):
         ctx, targets = model.inputs(mx.array(rows[start : start + size]))

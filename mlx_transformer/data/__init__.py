@@ -11,7 +11,7 @@
 from pathlib import Path
 
 from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents
-from mlx_transformer.data.stream import Batches, Prefetch, validation_rows
+from mlx_transformer.data.stream import Batches, Prefetch, validation_sequences
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 from mlx_transformer.utils.errors import BadInput
@@ -28,7 +28,7 @@ __all__ = [
     "read_documents",
     "tokenize_corpus",
     "train_tokenizer",
-    "validation_rows",
+    "validation_sequences",
 ]
 
 

@@ -1,7 +1,7 @@
 """Corpora: a training and a validation text, prepared once, cached by content, never whole in memory.
 
-A prepared text is UTF-8 with LF line ends; after each document stands a line `<|endoftext|>`. Documents are stripped of
-the white space around them, and empty ones are left out.
+A prepared text is UTF-8 with LF line ends and a line `<|endoftext|>` after each document. White space around a document
+is removed, and empty documents are left out.
 """
 
 import codecs
@@ -20,13 +20,13 @@ from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha25
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
 
-SEGMENT = 1 << 20  # characters: a longer document, or line, is handled in several parts
-VALID_SHARE = 20  # one in so many documents (or lines) is held out of a text that comes without a --valid
+SEGMENT = 1 << 20  # characters: a longer document or line is handled in several parts
+VALID_SHARE = 20  # without --valid, one in 20 documents (or lines) is held out
 FABLES_STORIES, FABLES_VALID_STORIES, FABLES_SEED = 30_000, 1_000, 0
-_VERSION = 1  # of the prepared form: part of every cache key
+_VERSION = 1  # of the prepared text: part of every cache key
 
 Say = Callable[[str], None]
-Part = tuple[str, bool]  # text, and whether a document ends with it
+Part = tuple[str, bool]  # text, and whether it ends a document
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Corpus:
     """A prepared corpus. Bytes are UTF-8 bytes of the documents without separators."""
 
     name: str  # fables, tinystories or text
-    sha256: str  # of both prepared texts: equal if and only if training and evaluation see the same documents
+    sha256: str  # of both prepared texts
     train_sha256: str
     train: Path
     valid: Path
@@ -42,23 +42,23 @@ class Corpus:
     valid_bytes: int
     train_documents: int
     valid_documents: int
-    duplicates_removed: int  # documents taken out of train because they stand in valid too
-    floor_bits: float | None  # -log2 of the probability of all validation documents under their true source
+    duplicates_removed: int  # documents removed from train because valid has them too
+    floor_bits: float | None  # -log2 of the probability of all validation documents, if their generator is known
     note: str  # one sentence: which corpus, and why
 
 
 def load_corpus(data: str = "auto", valid: str | None = None, stories: int | None = None, say: Say = print) -> Corpus:
-    """The corpus that `--data --valid --stories` ask for: `auto`, `fables`, `tinystories` or the path of a text.
+    """Prepare the corpus of `--data --valid --stories`: `auto`, `fables`, `tinystories` or the path of a text.
 
-    `auto` is TinyStories if it is in the cache or can be fetched, else the fables. `stories` keeps the first so many
-    training documents. Raises BadInput for what cannot be read, split or fetched.
+    `auto` is TinyStories if it is in the cache or can be fetched, else the fables. `stories` is the number of training
+    documents to keep, from the first. Raises BadInput if a text cannot be read, split or fetched.
     """
     if stories is not None and stories < 1:
         raise BadInput(f"--stories {stories} is not a number of stories; give 1 or more")
     if data in ("auto", "fables", "tinystories") and valid is not None:
         raise BadInput(f"--valid {valid} goes with --data PATH; {data} brings its own validation stories")
     if data == "fables":
-        corpus = _fables(stories, "as asked for")
+        corpus = _fables(stories, "as requested")
     elif data == "tinystories":
         corpus = _tinystories(stories, say)
     elif data == "auto":
@@ -73,27 +73,28 @@ def load_corpus(data: str = "auto", valid: str | None = None, stories: int | Non
 
 
 def read_parts(path: Path, errors: str = "strict") -> Iterator[Part]:
-    """The documents of a text in order, a long one in several parts, which joined are the document."""
+    """Yield the documents of a text in order, a long one in several parts, which joined are the document."""
     return _parts(_lines(path, errors))
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a text, each whole."""
-    held: list[str] = []
+    """Yield the documents of a text, each whole."""
+    document: list[str] = []
     for text, ends in read_parts(path):
-        held.append(text)
+        document.append(text)
         if ends:
-            yield "".join(held)
-            held.clear()
+            yield "".join(document)
+            document.clear()
 
 
 def _lines(path: Path, errors: str = "strict") -> Iterator[str]:
-    """Lines, one longer than SEGMENT in several pieces; CRLF and CR become LF, a byte order mark goes."""
+    """Yield lines, one longer than SEGMENT in several parts; CRLF and CR become LF, a byte order mark is removed."""
     with open(path, encoding="utf-8-sig", errors=errors) as file:
         yield from iter(functools.partial(file.readline, SEGMENT), "")
 
 
 def _parts(lines: Iterable[str]) -> Iterator[Part]:
+    """Group lines into documents, each stripped of the white space around it."""
     held: list[str] = []
     size, started, space, at_line_start = 0, False, "", True
     for line in lines:
@@ -118,21 +119,21 @@ def _parts(lines: Iterable[str]) -> Iterator[Part]:
 
 
 def _take(parts: Iterator[Part], documents: int) -> Iterator[Part]:
-    """The next so many documents of `parts`, which then stands behind them."""
+    """Yield the next `documents` documents and leave the rest in `parts`."""
     while documents > 0 and (part := next(parts, None)) is not None:
         documents -= part[1]
         yield part
 
 
 def _digests(parts: Iterable[Part]) -> list[bytes]:
-    """A 128-bit digest of each document: what `exactly the same document` means here."""
-    found, digest = [], hashlib.blake2b(digest_size=16)
+    """Return a 128-bit digest of each document, by which duplicates are recognized."""
+    digests, digest = [], hashlib.blake2b(digest_size=16)
     for text, ends in parts:
         digest.update(text.encode())
         if ends:
-            found.append(digest.digest())
+            digests.append(digest.digest())
             digest = hashlib.blake2b(digest_size=16)
-    return found
+    return digests
 
 
 # Writing
@@ -146,7 +147,7 @@ class _Tally:
 
 
 def _write(path: Path, parts: Iterable[Part], banned: Set[bytes], advance: Callable[[int], None]) -> _Tally:
-    """Write documents with their separators; one whose digest is banned is taken back and counted as a duplicate."""
+    """Write documents with their separators, except those with a banned digest, which count as duplicates."""
     tally, start, digest = _Tally(), 0, hashlib.blake2b(digest_size=16)
     with open(path, "wb") as out:
         for text, ends in parts:
@@ -170,7 +171,7 @@ def _write(path: Path, parts: Iterable[Part], banned: Set[bytes], advance: Calla
 def _prepare(
     folder: Path, name: str, train: Iterable[Part], valid: Iterable[Part], banned: Set[bytes], size: int
 ) -> None:
-    """Write both texts, train first; `size` in bytes is for the progress bar only."""
+    """Write both texts, train first; `size` is the number of bytes for the progress bar."""
     with progress(f"preparing {name}", size) as advance:
         kept = _write(folder / "train.txt", train, banned, advance)
         held_out = _write(folder / "valid.txt", valid, frozenset(), advance)
@@ -179,10 +180,10 @@ def _prepare(
             f"nothing is left to train on: every training document ({kept.duplicates:,}) is a validation document too; "
             "give another --valid"
         )
-    _describe(folder, name, kept, held_out, floor_bits=None)
+    _write_facts(folder, name, kept, held_out, floor_bits=None)
 
 
-def _describe(folder: Path, name: str, train: _Tally, valid: _Tally, floor_bits: float | None) -> None:
+def _write_facts(folder: Path, name: str, train: _Tally, valid: _Tally, floor_bits: float | None) -> None:
     train_sha = sha256_of(folder / "train.txt")
     facts = {
         "name": name,
@@ -199,7 +200,7 @@ def _describe(folder: Path, name: str, train: _Tally, valid: _Tally, floor_bits:
 
 
 def _open(folder: Path, source: str) -> Corpus:
-    """The corpus prepared in `folder`; `source` says in words where it comes from."""
+    """Open the corpus prepared in `folder`; `source` says in words where it comes from."""
     facts = json.loads((folder / "corpus.json").read_text())
     note = (
         f"data: {source}: {facts['train_documents']:,} training and {facts['valid_documents']:,} validation documents"
@@ -213,20 +214,20 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(repr((_VERSION, *parts)).encode()).hexdigest()[:20]
 
 
-# The three kinds
+# The three sources
 
 
 def _fables(stories: int | None, why: str) -> Corpus:
     from mlx_transformer.data import fables
 
     stories = stories or FABLES_STORIES
-    # Another version of the generator draws other stories, whether or not it says that it is another.
+    # The generator's own source is in the key: a changed generator may write other stories.
     sources = [sha256_of(source) for source in sorted(Path(fables.__file__).parent.rglob("*.py"))]
 
     def build(folder: Path) -> None:
         info = fables.write_corpus(folder, stories=stories, valid_stories=FABLES_VALID_STORIES, seed=FABLES_SEED)
         train, valid = (_count(folder / name) for name in ("train.txt", "valid.txt"))
-        _describe(folder, "fables", train, valid, info.valid_bits)
+        _write_facts(folder, "fables", train, valid, info.valid_bits)
 
     key = _key(sources, stories, FABLES_VALID_STORIES, FABLES_SEED)
     return _open(cached_folder("corpora", f"fables-{key}", build), f"fables, the built-in stories, {why}")
@@ -250,17 +251,17 @@ def _tinystories_or_fables(stories: int | None, say: Say) -> Corpus:
 
 def _tinystories(stories: int | None, say: Say) -> Corpus:
     stories = stories or tinystories.DEFAULT_STORIES
-    found = tinystories.fetch(stories, say)
+    source = tinystories.fetch(stories, say)
 
     def build(folder: Path) -> None:
-        # A hub file may be cut off in the middle of a character behind the stories that are wanted: "replace".
-        banned = frozenset(_digests(read_parts(found.valid, errors="replace")))
-        train = _take(read_parts(found.train, errors="replace"), stories)
-        size = found.train.stat().st_size + found.valid.stat().st_size
-        _prepare(folder, "tinystories", train, read_parts(found.valid, errors="replace"), banned, size)
+        # "replace": a prefix of a hub file may end within a character, after the stories that are wanted.
+        banned = frozenset(_digests(read_parts(source.valid, errors="replace")))
+        train = _take(read_parts(source.train, errors="replace"), stories)
+        size = source.train.stat().st_size + source.valid.stat().st_size
+        _prepare(folder, "tinystories", train, read_parts(source.valid, errors="replace"), banned, size)
 
-    folder = cached_folder("corpora", f"tinystories-{_key(found.identity, stories)}", build)
-    return _open(folder, f"TinyStories, the first {stories:,} stories, {found.how}")
+    folder = cached_folder("corpora", f"tinystories-{_key(source.identity, stories)}", build)
+    return _open(folder, f"TinyStories, the first {stories:,} stories, {source.how}")
 
 
 def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:
@@ -297,9 +298,9 @@ def _split_documents(folder: Path, path: Path, stories: int | None) -> None:
 
 
 def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
-    """Hold out the last lines; what stands before them is one document."""
+    """Hold out the last lines; the lines before them are one document."""
     if stories is not None:
-        raise BadInput(f"{path} has no line {SEPARATOR} that would close a story, so --stories cannot count them")
+        raise BadInput(f"{path} has no line {SEPARATOR} that ends a story, so --stories cannot count them")
     count = sum(not line.isspace() for line in _lines(path))
     if count < 2:
         raise BadInput(
@@ -337,12 +338,12 @@ def check_text(path: Path, takes: str = "--data takes auto, fables, tinystories 
 
 
 def _digest_utf8(path: Path) -> str:
-    """sha256 of a file; raises BadInput with the offset of the first byte that is not UTF-8 text."""
+    """Hash a file. Raises BadInput with the offset of the first byte that is not UTF-8 text."""
     digest, decoder, offset = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
     with open(path, "rb") as file:
         while True:
             block = file.read(1 << 16)
-            pending = len(decoder.getstate()[0])  # bytes of a character that the last block left unfinished
+            pending = len(decoder.getstate()[0])  # bytes of a character that began in the last block
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The cache of prepared data: folders that are either complete or absent, and the progress bar for filling them."""
+"""The cache of prepared data: folders that are complete or absent, and the progress bar for filling them."""
 
 import contextlib
 import hashlib
@@ -14,16 +14,16 @@ from mlx_transformer.backend import cache_dir
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
 
-SEPARATOR = "<|endoftext|>"  # the line that closes a document, in every text here
+SEPARATOR = "<|endoftext|>"  # the line that ends a document, in every text here
 
-_MANIFEST = "manifest.json"  # file sizes: what a full disk or a person cut short is made again
-_ABANDONED = 3600.0  # seconds without a write after which another process's unfinished folder is taken for dead
+_MANIFEST = "manifest.json"  # file sizes: a folder with a file of another size is built again
+_ABANDONED = 3600.0  # seconds without a write, after which another process's unfinished folder is deleted
 
 
 def cached_folder(kind: str, name: str, build: Callable[[Path], None]) -> Path:
-    """The folder <cache>/kind/name; if it is not there whole, `build` fills a temporary one, which is then renamed.
+    """Return the folder <cache>/kind/name; unless it is complete, `build` fills a temporary one, which is then renamed.
 
-    Killed at any moment, or run twice at once, this leaves a whole folder or none. Raises BadInput if the disk is full
+    Leaves a complete folder or none, also when it is killed or runs twice at once. Raises BadInput if the disk is full
     or the cache cannot be written.
     """
     root = cache_dir() / kind
@@ -48,7 +48,7 @@ def cached_folder(kind: str, name: str, build: Callable[[Path], None]) -> Path:
 
 
 def unwritable(folder: Path, error: OSError) -> BadInput:
-    """What to raise where the cache cannot be written."""
+    """Make the error for a cache that cannot be written."""
     reason = error.strerror or str(error)
     return BadInput(
         f"cannot write the cache {folder} ({reason}); free some space or set MLX_TRANSFORMER_CACHE to another folder"
@@ -56,6 +56,7 @@ def unwritable(folder: Path, error: OSError) -> BadInput:
 
 
 def _sweep(root: Path, name: str) -> None:
+    """Delete the unfinished folders of processes that ended."""
     for folder in root.glob(f".{name}-*"):
         with contextlib.suppress(OSError):
             if time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir())) > _ABANDONED:
@@ -71,7 +72,7 @@ def _intact(folder: Path) -> bool:
 
 
 def _seal(folder: Path) -> None:
-    """Write the manifest and send every file to the disk, so that the rename cannot come before the contents."""
+    """Write the manifest and sync every file to the disk, so that the contents are there before the rename."""
     write_json(folder / _MANIFEST, {path.name: path.stat().st_size for path in folder.iterdir()})
     for path in folder.iterdir():
         with open(path, "rb") as file:
@@ -79,7 +80,7 @@ def _seal(folder: Path) -> None:
 
 
 def _put_in_place(staged: Path, final: Path) -> None:
-    with contextlib.suppress(OSError):  # another process may have been quicker: then its folder is as good as ours
+    with contextlib.suppress(OSError):  # fails if another process was faster: its folder has the same content
         os.rename(staged, final)
         return
     if _intact(final):
@@ -89,7 +90,7 @@ def _put_in_place(staged: Path, final: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes. Raises OSError."""
+    """Hash the bytes of a file. Raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 16):
@@ -99,7 +100,7 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` bytes, on a terminal only; yields the function that moves it on by so many bytes."""
+    """Show a bar over `total` bytes, on a terminal only; yield the function that advances it by a number of bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -1,6 +1,6 @@
-"""Token files: a corpus as one long array of pieces on disk, boundary, document, boundary, document, boundary, ...
+"""Token files: a corpus as one array of token ids on disk, EOS, document, EOS, document, EOS, ...
 
-A document begins with its opening where the tokenizer has one besides the boundary.
+Each document begins with BOS if the tokenizer has a BOS token other than EOS.
 """
 
 import hashlib
@@ -21,34 +21,34 @@ from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.utils.files import write_json
 
 MAX_VALID_TOKENS = 1_000_000
-_BATCH_CHARACTERS = 4 << 20  # handed to the tokenizer at a time: enough for every core, some 100 MB as Python lists
+_BATCH_CHARACTERS = 4 << 20  # per call of the tokenizer: enough for every core, about 100 MB as Python lists
 _VERSION = 2  # of the files: part of the cache key
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised corpus. What is said of `valid` is true of the documents kept in it, MAX_VALID_TOKENS at most."""
+    """A tokenized corpus. The facts about `valid` are those of its first documents, MAX_VALID_TOKENS at max_tokens."""
 
     train: np.ndarray  # (T,) uint16 or uint32, memory-mapped, read-only
     valid: np.ndarray  # (V,) likewise
     eos_id: int
-    valid_bytes: int  # UTF-8, without separators: what bits per byte are counted over
+    valid_bytes: int  # UTF-8, without separators: the denominator of bits per byte
     valid_documents: int
-    floor_bits: float | None  # of exactly these documents
-    unknown_rate: float  # unknown pieces among the validation pieces, boundaries not counted
-    lossless: bool  # every validation document came back from its pieces: bits per byte mean something
-    tokenizer: Tokenizer | None = None  # that made the token ids
+    floor_bits: float | None  # -log2 of the probability of these documents, if their generator is known
+    unknown_rate: float  # share of unknown tokens in `valid`, EOS and BOS not counted
+    lossless: bool  # every validation document is decoded unchanged, so that bits per byte are meaningful
+    tokenizer: Tokenizer | None = None  # the tokenizer of the token ids
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> Tokens:
-    """Tokenise both splits, a few megabytes at a time, or open the files that were made before.
+    """Tokenize both splits, a few megabytes at a time, or open the token files that are there.
 
-    Cached by the content of the corpus and of the tokenizer. Raises BadInput if the disk is full.
+    The cache key is the content of the corpus and of the tokenizer. Raises BadInput if the disk is full.
     """
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 65_535 else np.dtype("<u4")
 
     def build(folder: Path) -> None:
-        with progress("tokenising", corpus.train_bytes) as advance, open(folder / "train.bin", "wb") as out:
+        with progress("tokenizing", corpus.train_bytes) as advance, open(folder / "train.bin", "wb") as out:
             _write_train(out, corpus, tokenizer, dtype, advance)
         valid, facts = encode_text(corpus.valid, tokenizer, MAX_VALID_TOKENS)
         valid.astype(dtype).tofile(folder / "valid.bin")
@@ -73,16 +73,16 @@ def _write_train(
     bos_id, begins = _bos(tokenizer), True
     for batch in _batches(read_parts(corpus.train)):
         texts = [text for text, _ in batch]
-        pieces: list[int] = []
+        tokens: list[int] = []
         for encoded, (_, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
-            pieces += [*(bos_id if begins else ()), *encoded, *([tokenizer.eos_id] if ends else ())]
+            tokens += [*(bos_id if begins else ()), *encoded, *([tokenizer.eos_id] if ends else ())]
             begins = ends
-        out.write(np.array(pieces, dtype).tobytes())
+        out.write(np.array(tokens, dtype).tobytes())
         advance(sum(map(len, texts)))
 
 
 def _bos(tokenizer: Tokenizer) -> list[int]:
-    """What stands between the boundary and a document."""
+    """Return the tokens between EOS and a document."""
     bos_id = tokenizer.bos_id
     return [] if bos_id == tokenizer.eos_id else [bos_id]
 
@@ -100,52 +100,52 @@ def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def encode_text(path: Path, tokenizer: Tokenizer, most: int = sys.maxsize) -> tuple[np.ndarray, dict[str, Any]]:
-    """Encode the documents of a text as a validation split: token ids (V,) uint32, and the facts that `Tokens` has.
+def encode_text(path: Path, tokenizer: Tokenizer, max_tokens: int = sys.maxsize) -> tuple[np.ndarray, dict[str, Any]]:
+    """Encode the first documents of a text that fit `max_tokens`, as a validation split.
 
-    Only the first documents that fit `most` tokens.
+    Returns token ids (V,) uint32 and the facts about them: valid_bytes, valid_documents, unknown_rate, lossless.
     """
-    pieces, bos_id = array("I", [tokenizer.eos_id]), _bos(tokenizer)
+    tokens, bos_id = array("I", [tokenizer.eos_id]), _bos(tokenizer)
     documents, size, lossless = 0, 0, tokenizer.lossless
-    for text, encoded in _valid_documents(path, tokenizer, most):
-        if len(pieces) + len(bos_id) + len(encoded) + 1 > most:
+    for text, encoded in _valid_documents(path, tokenizer, max_tokens):
+        if len(tokens) + len(bos_id) + len(encoded) + 1 > max_tokens:
             if documents:
                 break
-            text, encoded = _whole_lines(text, tokenizer, most - 2 - len(bos_id))
-        pieces.extend([*bos_id, *encoded, tokenizer.eos_id])
+            text, encoded = _whole_lines(text, tokenizer, max_tokens - 2 - len(bos_id))
+        tokens.extend([*bos_id, *encoded, tokenizer.eos_id])
         documents += 1
         size += len(text.encode())
         lossless = lossless and tokenizer.decode(encoded) == text
-    within = len(pieces) - 1 - documents * (1 + len(bos_id))
-    unknown = sum(piece == tokenizer.unk_id for piece in pieces) / max(1, within)
+    within = len(tokens) - 1 - documents * (1 + len(bos_id))
+    unknown = sum(token == tokenizer.unk_id for token in tokens) / max(1, within)
     facts = {"valid_bytes": size, "valid_documents": documents, "unknown_rate": unknown, "lossless": lossless}
-    return np.array(pieces, np.uint32), facts
+    return np.array(tokens, np.uint32), facts
 
 
-def _valid_documents(path: Path, tokenizer: Tokenizer, most: int) -> Iterator[tuple[str, list[int]]]:
-    """Documents with their pieces; of one that is longer than `most`, only a beginning that is longer too."""
+def _valid_documents(path: Path, tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[str, list[int]]]:
+    """Yield documents with their tokens; of one longer than `max_tokens`, only a beginning that is longer too."""
     texts: list[str] = []
-    pieces: list[int] = []
+    tokens: list[int] = []
     for text, ends in read_parts(path):
-        if len(pieces) <= most:
+        if len(tokens) <= max_tokens:
             texts.append(text)
-            pieces += tokenizer.encode(text)
+            tokens += tokenizer.encode(text)
         if ends:
-            yield "".join(texts), pieces
-            texts, pieces = [], []
+            yield "".join(texts), tokens
+            texts, tokens = [], []
 
 
-def _whole_lines(text: str, tokenizer: Tokenizer, most: int) -> tuple[str, list[int]]:
-    """As many of a text's first lines as have no more than so many pieces (of a first line that has, what fits)."""
-    pieces: list[int] = []
+def _whole_lines(text: str, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, list[int]]:
+    """Return the first lines of a text that fit `max_tokens`, and their tokens; of a too long first line, what fits."""
+    tokens: list[int] = []
     end = 0
     for line in re.findall(r"[^\n]*\n|[^\n]+", text):
         encoded = tokenizer.encode(line)
-        if len(pieces) + len(encoded) > most:
+        if len(tokens) + len(encoded) > max_tokens:
             break
-        pieces += encoded
+        tokens += encoded
         end += len(line)
     if end:
-        return text[:end], pieces
-    cut = tokenizer.decode(tokenizer.encode(text)[:most]).rstrip("\N{REPLACEMENT CHARACTER}")
-    return cut, tokenizer.encode(cut)[:most]
+        return text[:end], tokens
+    cut = tokenizer.decode(tokenizer.encode(text)[:max_tokens]).rstrip("\N{REPLACEMENT CHARACTER}")
+    return cut, tokenizer.encode(cut)[:max_tokens]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_transformer.backend import divided_blas, split
 from mlx_transformer.data.corpus import check_text
-from mlx_transformer.data.stream import validation_rows
+from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.nn.model import Model
@@ -55,7 +55,7 @@ class Evaluator:
     """The loss of a model over token ids valid (V,), cut into sequences of seq_len: every token but the first."""
 
     def __init__(self, model: Model, valid: np.ndarray, seq_len: int, *, compiled: bool = True) -> None:
-        sequences, mask = validation_rows(valid, seq_len)
+        sequences, mask = validation_sequences(valid, seq_len)
         size = min(len(sequences), max(1, _EVAL_TOKENS // seq_len))
         short = -len(sequences) % size  # full batches only: one shape, one compiled graph
         self.sequences = np.concatenate([sequences, np.repeat(sequences[:1], short, 0)])

@@ -37,21 +37,21 @@ def bpe(corpus) -> Tokenizer:
 
 
 def framed(tokenizer: Tokenizer, documents: list[str]) -> list[int]:
-    pieces = [tokenizer.eos_id]
+    ids = [tokenizer.eos_id]
     for document in documents:
-        pieces += [*tokenizer.encode(document), tokenizer.eos_id]
-    return pieces
+        ids += [*tokenizer.encode(document), tokenizer.eos_id]
+    return ids
 
 
-def test_an_opening_that_is_no_boundary_stands_behind_it(tmp_path):
+def test_bos_follows_eos(tmp_path):
     """In front of each document, of one that is read in parts too."""
     library = pytest.importorskip("tokenizers")
     made = library.Tokenizer(library.models.WordLevel({"</s>": 0, "<s>": 1, "cat": 2, "?": 3}, unk_token="?"))
     made.pre_tokenizer = library.pre_tokenizers.Whitespace()
     made.post_processor = library.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokens = tokenize(corpus_of(tmp_path, ["cat " * i + "?" for i in range(40)]), HFTokenizer(made.to_str().encode()))
-    for pieces in (tokens.train.tolist(), tokens.valid.tolist()):
-        first, *documents, last = "".join(map(str, pieces)).split("0")
+    for ids in (tokens.train.tolist(), tokens.valid.tolist()):
+        first, *documents, last = "".join(map(str, ids)).split("0")
         assert (first, last) == ("", "")
         assert all(re.fullmatch("12*3", document) for document in documents)
     assert tokens.unknown_rate == tokens.valid_documents / np.isin(tokens.valid, (2, 3)).sum()
@@ -61,7 +61,7 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
     return tokenize_corpus(corpus, tokenizer, say=lambda line: None)
 
 
-def test_documents_stand_between_boundaries(corpus, bpe):
+def test_eos_separates_documents(corpus, bpe):
     tokens = tokenize(corpus, bpe)
     assert isinstance(tokens.train, np.memmap)
     assert tokens.train.dtype == tokens.valid.dtype == np.uint16
@@ -72,7 +72,7 @@ def test_documents_stand_between_boundaries(corpus, bpe):
 
 
 @pytest.mark.parametrize(("segment", "batch"), [(40, 1 << 20), (1 << 20, 100), (40, 100)])
-def test_the_pieces_do_not_depend_on_how_the_text_is_streamed(corpus, bpe, monkeypatch, segment, batch, tmp_path):
+def test_the_tokens_do_not_depend_on_how_the_text_is_streamed(corpus, bpe, monkeypatch, segment, batch, tmp_path):
     wanted = tokenize(corpus, bpe)
     monkeypatch.setattr(corpora, "SEGMENT", segment)
     monkeypatch.setattr(module, "_BATCH_CHARACTERS", batch)
@@ -84,7 +84,7 @@ def test_the_pieces_do_not_depend_on_how_the_text_is_streamed(corpus, bpe, monke
     assert text == bpe.decode(wanted.train.tolist()) == "".join(read_documents(corpus.train))
 
 
-def test_more_than_65535_pieces_take_four_bytes(corpus):
+def test_more_than_65535_tokens_take_four_bytes(corpus):
     words = WordTokenizer([f"w{i}" for i in range(65_532)])
     assert words.vocab_size == 65_536
     assert tokenize(corpus, words).train.dtype == np.uint32
@@ -132,7 +132,7 @@ def test_a_floor_is_kept_where_nothing_was_cut(corpus, bpe):
 def test_word_level_reports_what_it_does_not_know(corpus):
     words = train_tokenizer("word", corpus, 20)
     tokens = tokenize(corpus, words)
-    inner = [piece for piece in tokens.valid.tolist() if piece != words.eos_id]
+    inner = [token for token in tokens.valid.tolist() if token != words.eos_id]
     assert tokens.unknown_rate == pytest.approx(inner.count(words.unk_id) / len(inner))
     assert 0.05 < tokens.unknown_rate < 0.6
     assert not tokens.lossless

@@ -339,7 +339,7 @@ def test_a_checkpoint_of_another_model_is_bad_input(tmp_path):
 
 
 def test_a_text_shorter_than_a_row_is_bad_input():
-    with pytest.raises(BadInput, match=f"fewer than one row of {L + 1}"):
+    with pytest.raises(BadInput, match=f"fewer than one sequence of {L + 1}"):
         train(data=make_tokens(train=L))
 
 

@@ -52,7 +52,7 @@ def test_a_module_imports_from_its_own_package_or_from_below(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_pytorch_stays_in_the_reference_which_knows_nothing_of_ours(path):
-    independent = "reference" in path.parts or path.name == "hf.py"
+    independent = "reference" in path.parts
     for dotted in imported(path):
         top = dotted.split(".")[0]
         assert top != "torch" or independent, f"{path} imports torch"

@@ -25,8 +25,9 @@ from rich.table import Column, Table
 from bench.compare import outputs, plan, rates
 from bench.compare.plan import BACKENDS, DEFAULT, Finished, Run, Variant
 from bench.compare.record import Comparison, Record
-from bench.defaults import BUDGETS, SEEDS
-from bench.workers import rounds
+from bench.options import BUDGETS, SEEDS
+from bench.workers.machine import ROOT, check_torch, describe_machine, has_torch
+from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import (
@@ -186,16 +187,16 @@ def _as_before(idea: Variant, module: ModuleType, before: str) -> Variant:
 
 def present_phases() -> list[int]:
     """Those of the ladder that are there."""
-    return [n for n in range(1, 7) if (rounds.ROOT / "phases" / f"phase{n}.py").is_file()]
+    return [n for n in range(1, 7) if (ROOT / "phases" / f"phase{n}.py").is_file()]
 
 
 def _backends(reference: str | None) -> tuple[str, ...]:
     if reference is None:
-        return _REFERENCES["torch" if rounds.has_torch() else "none"]
+        return _REFERENCES["torch" if has_torch() else "none"]
     if reference not in _REFERENCES:
         raise BadInput(f"--reference {reference!r}: expected one of {', '.join(_REFERENCES)}")
     if reference != "none":
-        rounds.check_torch()
+        check_torch()
     return _REFERENCES[reference]
 
 
@@ -306,7 +307,7 @@ def begin(comparison: Comparison) -> Record:
     sizes = [model.count_parameters()["total"] for model in models]
     return Record(
         comparison=comparison,
-        machine=rounds.machine(),
+        machine=describe_machine(),
         corpus=described(comparison.runs[0].plan, models[0])["corpus"],
         parameters={
             run.variant.name: size for family, size in zip(comparison.families, sizes, strict=True) for run in family
@@ -377,7 +378,7 @@ def _duration(seconds: float) -> str:
 
 def main() -> None:
     """The command line."""
-    plan.end_as_by_ctrl_c()
+    end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench.compare")
     terminal = Terminal()
 

@@ -17,10 +17,6 @@ import importlib.metadata
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.workers import rounds
-from bench.workers.rounds import ALLOCATOR, ROOT, UNTOUCHED
+from bench.workers.machine import ROOT, threads, torch_device
+from bench.workers.process import ALLOCATOR, INTERRUPTED, UNTOUCHED, environment, run_to_end
+from bench.workers.training_step import save_weights
 from mlx_transformer.backend import compiles, device_info, matmul_gflops, versions
 from mlx_transformer.data.stream import Batches, validation_sequences
 from mlx_transformer.run.flags import TrainFlags
@@ -45,7 +42,6 @@ RUNS = Path("results/bench/runs")  # of all comparisons: a finished run is never
 BACKENDS = ("mlx", "torch", "torch-compile")
 DEFAULT = "default"  # the phase's own RECIPE
 _MATMUL_SHARE = 0.3  # of the matmul rate that a training step is thought to reach, before anything is known
-_INTERRUPTED = 130  # exit code of a run that saved and stopped
 # Settings that the fingerprint holds in another form (the text's checksum), or that decide nothing.
 _UNMARKED = ("data", "valid", "stories", "tokenizer", "device", "prompt", "quiet", "save_every")
 
@@ -126,7 +122,7 @@ class Run:
             "seed": plan.seed,
             "corpus": plan.corpus.sha256,
             "tokenizer": plan.tokenizer.sha256,
-            "machine": [device_info().describe(), rounds.threads()],
+            "machine": [device_info().describe(), threads()],
             "versions": versions() if own.backend == "mlx" else importlib.metadata.version("torch"),
             "compiles": own.backend == "mlx" and compiles(),
         }
@@ -238,22 +234,22 @@ def execute(run: Run, cache: Path = RUNS) -> Finished:
         return found
     _check_code(run)
     if run.variant.backend == "mlx":
-        command, environment = _ours(run, folder), rounds.environment(rounds.threads())
+        command, variables = _ours(run, folder), environment()
     else:
         _lay_out(run, folder)
         command = ["bench.reference.train", str(folder)]
-        environment = rounds.environment(rounds.threads(), **UNTOUCHED, **ALLOCATOR)
-    code, said = _wait([sys.executable, "-m", *command], environment)
+        variables = environment(**UNTOUCHED, **ALLOCATOR)
+    ended = run_to_end(["-m", *command], variables)
     try:
         _check_code(run)
     except RunFailed:
         shutil.rmtree(folder, ignore_errors=True)  # nobody knows which code made it
         raise
-    if code == _INTERRUPTED:
+    if ended.code == INTERRUPTED:
         raise KeyboardInterrupt
     found = look(run, cache)
     if found.status == "missing":
-        return Finished(status="failed", error=said)
+        return Finished(status="failed", error=ended.reason)
     _tidy(folder)
     return found
 
@@ -307,7 +303,7 @@ def _lay_out(run: Run, folder: Path) -> None:
     for name, values in zip(("valid", "mask"), validation_sequences(plan.tokens.valid, seq_len), strict=True):
         np.save(folder / f"{name}.npy", values)
     model = plan.make_model()
-    rounds.save_weights(folder / "weights.npz", model)
+    save_weights(folder / "weights.npz", model)
     about = described(plan, model)
     about["versions"] = {"torch": importlib.metadata.version("torch"), "python": about["versions"]["python"]}
     task = {
@@ -316,8 +312,8 @@ def _lay_out(run: Run, folder: Path) -> None:
         "config": plan.config.to_dict(),
         "recipe": plan.recipe.to_dict(),
         "compiled": backend == "torch-compile",
-        "device": rounds.torch_device(),
-        "threads": rounds.threads(),
+        "device": torch_device(),
+        "threads": threads(),
         "seed": plan.seed,
         "rows_per_step": rows,
         "eval_every": run.evaluate_every,
@@ -336,40 +332,6 @@ def _write_rows(path: Path, plan: Plan, rows: int, steps: int) -> None:
     for i in range(0, len(out), rows):
         out[i : i + rows] = next(batches)
     out.flush()
-
-
-def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command to its end: its exit code and its last words. Ctrl-C is handed on, so that it may save."""
-    with tempfile.TemporaryFile("w+", errors="replace") as said:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            env=environment,
-            cwd=ROOT,
-            start_new_session=True,  # the terminal's Ctrl-C comes to us alone, so that the run gets one, not two
-        )
-        interrupted = False
-        while process.returncode is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)  # the first saves and stops, a second one stops at once
-                interrupted = True
-        said.seek(0)
-        why = rounds.last_words(process.returncode, said.read())
-    return _INTERRUPTED if interrupted else process.returncode, why
-
-
-def end_as_by_ctrl_c() -> None:
-    """From now on SIGTERM and the SIGHUP of a closed terminal do what Ctrl-C does, so that no run outlives its parent.
-
-    What this process was started to ignore it still does (nohup).
-    """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
 
 
 def _tidy(folder: Path) -> None:
@@ -394,11 +356,12 @@ def lacks_reference(runs: Sequence[Run]) -> list[str | None]:
     tasks = [
         {"phase": run.variant.phase, "branch": run.variant.branch, "recipe": run.plan.recipe.to_dict()} for run in runs
     ]
-    command = [sys.executable, "-m", "bench.reference.check"]
-    done = subprocess.run(command, input=json.dumps(tasks), capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        raise RunFailed(f"PyTorch cannot be used: {rounds.last_words(done.returncode, done.stderr)}")
-    return json.loads(done.stdout)
+    ended = run_to_end(["-m", "bench.reference.check"], stdin=json.dumps(tasks))
+    if ended.code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if ended.code:
+        raise RunFailed(f"PyTorch cannot be used: {ended.reason}")
+    return json.loads(ended.stdout)
 
 
 def _tokens_of(run: Run) -> int:

@@ -12,10 +12,11 @@ from bench.compare import stats
 from bench.compare.plan import DEFAULT, Run, Variant
 from bench.compare.stats import Interval
 from bench.compare.target import Rates, as_json
-from bench.workers import rounds, training
-from bench.workers.ours import make_recipe
-from bench.workers.rounds import Worker
-from bench.workers.training import BATCHES, Task
+from bench.workers import training_step
+from bench.workers.interleave import interleave
+from bench.workers.mlx_worker import make_recipe
+from bench.workers.process import Worker, started
+from bench.workers.training_step import BATCHES, Task
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.ladder import find_branch, find_phase
 
@@ -69,38 +70,38 @@ def measure(runs: Sequence[Run], count: int, least: float, say: Say) -> Group:
     tokens = {run.variant.name: run.step_tokens for run in runs}
     with (
         tempfile.TemporaryDirectory() as folder,
-        rounds.started(list(_contestants(runs, Path(folder)))) as children,
+        started(list(_workers(runs, Path(folder)))) as children,
     ):
-        step = {name: own[-1]["seconds"] for name, own in training.warm_up(children, say).items()}
-        steps = training.steps_per_round(step, tokens, least)
+        step = {name: own[-1]["seconds"] for name, own in training_step.warm_up(children, say).items()}
+        steps = training_step.steps_per_round(step, tokens, least)
         requests = {name: {"steps": own} for name, own in steps.items()}
-        answers = rounds.interleave_each(children, count, requests, say)
+        answers = interleave(children, count, requests, say)
         return {
             name: {
                 "step_tokens": tokens[name],
                 "steps_per_round": steps[name],
                 "seconds_per_step": [answer["seconds"] / steps[name] for answer in own],
                 "memory_bytes": max(answer.get("memory_bytes", answer["max_rss_bytes"]) for answer in own),
-                "facts": rounds.told(children[name]),
+                "facts": children[name].describe(),
             }
             for name, own in answers.items()
         }
 
 
-def _contestants(runs: Sequence[Run], folder: Path) -> Iterator[Worker]:
+def _workers(runs: Sequence[Run], folder: Path) -> Iterator[Worker]:
     """A folder for each of them: they differ in model and batch."""
     for i, run in enumerate(runs):
         own, plan, task = folder / f"task{i}", run.plan, task_of(run)
         task = replace(task, recipe=replace(task.recipe, learning_rate=_RATE))
         pieces = np.array(plan.tokens.train[: BATCHES * task.step_tokens + 1])
-        training.lay_out(task, plan.make_model(), pieces, BATCHES, own)
-        yield _contestant(run.variant, task, own)
+        training_step.lay_out(task, plan.make_model(), pieces, BATCHES, own)
+        yield _worker(run.variant, task, own)
 
 
-def _contestant(variant: Variant, task: Task, folder: Path) -> Worker:
+def _worker(variant: Variant, task: Task, folder: Path) -> Worker:
     if variant.backend == "mlx":
-        return training.ours(variant.name, task, folder)
-    return training.theirs(variant.name, task, folder, compiled=variant.backend == "torch-compile")
+        return training_step.mlx_training(variant.name, task, folder)
+    return training_step.torch_training(variant.name, task, folder, compiled=variant.backend == "torch-compile")
 
 
 def task_of(run: Run) -> Task:
@@ -178,9 +179,9 @@ def parity(run: Run, say: Say) -> dict[str, Any]:
     say(f"{variant.name}: {PARITY_STEPS} steps of ours and of the reference from the same weights")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        training.lay_out(task, kind(config), pieces, PARITY_STEPS, folder)
-        sides = [training.ours("ours", task, folder), training.theirs("theirs", task, folder)]
-        with rounds.started(sides) as children:
+        training_step.lay_out(task, kind(config), pieces, PARITY_STEPS, folder)
+        sides = [training_step.mlx_training("ours", task, folder), training_step.torch_training("theirs", task, folder)]
+        with started(sides) as children:
             ours, theirs = (np.array(child.ask(steps=PARITY_STEPS)["losses"]) for child in children.values())
     apart = np.abs(ours - theirs)
     return {

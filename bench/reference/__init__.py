@@ -2,7 +2,7 @@
 
 Such a file exports `Model` (numbers of a config by name; `load`, `by_our_path`), `rules`, `Training` and `Decoder`, and
 `BRANCHES` (name -> another Model) where it has some. What stands here drives any of them for the bench, as
-`bench.child` asks for it; train.py makes a whole run.
+bench/workers/worker.py asks for it; train.py makes a whole run.
 """
 
 import importlib
@@ -133,4 +133,4 @@ class DecodingRounds:
 
     def round(self, count: int) -> dict[str, Any]:
         """The next pieces of every prompt."""
-        return {"pieces": self.decode(self.prompts, count).tolist()}
+        return {"tokens": self.decode(self.prompts, count).tolist()}

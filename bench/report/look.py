@@ -11,7 +11,7 @@ import numpy as np
 from mlx import nn
 
 from bench.report.logs import read_log
-from bench.workers.rounds import ROOT
+from bench.workers.machine import ROOT
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.position import SinusoidalPosition

@@ -19,7 +19,7 @@ from typing import Any
 from bench.compare import findings, tables
 from bench.report.placeholder import Logs, write_ratio
 from bench.tools import floor
-from bench.workers.rounds import ROOT
+from bench.workers.machine import ROOT
 from mlx_transformer.run.flags import Switch, parse
 from mlx_transformer.run.plots import short
 from mlx_transformer.run.report import escaped

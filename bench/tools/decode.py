@@ -23,9 +23,12 @@ import numpy as np
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from bench.workers import rounds
-from bench.workers.rounds import ALLOCATOR, UNTOUCHED, Ratio, Worker, environment
-from bench.workers.training import check_tokens
+from bench import logfile
+from bench.options import read_names, read_numbers
+from bench.workers.interleave import Ratio, interleave, speed_ratio
+from bench.workers.machine import check_torch, describe_machine, threads, torch_device
+from bench.workers.process import ALLOCATOR, UNTOUCHED, Worker, environment, started
+from bench.workers.training_step import check_tokens, save_weights
 from mlx_transformer.backend import use_device
 from mlx_transformer.data.tokenizers import HFTokenizer
 from mlx_transformer.nn.config import SIZES, Config, choose_size
@@ -97,9 +100,8 @@ class Task:
 
 def make_workers(task: Task, batch: int, against: list[str], folder: Path) -> list[Worker]:
     """mlx, then the others."""
-    threads = rounds.threads()
     model = find_phase(task.phase).Model(task.config, task.seed)
-    rounds.save_weights(folder / "weights.npz", model)
+    save_weights(folder / "weights.npz", model)
     if "transformers" in against:
         export(task.phase, model, folder)
     shared = {"phase": task.phase, "config": task.config.to_dict(), "prompts": task.prompts(batch)}
@@ -109,18 +111,18 @@ def make_workers(task: Task, batch: int, against: list[str], folder: Path) -> li
             own = {"seed": task.seed, "cached": name == "mlx", "device": task.device}
             return Worker(
                 name=name,
-                target="bench.workers.ours:DecodingRounds",
+                target="bench.workers.mlx_worker:DecodingRounds",
                 settings=shared | own,
-                environment=environment(threads),
+                environment=environment(),
             )
-        own = {"device": rounds.torch_device(), "threads": threads}
+        own = {"device": torch_device(), "threads": threads()}
         if name == "transformers":
-            target = "bench.workers.hf:DecodingRounds"
+            target = "bench.reference.hugging_face:DecodingRounds"
             settings = own | {"folder": str(folder / "hf"), "prompts": shared["prompts"]}
         else:
             target = "bench.reference:DecodingRounds"
             settings = shared | own | {"weights": str(folder / "weights.npz"), "compiled": name == "torch-compile"}
-        theirs = environment(threads, **UNTOUCHED, **ALLOCATOR)
+        theirs = environment(**UNTOUCHED, **ALLOCATOR)
         return Worker(name=name, target=target, settings=settings, environment=theirs)
 
     return [worker(name) for name in ("mlx", *against)]
@@ -134,16 +136,16 @@ def export(phase: int, model: Model, folder: Path) -> None:
 
 def check_transformers() -> None:
     """Raises BadInput if it or PyTorch is missing."""
-    rounds.check_torch()
+    check_torch()
     if find_spec("transformers") is None:
         raise BadInput("transformers is not installed: pip install transformers")
 
 
 def check_pieces(answers: dict[str, list[dict[str, Any]]]) -> None:
     """Raises RunFailed if a decoding wrote other pieces than mlx's first."""
-    expected = answers["mlx"][0]["pieces"]
+    expected = answers["mlx"][0]["tokens"]
     for name, own in answers.items():
-        if any(answer["pieces"] != expected for answer in own):
+        if any(answer["tokens"] != expected for answer in own):
             raise RunFailed(
                 f"{name} and mlx wrote different pieces: no comparison; if two pieces were as likely but for rounding, "
                 "another --seed avoids it"
@@ -154,15 +156,15 @@ def compare(task: Task, batch: int, against: list[str], count: int, say: Callabl
     """Measure one batch size; everything that was found."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        rounds.started(make_workers(task, batch, against, Path(folder))) as children,
+        started(make_workers(task, batch, against, Path(folder))) as children,
     ):
         request = {"count": task.new_tokens}
         warm = {name: [child.ask(**request) for _ in range(WARM_UP)] for name, child in children.items()}
         check_pieces(warm)
         say(f"batch {batch}: all write the same {batch * task.new_tokens} pieces")
-        answers = rounds.interleave(children, count, request, say)
+        answers = interleave(children, count, dict.fromkeys(children, request), say)
         check_pieces({name: warm[name] + answers[name] for name in answers})
-        facts = {name: rounds.told(child) for name, child in children.items()}
+        facts = {name: child.describe() for name, child in children.items()}
     seconds = {name: [answer["seconds"] for answer in own] for name, own in answers.items()}
     found = {
         name: {
@@ -173,7 +175,7 @@ def compare(task: Task, batch: int, against: list[str], count: int, say: Callabl
         }
         for name in answers
     }
-    ratios = [asdict(rounds.compare("mlx", name, seconds)) for name in against]
+    ratios = [asdict(speed_ratio("mlx", name, seconds)) for name in against]
     return {"batch": batch, "workers": found, "ratios": ratios}
 
 
@@ -192,22 +194,22 @@ def show(log: dict[str, Any]) -> Table:
 def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m bench decode")
-    batches = rounds.read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
-    against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
+    batches = read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
+    against = read_names(flags.against, AGAINST, AGAINST[:3])
     task = Task.read(flags)
     check_tokens(max(batches), task.config.seq_len)
     if any(name.startswith("torch") for name in against):
-        rounds.check_torch(task.phase)
+        check_torch(task.phase)
     if "transformers" in against:
         check_transformers()
-    rounds.check_out(flags.out)
+    logfile.check_out(flags.out)
     terminal = Terminal(width=120)
     count = flags.rounds or 8
-    log: dict[str, Any] = {"schema_version": 2, "measures": "decode", "machine": rounds.machine(), "warm_up": WARM_UP}
+    log: dict[str, Any] = {"schema_version": 2, "measures": "decode", "machine": describe_machine(), "warm_up": WARM_UP}
     log |= {name: getattr(task, name) for name in ("phase", "size", "prompt_tokens", "new_tokens", "seed")}
     log |= {"config": task.config.to_dict(), "rounds": count}
     log["batches"] = [compare(task, batch, against, count, terminal.print) for batch in batches]
-    rounds.write_log(flags.out, log)
+    logfile.write_log(flags.out, log)
     terminal.print(show(log))
 
 

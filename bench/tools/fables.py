@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from bench import logfile
 from bench.compare import stats, tables
 from bench.compare.compare import Phases, present_phases, told
 from bench.compare.findings import FEWEST_SEEDS
-from bench.compare.plan import RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute, keep_logs
-from bench.defaults import BUDGETS, SEEDS
+from bench.compare.plan import RUNS, Finished, Run, Variant, execute, keep_logs
+from bench.options import BUDGETS, SEEDS
 from bench.tools import floor
 from bench.tools.floor import MEASURES, SHARES
-from bench.workers import rounds
+from bench.workers.machine import describe_machine
+from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, TrainFlags, WholeNumber, parse
@@ -104,14 +106,14 @@ class Task:
 def measure(task: Task, folder: Path, say: Say, cache: Path = RUNS) -> dict[str, Any]:
     """Every run, made or found; the log, which is written after each. Raises RunFailed for a run without a result."""
     folder.mkdir(parents=True, exist_ok=True)
-    machine, made = rounds.machine(), list[Finished]()
+    machine, made = describe_machine(), list[Finished]()
     for budget, run in task.all_runs:
         made.append(finished := execute(run, cache))
         name = f"{run.variant.name} {budget} seed{run.plan.seed}"
         if finished.result is None:
             raise RunFailed(f"{name}: {finished.error}; the same command tries again")
         log = record(task, machine, made)
-        rounds.write_log(folder / LOG, log)
+        logfile.write_log(folder / LOG, log)
         keep_logs(finished, folder / "runs", name)
         say(f"{len(made)} of {len(task.all_runs)}: {name}: {told(finished)}")
     return log

@@ -22,9 +22,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.plan import RUNS, Run, Variant, end_as_by_ctrl_c, execute
-from bench.defaults import BUDGETS
-from bench.workers import rounds
+from bench import logfile
+from bench.compare.plan import RUNS, Run, Variant, execute
+from bench.options import BUDGETS
+from bench.workers.machine import describe_machine
+from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import use_device
 from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.nn.config import choose_size
@@ -130,7 +132,7 @@ def record(runs: Sequence[Run], rows: Sequence[dict[str, Any]], complete: bool) 
         "schema_version": 1,
         "measures": "length",
         "complete": complete,
-        "machine": rounds.machine(),
+        "machine": describe_machine(),
         "phase": PHASE,
         "size": plan.size,
         "seq_len": plan.config.seq_len,
@@ -144,9 +146,9 @@ def record(runs: Sequence[Run], rows: Sequence[dict[str, Any]], complete: bool) 
 
 def check_log(path: Path, runs: Sequence[Run]) -> None:
     """Raises BadInput if something else is there, or no log can be put there."""
-    rounds.check_json(path)
-    if not rounds.is_there(path):
-        return rounds.check_out(path)
+    logfile.check_json(path)
+    if not logfile.exists(path):
+        return logfile.check_out(path)
     ours = record(runs, [], complete=False)
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -220,7 +222,7 @@ def main() -> None:
     try:
         for run in runs:
             rows.append(row_of(run))
-            rounds.write_log(out, record(runs, rows, complete=len(rows) == len(runs)))
+            logfile.write_log(out, record(runs, rows, complete=len(rows) == len(runs)))
             say(f"{rows[-1]['branch']}, seed {rows[-1]['seed']}: {rows[-1]['status']}")
     except KeyboardInterrupt:
         raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None

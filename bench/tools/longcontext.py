@@ -21,11 +21,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench import logfile
 from bench.compare.plan import RUNS
 from bench.tools.roofline import FOR_THE_GPU
-from bench.workers import ours, rounds
+from bench.workers import mlx_worker
+from bench.workers.interleave import interleave
+from bench.workers.machine import describe_machine
 from bench.workers.passes import Passes, predict_bytes
-from bench.workers.rounds import Worker
+from bench.workers.process import Worker, started
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.nn.config import SIZES, choose_size
@@ -72,7 +75,7 @@ class Row:
         use_device(device)
         kind = find_branch(find_phase(PHASE), branch)
         config = kind.Config(**{**SIZES[size], "seq_len": length})
-        recipe = ours.make_recipe(PHASE, size, 1, length)
+        recipe = mlx_worker.make_recipe(PHASE, size, 1, length)
         self.predicted = predict_bytes(kind, config, recipe, 1, most_bytes)
         self.fits = self.predicted <= most_bytes
         if self.fits:
@@ -81,7 +84,7 @@ class Row:
 
     def facts(self) -> dict[str, Any]:
         """What the speed depends on, and whether it is measured at all."""
-        return {**ours.facts(), "predicted_bytes": self.predicted, "fits": self.fits}
+        return {**mlx_worker.describe_runtime(), "predicted_bytes": self.predicted, "fits": self.fits}
 
     def round(self) -> dict[str, Any]:
         """Seconds of one forward and backward pass, its peak memory, and seconds of one decoded piece."""
@@ -107,19 +110,17 @@ class Row:
 
 def measure(names: Sequence[str], length: int, count: int, settings: dict[str, Any], say: Say) -> list[dict[str, Any]]:
     """The rows of the log for one length; the first round of each is not counted."""
-    environment = rounds.environment(rounds.threads())
     workers = [
         Worker(
             name=name,
             target="bench.tools.longcontext:Row",
             settings={**settings, "branch": None if name == TRUNK else name, "length": length},
-            environment=environment,
         )
         for name in names
     ]
-    with rounds.started(workers) as children:
+    with started(workers) as children:
         fitting = {name: child for name, child in children.items() if child.facts["fits"]}
-        answers = rounds.interleave(fitting, count + 1, {}, say)
+        answers = interleave(fitting, count + 1, {key: {} for key in fitting}, say)
     rows = [{"name": name, "length": length, "status": "out of memory"} for name in names if name not in fitting]
     for name, own in answers.items():
         found = {key: [answer[key] for answer in own[1:]] for key in _MEASURES}
@@ -175,8 +176,8 @@ def main() -> None:
     size = choose_size(flags.size)
     terminal = Console(width=110)
     out = flags.out or RUNS.parent / f"longcontext_{size}.json"
-    rounds.check_json(out)
-    rounds.check_out(out)
+    logfile.check_json(out)
+    logfile.check_out(out)
     longest = flags.longest or LENGTHS[-1]
     if longest < LENGTHS[0]:
         raise BadInput(f"--longest {longest}: expected at least {LENGTHS[0]}, the shortest row that is measured")
@@ -184,7 +185,7 @@ def main() -> None:
     log: dict[str, Any] = {
         "schema_version": 1,
         "measures": "longcontext",
-        "machine": rounds.machine(),
+        "machine": describe_machine(),
         "phase": PHASE,
         "branch": branch,
         "size": size,
@@ -193,7 +194,7 @@ def main() -> None:
     for length in (n for n in LENGTHS if n <= longest):
         say = lambda text, length=length: terminal.print(f"{length:,}: {text}", highlight=False)  # noqa: E731
         log["rows"] += measure((TRUNK, branch), length, flags.rounds or ROUNDS, settings, say)
-        rounds.write_log(out, log)
+        logfile.write_log(out, log)
     if all(row["status"] != "done" for row in log["rows"]):
         raise RunFailed(f"memory has no room for any length; {out} says what was tried")
     draw(log, out.with_suffix(".png"))

@@ -15,10 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.plan import Run, Variant, end_as_by_ctrl_c, execute
+from bench import logfile
+from bench.compare.plan import Run, Variant, execute
 from bench.tools.roofline import Flags as RooflineFlags
 from bench.tools.roofline import asked, chips
-from bench.workers import rounds
+from bench.workers.machine import describe_machine
+from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.backend import matmul_gflops as measure_matmul
 from mlx_transformer.nn.config import SIZES
@@ -132,8 +134,8 @@ def main() -> None:
     sizes, seconds, device = read_sizes(flags.sizes), flags.seconds or SECONDS, flags.device or "auto"
     chip = use_device(device).name
     out = flags.out or MACHINES / f"{slug(chip)}.json"
-    rounds.check_out(out)
-    terminal, machine = Console(width=120), rounds.machine()
+    logfile.check_out(out)
+    terminal, machine = Console(width=120), describe_machine()
     terminal.print(f"{machine['device']}: {len(sizes)} runs of {seconds:g} s each; let the machine do nothing else")
     rate = matmul_gflops()
     results = {}
@@ -142,7 +144,7 @@ def main() -> None:
             terminal.print(f"training at {size}")
             results[size] = train(size, seconds, device, Path(folder))
     log = describe(results, machine, rate, seconds)
-    rounds.write_log(out, log)
+    logfile.write_log(out, log)
     terminal.print(show(log))
     whole = seconds == SECONDS and set(results) == set(SIZES)
     share = "to share it, copy it to results/published/machines/ and open a pull request"

@@ -17,10 +17,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench import logfile
 from bench.compare.plan import DEFAULT
-from bench.workers import ours, rounds
-from bench.workers.rounds import Worker
-from bench.workers.training import check_tokens, text_like
+from bench.workers import mlx_worker
+from bench.workers.machine import describe_machine
+from bench.workers.process import Worker, measure_once
+from bench.workers.training_step import check_tokens, text_like
 from mlx_transformer.backend import divided_blas, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.ops import fastmath, loss
@@ -64,14 +66,14 @@ class Steps:
         use_device(device)
         kind = find_branch(find_phase(phase), branch)
         name = None if recipe in (DEFAULT, PLAIN) else recipe
-        rules = ours.make_recipe(phase, size, rows, config["seq_len"], name)
+        rules = mlx_worker.make_recipe(phase, size, rows, config["seq_len"], name)
         self.plain, self.rows, self.config = recipe == PLAIN, rules.batch_size(config["seq_len"]), kind.Config(**config)
         model = kind(self.config)
         model.train()
         self.step = TrainingStep(model, rules)
 
     def facts(self) -> dict[str, Any]:
-        return ours.facts()
+        return mlx_worker.describe_runtime()
 
     def round(self, steps: int) -> dict[str, Any]:
         """The peak of so many steps, bytes."""
@@ -109,14 +111,12 @@ def measure(flags: Flags) -> dict[str, Any]:
             name=name,
             target="bench.tools.memory:Steps",
             settings={**shared, "recipe": name, "device": device},
-            environment=rounds.environment(rounds.threads()),
         )
-        with rounds.started([one]) as children:
-            workers[name] = {**children[name].ask(steps=_STEPS), "facts": rounds.told(children[name])}
+        workers[name] = measure_once(one, steps=_STEPS)
     return {
         "schema_version": 2,
         "measures": "memory",
-        "machine": rounds.machine(),
+        "machine": describe_machine(),
         **shared,
         "workers": workers,
     }
@@ -135,9 +135,9 @@ def show(log: dict[str, Any]) -> Table:
 def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m bench memory")
-    rounds.check_out(flags.out)
+    logfile.check_out(flags.out)
     log = measure(flags)
-    rounds.write_log(flags.out, log)
+    logfile.write_log(flags.out, log)
     Console(width=120).print(show(log))
 
 

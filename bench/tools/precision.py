@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute
-from bench.workers import rounds
+from bench import logfile
+from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, execute
+from bench.workers.machine import describe_machine
+from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import use_device
 from mlx_transformer.run.flags import Device, File, Place, Size, Text, TrainFlags, WholeNumber, parse
 from mlx_transformer.train.recipe import DTYPES
@@ -86,7 +88,7 @@ def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str
     return {
         "schema_version": 1,
         "measures": "precision",
-        "machine": rounds.machine(),
+        "machine": describe_machine(),
         "phase": run.variant.phase,
         "recipe": run.variant.recipe,
         "size": run.plan.size,
@@ -132,13 +134,13 @@ def main() -> None:
     if flags.out is None:
         out.parent.mkdir(parents=True, exist_ok=True)  # a log of this name is made again, from the runs that are there
     else:
-        rounds.check_out(out)
+        logfile.check_out(out)
     try:
         found = measure(runs, seeds, say)
     except KeyboardInterrupt:
         raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
     log = record(first, seeds, found)
-    rounds.write_log(out, log)
+    logfile.write_log(out, log)
     terminal.print(show(log))
     terminal.print(f"all of it: {out}", soft_wrap=True, highlight=False)
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bench.tools.graph import Graph, on_metal, trace, training_step
 from bench.tools.kernels import Kernel, kernels, peak_bytes
-from bench.workers.training import check_tokens
+from bench.workers.training_step import check_tokens
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase

@@ -23,10 +23,14 @@ import numpy as np
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from bench.workers import rounds, training
-from bench.workers.ours import make_recipe
-from bench.workers.rounds import Child, Ratio, Worker
-from bench.workers.training import BATCHES, WARM_UP, Task
+from bench import logfile
+from bench.options import read_names
+from bench.workers import training_step
+from bench.workers.interleave import Ratio, interleave, speed_ratio
+from bench.workers.machine import check_torch, describe_machine
+from bench.workers.mlx_worker import make_recipe
+from bench.workers.process import Worker, WorkerProcess, started
+from bench.workers.training_step import BATCHES, WARM_UP, Task
 from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Number, Size, Text, WholeNumber, parse
@@ -73,38 +77,39 @@ def read_task(flags: Flags) -> Task:
     numbers |= {"seq_len": flags.seq_len} if flags.seq_len else {}
     config = find_phase(phase).Config(**numbers)
     recipe = make_recipe(phase, size, flags.batch_size, config.seq_len)
-    training.check_tokens(recipe.batch_size(config.seq_len), config.seq_len)
+    training_step.check_tokens(recipe.batch_size(config.seq_len), config.seq_len)
     return Task(phase=phase, size=size, config=config, recipe=recipe, device=device)
 
 
 def make_workers(task: Task, against: list[str], folder: Path) -> list[Worker]:
     """mlx, then the others; what they share lies in the folder."""
-    pieces = training.text_like(BATCHES * task.step_tokens + 1, task.config.vocab_size)
-    training.lay_out(task, find_phase(task.phase).Model(task.config), pieces, BATCHES, folder)
+    pieces = training_step.text_like(BATCHES * task.step_tokens + 1, task.config.vocab_size)
+    training_step.lay_out(task, find_phase(task.phase).Model(task.config), pieces, BATCHES, folder)
 
     def other(name: str) -> Worker:
         if name == "gemm":
-            return replace(training.ours(name, task, folder), target="bench.workers.gemm:GemmRounds")
+            return replace(training_step.mlx_training(name, task, folder), target="bench.workers.gemm:GemmRounds")
         if name == "plain":
-            return training.ours(name, task, folder, MLX_TRANSFORMER_PLAIN="1")
+            return training_step.mlx_training(name, task, folder, MLX_TRANSFORMER_PLAIN="1")
         compiled, tuned = name == "torch-compile", name != "torch-installed"
-        return training.theirs(name, task, folder, compiled=compiled, tuned=tuned)
+        return training_step.torch_training(name, task, folder, compiled=compiled, tuned=tuned)
 
-    return [training.ours("mlx", task, folder), *map(other, against)]
+    return [training_step.mlx_training("mlx", task, folder), *map(other, against)]
 
 
 def measure(
-    task: Task, children: dict[str, Child], count: int, steps: int | None, say: Callable[[str], None]
+    task: Task, children: dict[str, WorkerProcess], count: int, steps: int | None, say: Callable[[str], None]
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """Answers by contestant, the warm-up's first; and the steps of a round."""
     fast = {name: child for name, child in children.items() if name != "plain"}
-    answers = training.warm_up(fast, say)
+    answers = training_step.warm_up(fast, say)
     if "plain" in children:
         answers["plain"] = [children["plain"].ask(steps=1) for _ in range(2)]
     if steps is None:
         seconds = {name: answers[name][-1]["seconds"] for name in fast}
-        steps = min(training.steps_per_round(seconds, dict.fromkeys(fast, task.step_tokens), ROUND_SECONDS).values())
-    for name, own in rounds.interleave(fast, count, {"steps": steps}, say).items():
+        tokens = dict.fromkeys(fast, task.step_tokens)
+        steps = min(training_step.steps_per_round(seconds, tokens, ROUND_SECONDS).values())
+    for name, own in interleave(fast, count, {key: {"steps": steps} for key in fast}, say).items():
         answers[name] += own
     return answers, steps
 
@@ -121,13 +126,13 @@ def compare(
     task: Task, against: list[str], count: int, steps: int | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure; everything that was found, as the log holds it."""
-    machine = rounds.machine()
+    machine = describe_machine()
     with (
         tempfile.TemporaryDirectory() as folder,
-        rounds.started(make_workers(task, against, Path(folder))) as children,
+        started(make_workers(task, against, Path(folder))) as children,
     ):
         answers, steps = measure(task, children, count, steps, say)
-        facts = {name: rounds.told(child) for name, child in children.items()}
+        facts = {name: child.describe() for name, child in children.items()}
     losses = {name: [loss for answer in own for loss in answer["losses"]] for name, own in answers.items()}
     if not task.config.dropout:
         check_losses(losses)
@@ -145,9 +150,10 @@ def compare(
         }
         for name in answers
     }
-    described = {"phase": task.phase, "size": task.size, "batch_size": task.rows, "config": task.config.to_dict()}
+    described = {"phase": task.phase, "size": task.size, "batch_size": task.batch_size}
+    described["config"] = task.config.to_dict()
     described |= {"recipe": task.recipe.to_dict(), "rounds": count, "steps_per_round": steps, "warm_up": WARM_UP}
-    ratios = [asdict(rounds.compare("mlx", name, per_step)) for name in against]
+    ratios = [asdict(speed_ratio("mlx", name, per_step)) for name in against]
     return {
         "schema_version": 2,
         "measures": "step",
@@ -175,14 +181,14 @@ def show(log: dict[str, Any]) -> Table:
 def main() -> None:
     """The command line."""
     flags = parse(Flags, "python -m bench step")
-    against = rounds.read_names(flags.against, AGAINST, AGAINST[:3])
+    against = read_names(flags.against, AGAINST, AGAINST[:3])
     task = read_task(flags)
     if any(name.startswith("torch") for name in against):
-        rounds.check_torch(task.phase)
-    rounds.check_out(flags.out)
+        check_torch(task.phase)
+    logfile.check_out(flags.out)
     terminal = Terminal(width=120)
     log = compare(task, against, flags.rounds or 8, flags.steps, terminal.print)
-    rounds.write_log(flags.out, log)
+    logfile.write_log(flags.out, log)
     terminal.print(show(log))
 
 

@@ -10,8 +10,6 @@ formula of bench/passes.py.
 
 import itertools
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,19 +20,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.plan import end_as_by_ctrl_c
+from bench import logfile
+from bench.options import read_numbers
 from bench.tools import heatmap
 from bench.tools.machine import matmul_gflops
 from bench.tools.roofline import FOR_THE_GPU
-from bench.workers import rounds
-from bench.workers.ours import make_recipe
+from bench.workers.machine import describe_machine
+from bench.workers.mlx_worker import make_recipe
 from bench.workers.passes import FULL, is_about_memory
-from bench.workers.training import check_tokens
+from bench.workers.process import Worker, WorkerFailed, end_as_by_ctrl_c, measure_once
+from bench.workers.training_step import check_tokens
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import BadInput, Interrupted, exit_cleanly
 from mlx_transformer.utils.files import check_place, usable
 
 AXES = ("d_model", "seq_len", "batch_size")
@@ -100,9 +100,9 @@ class Grid:
             seconds=flags.seconds or SECONDS,
             max_memory_bytes=int(memory),
             axes=(
-                rounds.read_numbers("--d-models", flags.d_models) or _around(own["d_model"], 0.5, 1, 2),
-                rounds.read_numbers("--seq-lens", flags.seq_lens) or _around(own["seq_len"], 0.5, 1, 2),
-                rounds.read_numbers("--batch-sizes", flags.batch_sizes) or _around(rows, 1 / 16, 1 / 4, 1, 4),
+                read_numbers("--d-models", flags.d_models) or _around(own["d_model"], 0.5, 1, 2),
+                read_numbers("--seq-lens", flags.seq_lens) or _around(own["seq_len"], 0.5, 1, 2),
+                read_numbers("--batch-sizes", flags.batch_sizes) or _around(rows, 1 / 16, 1 / 4, 1, 4),
             ),
         )
         for setting in grid.settings():
@@ -136,26 +136,17 @@ def measure(grid: Grid, setting: Setting) -> Setting:
     numbers = {name: getattr(grid, name) for name in ("phase", "branch", "size", "device", "seconds")}
     task = numbers | {
         "config": grid.config(setting),
-        "rows": setting["batch_size"],
+        "batch_size": setting["batch_size"],
         "most_bytes": grid.max_memory_bytes,
     }
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench.workers.child", "bench.workers.passes:Setting"],
-        input=f"{json.dumps(task)}\n{{}}\n",  # make it, and one round
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=rounds.environment(rounds.threads()),
-        cwd=rounds.ROOT,
-    )
-    if not ran.returncode:
-        return setting | json.loads(ran.stdout.splitlines()[-1])
-    why = (ran.stderr.strip() or "no message").splitlines()[-1]
-    if ran.returncode < 0:  # by the system, or where an allocation was refused that somebody counted on
-        return setting | {"status": FULL, "why": f"ended by signal {-ran.returncode}"}
-    if is_about_memory(why):
-        return setting | {"status": FULL, "why": why}
-    raise RunFailed(f"{_name(setting)} ended with code {ran.returncode}: {why}")
+    try:
+        answer = measure_once(Worker(name=_name(setting), target="bench.workers.passes:Setting", settings=task))
+    except WorkerFailed as error:
+        if error.code < 0 or is_about_memory(error.reason):  # a signal: the system's, or an allocation that failed
+            return setting | {"status": FULL, "why": error.reason}
+        raise
+    del answer["facts"]
+    return setting | answer
 
 
 def sweep(grid: Grid, log: dict[str, Any], save: Callable[[], None], say: Callable[[str], None]) -> None:
@@ -240,11 +231,11 @@ def show(log: dict[str, Any]) -> Table:
 def open_log(path: Path, grid: Grid) -> dict[str, Any]:
     """The log of a sweep that goes on, or a new one. Raises BadInput if what is there is another sweep's."""
     mine = {name: getattr(grid, name) for name in _SAME}
-    if rounds.is_there(path):
+    if logfile.exists(path):
         try:
             log = json.loads(path.read_text(encoding="utf-8"))
             theirs = {name: log[name] for name in _SAME}
-            machine, now = log["machine"], rounds.machine()
+            machine, now = log["machine"], describe_machine()
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"'{path}' is no log of a sweep ({error}): give another --out") from error
         for name in ("device", "versions", "commit"):
@@ -257,8 +248,8 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
         check_place(path.parent)
         if path.parent.is_dir() and any(path.parent.iterdir()):
             raise BadInput(f"--out '{path.parent}' holds something else than a sweep: give another")
-    rounds.check_out(path)
-    log = {"schema_version": 1, "measures": "sweep", "complete": False, "machine": rounds.machine(), **mine}
+    logfile.check_out(path)
+    log = {"schema_version": 1, "measures": "sweep", "complete": False, "machine": describe_machine(), **mine}
     return log | {"matmul_gflops": matmul_gflops(), "settings": [], "best": []}
 
 
@@ -274,7 +265,7 @@ def main() -> None:
     def save() -> None:
         log["best"] = [dict(zip(AXES, _place(one), strict=True)) for one in best(log["settings"])]
         log["complete"] = set(map(_place, grid.settings())) <= set(map(_place, log["settings"]))
-        rounds.write_log(path, log)
+        logfile.write_log(path, log)
 
     save()
     try:

@@ -21,9 +21,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, end_as_by_ctrl_c, execute
-from bench.defaults import BUDGETS
-from bench.workers import rounds
+from bench import logfile
+from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, execute
+from bench.options import BUDGETS
+from bench.workers.machine import describe_machine
+from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, TrainFlags, WholeNumber, parse
@@ -253,7 +255,7 @@ def record(task: Task, tried: list[Tried], complete: bool) -> dict[str, Any]:
         "schema_version": 1,
         "measures": "tune",
         "complete": complete,
-        "machine": rounds.machine(),
+        "machine": describe_machine(),
         **task.describe(),
         "best": None if math.isinf(best.median) else best.rate,
         "verdict": verdict(tried),
@@ -264,8 +266,8 @@ def record(task: Task, tried: list[Tried], complete: bool) -> dict[str, Any]:
 
 def logged_rates(path: Path, task: Task) -> list[float]:
     """Those that the log has already. Raises BadInput if it is of another task, or none can be put there."""
-    if not rounds.is_there(path):
-        rounds.check_out(path)
+    if not logfile.exists(path):
+        logfile.check_out(path)
         return []
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -294,14 +296,14 @@ def main() -> None:
 
     def save(tried: list[Tried]) -> None:
         if len(tried) >= len(logged):  # it never holds fewer than before
-            rounds.write_log(out, record(task, tried, complete=False))
+            logfile.write_log(out, record(task, tried, complete=False))
 
     try:
         tried = search(list(dict.fromkeys([*logged, *task.rates])), lambda rate: measure(task, rate, say), save)
     except KeyboardInterrupt:
         raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
     log = record(task, tried, complete=True)
-    rounds.write_log(out, log)
+    logfile.write_log(out, log)
     terminal.print(show(log))
     for line in (*log["verdict"], f"all of it: {out}"):
         say(line)

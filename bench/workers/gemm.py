@@ -1,4 +1,4 @@
-"""The matrix products of a training step, alone: the part of its time that no other code of ours could save."""
+"""The matrix products of a training step alone: the part of its time that only a faster GEMM could shorten."""
 
 from typing import Any
 
@@ -9,45 +9,45 @@ import mlx.core as mx
 
 from bench.tools import graph
 from bench.tools.graph import Graph
-from bench.workers import ours
+from bench.workers import mlx_worker
 from mlx_transformer.backend import divided_blas, split, use_device
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.recipe import Recipe
 
-Factor = tuple[tuple[int, ...], bool]  # its shape, and whether it is another array transposed
+Factor = tuple[tuple[int, ...], bool]  # shape, and whether it is another array transposed
 
 
-def shapes(found: Graph) -> list[list[Factor]]:
-    """Both factors of every matrix product of a graph."""
+def shapes(traced: Graph) -> list[list[Factor]]:
+    """Return both factors of every matrix product of a graph."""
 
     def factor(name: str) -> Factor:
-        shape, node = found.arrays[name].shape, found.maker.get(name)
+        shape, node = traced.arrays[name].shape, traced.maker.get(name)
         if node is None or node.primitive != "Transpose":
             return shape, False
-        before = found.arrays[node.inputs[0]].shape
+        before = traced.arrays[node.inputs[0]].shape
         return shape, before == (*shape[:-2], shape[-1], shape[-2])
 
-    products = (node for node in found.nodes if node.primitive in ("Matmul", "AddMM"))
+    products = (node for node in traced.nodes if node.primitive in ("Matmul", "AddMM"))
     return [[factor(name) for name in node.inputs[:2]] for node in products]
 
 
-def step_products(model: Model, recipe: Recipe, rows: int) -> list[list[Factor]]:
-    """The matrix products of a step of so many rows; they are the same on every device."""
-    with graph.on_metal():  # whose graph can be read
-        batch = mx.zeros((rows, model.config.seq_len + 1), mx.int32)
+def step_products(model: Model, recipe: Recipe, batch_size: int) -> list[list[Factor]]:
+    """Return the matrix products of a step; they are the same on every device."""
+    with graph.on_metal():  # only Metal's graph can be read
+        batch = mx.zeros((batch_size, model.config.seq_len + 1), mx.int32)
         return shapes(graph.trace(graph.training_step(model, recipe), batch))
 
 
 class GemmRounds:
-    """The contestant gemm, made with the settings of `ours.TrainingRounds`: its products, on as many streams."""
+    """The products of a training step, from the settings of mlx_worker.TrainingRounds, on as many streams."""
 
     def __init__(
         self,
         *,
         phase: int,
         size: str,
-        rows: int,
+        batch_size: int,
         config: dict[str, Any],
         device: str,
         branch: str | None = None,
@@ -57,20 +57,21 @@ class GemmRounds:
     ) -> None:
         use_device(device)
         kind = find_branch(find_phase(phase), branch)
-        rules = ours.make_recipe(phase, size, rows, config["seq_len"], recipe, learning_rate)
+        rules = mlx_worker.make_recipe(phase, size, batch_size, config["seq_len"], recipe, learning_rate)
         made: dict[Any, mx.array] = {}
         self.work: list[tuple[mx.Stream, list[list[mx.array]]]] = []
-        for i, (stream, part, _) in enumerate(split(mx.zeros((rows, 1)))):
+        for i, (stream, part, _) in enumerate(split(mx.zeros((batch_size, 1)))):
             with mx.stream(stream):
                 pairs = step_products(kind(kind.Config(**config)), rules, len(part))
                 self.work += [(stream, [[made.setdefault((i, f), _draw(*f)) for f in pair] for pair in pairs])]
         mx.eval(list(made.values()))
 
     def facts(self) -> dict[str, Any]:
-        return ours.facts()
+        """Describe the runtime."""
+        return mlx_worker.describe_runtime()
 
     def round(self, steps: int) -> dict[str, Any]:
-        """So many steps' products."""
+        """Compute the products of so many steps."""
         with divided_blas():
             for _ in range(steps):
                 mx.eval([self._last(stream, factors) for stream, factors in self.work])
@@ -78,7 +79,7 @@ class GemmRounds:
 
     @staticmethod
     def _last(stream: mx.Stream, work: list[list[mx.array]]) -> mx.array:
-        """The last of a stream's products; each waits for the one before, whose memory is then free, as in a step."""
+        """Return a stream's last product; each waits for the one before, whose memory is then free, as in a step."""
         with mx.stream(stream):
             product = mx.array(0.0)
             for left, right in work:

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +21,9 @@ from bench.compare import compare, outputs, plan, rates, target
 from bench.compare.compare import Flags
 from bench.compare.plan import Finished, Run, Variant
 from bench.compare.stats import Interval
-from bench.workers import rounds, training
-from bench.workers.ours import TrainingRounds
+from bench.workers import training_step
+from bench.workers.mlx_worker import TrainingRounds
+from bench.workers.process import Ended
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import TrainFlags, parse
 from mlx_transformer.train.optim.schedules import BatchWarmup, Linear
@@ -382,7 +381,8 @@ def test_bad_input_is_one_sentence(planned, line, said):
 
 
 def test_a_reference_that_is_not_installed_is_named_with_its_command(planned, monkeypatch):
-    monkeypatch.setattr(rounds, "has_torch", lambda: False)
+    monkeypatch.setattr(compare, "has_torch", lambda: False)
+    monkeypatch.setattr("bench.workers.machine.has_torch", lambda: False)
     with pytest.raises(BadInput, match="make test installs it"):
         planned("--reference", "torch")
     assert compare._backends(None) == ()
@@ -596,14 +596,14 @@ def test_a_run_is_the_command_of_its_phase_and_is_made_once(tiny, cache, monkeyp
     assert finished.result["tokens"] == finished.evals[-1]["tokens"] == 28 * run.step_tokens
     assert [one["tokens"] for one in finished.evals[:2]] == [720, 1440]
     assert not (finished.folder / "checkpoints").exists()
-    monkeypatch.setattr(plan, "_wait", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(plan, "run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
     assert plan.execute(run, cache) == finished
 
 
 def test_a_run_that_outlived_its_parent_is_waited_for(tiny, cache, tmp_path, monkeypatch):
     run = tiny()
     made, folder = plan.execute(run, cache).folder, tmp_path / run.fingerprint
-    monkeypatch.setattr(plan, "_wait", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr(plan, "run_to_end", lambda *_: pytest.fail("it was made again"))
     folder.mkdir()
     with (folder / ".lock").open("w") as lock, concurrent.futures.ThreadPoolExecutor() as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -623,44 +623,21 @@ def test_code_that_changes_on_the_way_leaves_no_run(tiny, cache, tmp_path, monke
     def edited(*_):
         shutil.copytree(made, folder)
         monkeypatch.setattr(plan, "_checksum", lambda phase, backend: "other")
-        return 0, ""
+        return Ended(0, "", "")
 
-    monkeypatch.setattr(plan, "_wait", edited)
+    monkeypatch.setattr(plan, "run_to_end", edited)
     with pytest.raises(RunFailed, match="the code changed while phase 1, seed 0"):
         plan.execute(run, tmp_path)
     assert not folder.exists()
-    monkeypatch.setattr(plan, "_wait", lambda *_: pytest.fail("it was begun under the old fingerprint"))
+    monkeypatch.setattr(plan, "run_to_end", lambda *_: pytest.fail("it was begun under the old fingerprint"))
     with pytest.raises(RunFailed, match="the code changed"):
         plan.execute(run, tmp_path)
-
-
-def test_a_signal_is_said_instead_of_an_earlier_warning():
-    program = "import os, sys; print('a warning', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
-    assert plan._wait([sys.executable, "-c", program], dict(os.environ)) == (-9, "ended by signal 9")
-    assert rounds.last_words(2, "a warning\nerror: no such file\n") == "no such file"
-    assert rounds.last_words(3, "") == "ended with code 3, without a message"
-
-
-def test_a_closed_terminal_ends_as_ctrl_c_does():
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
-    try:
-        plan.end_as_by_ctrl_c()
-        for number in numbers:
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), number)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-        plan.end_as_by_ctrl_c()
-        os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def test_steps_are_timed_at_a_rate_at_which_none_diverges(tiny, tmp_path):
     ours = tiny(learning_rate=1e6)
     runs = [ours, replace(ours, variant=replace(ours.variant, backend="torch"))]
-    first, second = (one.settings for one in rates._contestants(runs, tmp_path))
+    first, second = (one.settings for one in rates._workers(runs, tmp_path))
     assert first["learning_rate"] == second["recipe"]["learning_rate"] == 1e-6
 
 
@@ -668,8 +645,15 @@ def test_steps_are_timed_with_the_full_batch(tmp_path, monkeypatch):
     growing = replace(phase1.RECIPE, batch_warmup=BatchWarmup(tokens=10**6, doublings=2))
     monkeypatch.setattr(phase1, "RECIPES", {"growing": growing})
     config = phase1.Config(**{**SIZES["nano"], **{name: TINY[name] for name in TINY if name != "batch_size"}})
-    np.save(tmp_path / "tokens.npy", training.text_like(1000, config.vocab_size))
-    settings = {"phase": 1, "size": "nano", "rows": 8, "config": config.to_dict(), "recipe": "growing", "device": "cpu"}
+    np.save(tmp_path / "tokens.npy", training_step.text_like(1000, config.vocab_size))
+    settings = {
+        "phase": 1,
+        "size": "nano",
+        "batch_size": 8,
+        "config": config.to_dict(),
+        "recipe": "growing",
+        "device": "cpu",
+    }
     worker = TrainingRounds(tokens=str(tmp_path / "tokens.npy"), folder=str(tmp_path), **settings)
     assert next(worker.events).tokens == 8 * config.seq_len
     worker.events.close()
@@ -685,7 +669,7 @@ def test_a_run_that_cannot_be_made_says_why(tiny, tmp_path):
 
 
 def test_an_interrupted_run_raises_once_it_has_ended(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_wait", lambda *_: (130, "saved"))
+    monkeypatch.setattr(plan, "run_to_end", lambda *_: Ended(130, "", "saved"))
     with pytest.raises(KeyboardInterrupt):
         plan.execute(tiny(), tmp_path)
 
@@ -697,7 +681,7 @@ def test_ctrl_c_names_the_folder_to_go_on_with(planned, monkeypatch, tmp_path):
     comparison = planned("--phases", 1)
     monkeypatch.setattr(compare, "read", lambda flags, say: comparison)
     monkeypatch.setattr(compare, "compare", interrupted)
-    monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(compare, "end_as_by_ctrl_c", lambda: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["compare", "--phases", "1"])
     with pytest.raises(Interrupted, match=r"go on with: python -m bench.compare --phases 1 --out=results/bench/\d+_"):
@@ -708,7 +692,7 @@ def test_the_plan_runs_nothing(planned, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     comparison = planned("--phases", 1, 1)
     monkeypatch.setattr(compare, "read", lambda flags, say: comparison)
-    monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(compare, "end_as_by_ctrl_c", lambda: None)
     shown = command(compare.main, "--plan")
     assert shown.code == 0, shown
     assert "phase 1 #2" in shown.out
@@ -799,7 +783,7 @@ def test_what_has_no_reference_says_why(tiny):
 @pytest.mark.slow
 def test_a_quick_comparison_from_end_to_end(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(compare, "end_as_by_ctrl_c", lambda: None)
     line = ("--phases", "1", "--quick", "--max-tokens", "40960", "--data", text, "--out", tmp_path / "out")
     done = command(lambda: compare.exit_cleanly(compare.main), *line)
     assert done.code == 0, done

@@ -156,5 +156,5 @@ def test_a_real_run_and_the_same_again(command, monkeypatch, tmp_path):
     assert json.loads((logged / "result.json").read_text())["best_valid_bpb"] == by_tokens["best_valid_bpb"]
     assert (logged / "curve.jsonl").exists()
 
-    monkeypatch.setattr("bench.compare.plan._wait", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr("bench.compare.plan.run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
     assert command(*line)["runs"] == log["runs"]

@@ -8,7 +8,6 @@ import jsonschema
 import pytest
 
 from bench.tools import machine, roofline
-from bench.workers import rounds
 from mlx_transformer.backend import Device
 from mlx_transformer.utils.errors import BadInput, RunFailed
 
@@ -65,7 +64,9 @@ def test_a_file_is_named_by_the_chip(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "use_device", lambda name: Device("Apple M4 Pro", "metal", 1))
     asked = []
-    monkeypatch.setattr(rounds, "check_out", lambda path: asked.append(path) or (_ for _ in ()).throw(BadInput("stop")))
+    monkeypatch.setattr(
+        "bench.logfile.check_out", lambda path: asked.append(path) or (_ for _ in ()).throw(BadInput("stop"))
+    )
     monkeypatch.setattr(sys, "argv", ["machine"])
     with pytest.raises(BadInput, match="stop"):
         machine.main()

@@ -2,102 +2,20 @@
 
 import importlib.util
 import json
-import os
-import textwrap
 
 import numpy as np
 import pytest
 
+from bench import logfile
+from bench.options import read_names, read_numbers
 from bench.report import report
 from bench.tools import decode, step
-from bench.workers import rounds
+from bench.workers.machine import check_torch
 from mlx_transformer.utils.errors import BadInput, RunFailed
 
-TOY = """
-import os
-class Toy:
-    def __init__(self, size):
-        print("noise that is no answer")
-        self.size = size
-    def facts(self):
-        return {"size": self.size, "given": os.environ.get("GIVEN")}
-    def round(self, by):
-        if by < -1:
-            print("a warning", flush=True)
-            os.kill(os.getpid(), 9)
-        if by < 0:
-            raise SystemExit("the toy broke")
-        self.size += by
-        return {"size": self.size}
-"""
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed: make test installs it"
 )
-
-
-@pytest.fixture
-def toy(tmp_path):
-    (tmp_path / "toy.py").write_text(textwrap.dedent(TOY))
-
-    def make(name, size, **environment):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), **environment}
-        return rounds.Worker(name=name, target="toy:Toy", settings={"size": size}, environment=environment)
-
-    return make
-
-
-def test_contestants_keep_their_state_and_take_turns(toy):
-    said = []
-    with rounds.started([toy("a", 0), toy("b", 10, GIVEN="x")]) as children:
-        assert children["a"].facts == {"size": 0, "given": None}
-        assert children["b"].facts == {"size": 10, "given": "x"}
-        answers = rounds.interleave(children, 3, {"by": 2}, said.append)
-        processes = [child.process for child in children.values()]
-    assert [answer["size"] for answer in answers["a"]] == [2, 4, 6]
-    assert [answer["size"] for answer in answers["b"]] == [12, 14, 16]
-    assert all(answer["seconds"] > 0 and answer["max_rss_bytes"] > 2**20 for own in answers.values() for answer in own)
-    assert len(said) == 3
-    assert all(process.poll() is not None for process in processes), "a contestant outlived its measurement"
-
-
-def test_the_memory_of_a_contestant_is_its_own(toy):
-    held = bytearray(2**28)  # what the measuring process holds is not the contestant's
-    with rounds.started([toy("a", 0)]) as children:
-        assert children["a"].ask(by=1)["max_rss_bytes"] < len(held)
-
-
-def test_a_contestant_that_dies_is_named_with_its_last_words(toy):
-    with rounds.started([toy("a", 0)]) as children, pytest.raises(RunFailed, match=r"contestant a .*the toy broke"):
-        children["a"].ask(by=-1)
-    with rounds.started([toy("a", 0)]) as children, pytest.raises(RunFailed, match=r"contestant a .*by signal 9"):
-        children["a"].ask(by=-2)
-
-
-def test_the_ratio_and_its_interval():
-    draw = np.random.default_rng(1)
-    drift = draw.uniform(1, 3, 40)  # both sides of a round are disturbed alike
-    seconds = {"a": list(drift * draw.normal(1, 0.01, 40)), "b": list(1.5 * drift * draw.normal(1, 0.01, 40))}
-    found = rounds.compare("a", "b", seconds)
-    assert found.low < 1.5 < found.high
-    assert found.high - found.low < 0.3
-    assert rounds.compare("b", "a", seconds).ratio == pytest.approx(1 / found.ratio)
-
-
-def test_a_single_round_has_no_interval():
-    found = rounds.compare("a", "b", {"a": [1.0, 1.0], "b": [40.0]})
-    assert (found.ratio, found.low, found.high, found.rounds) == (40.0, None, None, 1)
-    assert str(found) == "40.00x"
-
-
-def test_a_contestant_gets_no_setting_of_ours(monkeypatch):
-    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
-    monkeypatch.setenv("MLX_TRANSFORMER_PLAIN", "1")
-    plain = rounds.environment(3)
-    assert "MALLOC_MMAP_MAX_" not in plain
-    assert "MLX_BFS_MAX_WIDTH" not in plain
-    assert "mlx_transformer-g++" not in plain["PATH"]
-    assert (plain["OMP_NUM_THREADS"], plain["MLX_TRANSFORMER_PLAIN"]) == ("3", "0")
-    assert rounds.environment(3, **rounds.ALLOCATOR)["MALLOC_MMAP_MAX_"] == "0"
 
 
 def test_losses_that_part_stop_the_comparison():
@@ -109,30 +27,30 @@ def test_losses_that_part_stop_the_comparison():
 
 
 def test_pieces_that_differ_stop_the_comparison():
-    same = {"pieces": [[1, 2]]}
+    same = {"tokens": [[1, 2]]}
     decode.check_pieces({"mlx": [same, same], "torch": [same]})
     with pytest.raises(RunFailed, match="torch and mlx"):
-        decode.check_pieces({"mlx": [same, same], "torch": [same, {"pieces": [[1, 3]]}]})
+        decode.check_pieces({"mlx": [same, same], "torch": [same, {"tokens": [[1, 3]]}]})
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path):
     with pytest.raises(BadInput, match="'jax'"):
-        rounds.read_names("torch,jax", step.AGAINST, ())
+        read_names("torch,jax", step.AGAINST, ())
     with pytest.raises(BadInput, match="phase 9"):
-        rounds.check_torch(9)
+        check_torch(9)
     (tmp_path / "log.json").touch()
     with pytest.raises(BadInput, match="is there already"):
-        rounds.check_out(tmp_path / "log.json")
+        logfile.check_out(tmp_path / "log.json")
     with pytest.raises(BadInput, match="cannot be written"):
-        rounds.check_out(tmp_path / "log.json" / "below")
+        logfile.check_out(tmp_path / "log.json" / "below")
     with pytest.raises(BadInput, match="too long"):
-        rounds.check_out(tmp_path / ("x" * 300))
+        logfile.check_out(tmp_path / ("x" * 300))
     with pytest.raises(BadInput, match="too long"):
-        rounds.check_out(tmp_path / ("x" * 250))  # for the temporary file that it is written to first
-    rounds.check_out(tmp_path / "new.json")
+        logfile.check_out(tmp_path / ("x" * 250))  # for the temporary file that it is written to first
+    logfile.check_out(tmp_path / "new.json")
     assert [path.name for path in tmp_path.iterdir()] == ["log.json"]
     with pytest.raises(BadInput, match="1,x"):
-        rounds.read_numbers("--batch-size", "1,x")
+        read_numbers("--batch-size", "1,x")
     with pytest.raises(BadInput, match="2000000000 x 64 tokens is too large"):
         step.read_task(step.Flags(size="nano", batch_size=2_000_000_000))
 
@@ -190,6 +108,6 @@ def test_transformers_decodes_what_interop_exports(monkeypatch, tmp_path):
 
 def test_without_transformers_it_is_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr(decode, "find_spec", lambda name: None)
-    monkeypatch.setattr(rounds, "has_torch", lambda: True)
+    monkeypatch.setattr("bench.workers.machine.has_torch", lambda: True)
     with pytest.raises(BadInput, match="pip install transformers"):
         run(monkeypatch, decode, "--phase", 3, "--size", "nano", "--device", "cpu", "--against", "transformers")

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from mlx.utils import tree_flatten
 
+from bench.options import read_numbers
 from bench.tools import heatmap, sweep
 from bench.tools.graph import on_metal, trace, training_step
 from bench.tools.kernels import kernels
-from bench.workers import passes, rounds
+from bench.workers import passes
+from bench.workers.machine import describe_machine
+from bench.workers.process import WorkerFailed
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from phases import phase1
@@ -59,7 +62,7 @@ def test_more_rows_need_more_memory_and_too_many_are_not_traced():
 
 def test_every_pass_has_as_many_turns():
     calls = []
-    found = passes.take_turns({name: lambda name=name: calls.append(name) for name in "abc"}, 0)
+    found = passes.interleaved_seconds({name: lambda name=name: calls.append(name) for name in "abc"}, 0)
     assert calls == list("abc") * passes.LEAST_ROUNDS
     assert {name: len(seconds) for name, seconds in found.items()} == dict.fromkeys("abc", passes.LEAST_ROUNDS)
 
@@ -147,10 +150,10 @@ def test_a_width_keeps_the_head_and_the_proportion():
 
 
 def test_bad_input(tmp_path):
-    assert rounds.read_numbers("--seq-lens", "64, 8,64") == [8, 64]
+    assert read_numbers("--seq-lens", "64, 8,64") == [8, 64]
     for text in ("", "8,x", "0", "1.5", "-1", "99999999999"):
         with pytest.raises(BadInput, match="--seq-lens"):
-            rounds.read_numbers("--seq-lens", text)
+            read_numbers("--seq-lens", text)
     with pytest.raises(BadInput, match="too large"):
         sweep.Grid.read(sweep.Flags(size="nano", batch_sizes="100000000", device="cpu"))
     (tmp_path / "notes.txt").touch()
@@ -168,21 +171,17 @@ def test_the_limit_holds_where_the_prediction_is_too_low():
     assert found["why"] != "by prediction"
 
 
-@pytest.mark.parametrize(
-    ("end", "status"), [("os.abort()", passes.FULL), ("raise MemoryError", passes.FULL), ("raise OSError('no')", None)]
-)
-def test_a_process_that_dies_of_memory_is_an_answer_and_another_is_an_error(monkeypatch, end, status):
+@pytest.mark.parametrize(("code", "reason"), [(-6, "ended by signal 6"), (1, "MemoryError"), (1, "OSError: no")])
+def test_a_process_that_dies_of_memory_is_an_answer_and_another_is_an_error(monkeypatch, code, reason):
+    def dying(worker):
+        raise WorkerFailed(worker.name, code, reason)
+
     grid = make_grid([16], [8], [2])
-    real = sweep.subprocess.run
-
-    def dying(command, **options):
-        return real([sys.executable, "-c", f"import os; {end}"], **options)
-
-    monkeypatch.setattr(sweep.subprocess, "run", dying)
-    if status:
-        assert sweep.measure(grid, grid.settings()[0])["status"] == status
+    monkeypatch.setattr(sweep, "measure_once", dying)
+    if reason != "OSError: no":
+        assert sweep.measure(grid, grid.settings()[0])["status"] == passes.FULL
         return
-    with pytest.raises(RunFailed, match="d_model 16, batch 2 x 8 ended with code 1: OSError: no"):
+    with pytest.raises(RunFailed, match="d_model 16, batch 2 x 8 failed: OSError: no"):
         sweep.measure(grid, grid.settings()[0])
 
 
@@ -226,14 +225,14 @@ def test_ctrl_c_names_the_folder(monkeypatch, tmp_path):
 
 def test_a_sweep_where_nothing_fits_is_drawn_too(tmp_path):
     settings = [one | {"status": passes.FULL, "why": "large"} for one in make_grid([16], [8], [2]).settings()]
-    log = {"phase": 1, "machine": rounds.machine(), "settings": settings}
+    log = {"phase": 1, "machine": describe_machine(), "settings": settings}
     assert heatmap.draw(log).write(tmp_path).stat().st_size > 5_000
 
 
 def test_titles_stand_beside_each_other_over_three_widths():
     full = {"status": passes.FULL, "why": "large"}
     settings = [one | full for one in make_grid([64, 128, 256], [64, 128], [4, 16]).settings()]
-    figure = heatmap.draw({"phase": 1, "machine": rounds.machine(), "settings": settings}).figure
+    figure = heatmap.draw({"phase": 1, "machine": describe_machine(), "settings": settings}).figure
     figure.draw_without_rendering()
     titles = figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_text().startswith("d_model"))
     boxes = [title.get_window_extent() for title in titles]

@@ -123,7 +123,7 @@ def test_a_real_search_and_the_same_again(command, monkeypatch, capsys):
     assert all(run["tokens"] == 1024 and run["evals"] for run in log["runs"])
     assert f"best learning rate: {log['best']:g}" in capsys.readouterr().out
 
-    monkeypatch.setattr("bench.compare.plan._wait", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr("bench.compare.plan.run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
     again = command(*line)
     assert (again["runs"], again["rates"]) == (log["runs"], log["rates"])
     with pytest.raises(BadInput, match="another budget_tokens"):

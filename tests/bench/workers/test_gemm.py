@@ -4,7 +4,7 @@ import math
 
 import mlx.core as mx
 
-from bench.tools import graph
+from bench.tools import graph, kernels
 from bench.workers import gemm
 from phases import phase1
 
@@ -17,8 +17,8 @@ def test_they_are_all_the_matrix_work_of_the_step():
     flops = sum(2 * math.prod(left) * right[-1] for (left, _), (right, _) in products)
     with graph.on_metal():
         step = graph.training_step(phase1.Model(CONFIG), RECIPE)
-        kernels = graph.kernels(graph.trace(step, mx.zeros((3, 13), mx.int32)))
-    assert flops == sum(kernel.flops for kernel in kernels) > 0
+        steps = kernels.kernels(graph.trace(step, mx.zeros((3, 13), mx.int32)))
+    assert flops == sum(kernel.flops for kernel in steps) > 0
 
 
 def test_a_factor_is_drawn_as_it_lies():
@@ -29,7 +29,7 @@ def test_a_factor_is_drawn_as_it_lies():
     ], found
 
 
-def test_the_contestant_runs():
+def test_the_worker_runs():
     config = CONFIG.to_dict()
-    rounds = gemm.GemmRounds(phase=1, size="nano", rows=3, config=config, device="cpu", tokens="", folder="")
+    rounds = gemm.GemmRounds(phase=1, size="nano", batch_size=3, config=config, device="cpu", tokens="", folder="")
     assert rounds.round(2) == {"losses": []}

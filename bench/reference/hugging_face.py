@@ -1,4 +1,4 @@
-"""Hugging Face's side of bench decode: `generate` of transformers as it is installed, driven by bench.child."""
+"""The worker of `bench decode` for Hugging Face: `generate` of the installed transformers."""
 
 from typing import Any
 
@@ -9,28 +9,29 @@ from bench.reference import facts
 
 
 class DecodingRounds:
-    """Greedy decoding with the cache that `generate` makes, the same prompts each time."""
+    """Greedy decoding of the same prompts with the cache that `generate` makes."""
 
     def __init__(self, *, folder: str, prompts: list[list[int]], device: str, threads: int) -> None:
         self.device, self.threads = device, threads
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.model = model.to(device).eval()
-        self.model.generation_config.eos_token_id = None  # so that none ends early, and no time goes into looking
+        self.model.generation_config.eos_token_id = None  # no sequence ends early
         self.prompts = torch.tensor(prompts, device=device)
-        self.seen = torch.ones_like(self.prompts)
+        self.mask = torch.ones_like(self.prompts)
 
     def facts(self) -> dict[str, Any]:
+        """Describe the runtime."""
         return facts(self.device, self.threads) | {"transformers": transformers.__version__}
 
     def round(self, count: int) -> dict[str, Any]:
-        """The next pieces of every prompt."""
+        """Decode the next tokens (B, count) of every prompt."""
         with torch.inference_mode():
-            pieces = self.model.generate(
+            tokens = self.model.generate(
                 self.prompts,
-                attention_mask=self.seen,
+                attention_mask=self.mask,
                 do_sample=False,
                 use_cache=True,
                 max_new_tokens=count,
                 pad_token_id=0,
             )
-        return {"pieces": pieces[:, -count:].tolist()}
+        return {"tokens": tokens[:, -count:].tolist()}

@@ -1,6 +1,6 @@
-"""One contestant in a process of its own: `python -m bench.child MODULE:CLASS`, driven by lines of JSON (rounds.py).
+"""The program of a worker process: `python -m bench.workers.worker MODULE:CLASS`, driven by lines of JSON (process.py).
 
-Imports nothing but the contestant's module, so that none gets a BLAS, an allocator or threads that another brought.
+Imports nothing but the module to measure, so that no worker gets a BLAS, an allocator or threads from another.
 """
 
 import importlib
@@ -14,26 +14,26 @@ from pathlib import Path
 
 
 def main() -> None:
-    """The first line makes the contestant, and its facts are the answer; every further one is a round, timed here."""
+    """Make the object to measure from the first request, answer with its facts, then time a round for each request."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print goes to stderr, and the answers stay whole
+    os.dup2(2, 1)  # libraries that print to stdout must not break the answers
     module, name = sys.argv[1].split(":")
-    worker = None
+    measured = None
     for line in sys.stdin:
         request = json.loads(line)
-        if worker is None:
-            worker = getattr(importlib.import_module(module), name)(**request)
-            answer = worker.facts()
+        if measured is None:
+            measured = getattr(importlib.import_module(module), name)(**request)
+            answer = measured.facts()
         else:
             start = time.perf_counter()
-            answer = worker.round(**request)  # waits for its device
+            answer = measured.round(**request)  # synchronizes with its device
             answer["seconds"] = time.perf_counter() - start
             answer["max_rss_bytes"] = _peak_rss()
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def _peak_rss() -> int:
-    """The most bytes of memory that this process held. On Linux ru_maxrss begins with what the *parent* once held."""
+    """Return this process's peak resident memory in bytes. On Linux ru_maxrss includes that of the parent."""
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))[0])

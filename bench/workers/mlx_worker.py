@@ -1,4 +1,4 @@
-"""Our side of a measurement, as bench.child drives it: the trainer and the decoder, round by round."""
+"""MLX's side of a measurement: training and decoding, round by round, as bench.workers.worker drives them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,20 +24,20 @@ from mlx_transformer.utils.errors import RunFailed
 def make_recipe(
     phase: int,
     size: str,
-    rows: int | None,
+    batch_size: int | None,
     seq_len: int,
     name: str | None = None,
     learning_rate: float | None = None,
 ) -> Recipe:
-    """The phase's own recipe, or the variant of that name, with steps of so many rows and another peak rate."""
+    """Return a phase's recipe, or the named one of its recipes, with another batch size and peak learning rate."""
     module = find_phase(phase)
     recipe: Recipe = (module.RECIPES[name] if name else module.RECIPE).at(size)
-    changed: dict[str, Any] = {"batch_tokens": rows and rows * seq_len, "learning_rate": learning_rate}
-    return replace(recipe, **{field: value for field, value in changed.items() if value}).check()
+    changes: dict[str, Any] = {"batch_tokens": batch_size and batch_size * seq_len, "learning_rate": learning_rate}
+    return replace(recipe, **{field: value for field, value in changes.items() if value}).check()
 
 
-def facts() -> dict[str, Any]:
-    """What the speed depends on."""
+def describe_runtime() -> dict[str, Any]:
+    """Describe what the speed depends on, as a log records it."""
     prepared = prepare()
     return {
         "device": device_info().describe(),
@@ -53,9 +53,9 @@ def facts() -> dict[str, Any]:
 
 
 class TrainingRounds:
-    """The contestant mlx: fit() as a run drives it, with its curve and console, but without evaluations and saving.
+    """Training steps of fit() as a run drives it, with its curve and console, without evaluations and checkpoints.
 
-    Nor does its batch grow: what is timed is the step that a run repeats, and its tokens are counted as the full batch.
+    The batch does not grow: the step that a run repeats is timed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TrainingRounds:
         *,
         phase: int,
         size: str,
-        rows: int,
+        batch_size: int,
         config: dict[str, Any],
         tokens: str,
         folder: str,
@@ -74,19 +74,21 @@ class TrainingRounds:
     ) -> None:
         use_device(device)
         kind = find_branch(find_phase(phase), branch)
-        rules = replace(make_recipe(phase, size, rows, config["seq_len"], recipe, learning_rate), batch_warmup=None)
-        pieces = np.load(tokens, mmap_mode="r")
-        data = Tokens(pieces, pieces[: config["seq_len"] + 1], 0, 1, 1, None, 0.0, True)
-        log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as run.py has it
+        rules = make_recipe(phase, size, batch_size, config["seq_len"], recipe, learning_rate)
+        rules = replace(rules, batch_warmup=None)
+        train = np.load(tokens, mmap_mode="r")
+        data = Tokens(train, train[: config["seq_len"] + 1], 0, 1, 1, None, 0.0, True)
+        log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as in a run
         self.curve = Curve(Path(folder) / "curve.jsonl", lambda loss: None, log_every)
         self.console = Console(quiet=True).training(Limits())
         self.events = fit(kind(kind.Config(**config)), rules, data, options=RunOptions(eval_every=10**9))
 
     def facts(self) -> dict[str, Any]:
-        return facts()
+        """Describe the runtime."""
+        return describe_runtime()
 
     def round(self, steps: int) -> dict[str, Any]:
-        """The next so many steps; their losses, and the share of the clock spent waiting for batches so far."""
+        """Take the next steps; their losses, and the share of the training time spent waiting for batches so far."""
         losses: list[float] = []
         event = None
         while len(losses) < steps:
@@ -103,7 +105,7 @@ class TrainingRounds:
 
 
 class DecodingRounds:
-    """The contestants mlx and mlx-uncached."""
+    """Greedy decoding of the same prompts, with the cache or by a whole forward pass for every token."""
 
     def __init__(
         self, *, phase: int, config: dict[str, Any], seed: int, prompts: list[list[int]], cached: bool, device: str
@@ -117,11 +119,12 @@ class DecodingRounds:
         self.decode, self.decoder = (self._cached if cached else self._uncached), Decoder(self.model)
 
     def facts(self) -> dict[str, Any]:
-        return facts()
+        """Describe the runtime."""
+        return describe_runtime()
 
     def round(self, count: int) -> dict[str, Any]:
-        """The next pieces (B, count) of every prompt."""
-        return {"pieces": self.decode(count)}
+        """Decode the next tokens (B, count) of every prompt."""
+        return {"tokens": self.decode(count)}
 
     def _cached(self, count: int) -> list[list[int]]:
         return np.array(list(self.decoder(self.prompts, count))).T.tolist()

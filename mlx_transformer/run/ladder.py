@@ -152,6 +152,22 @@ def find_experiment(kind: type[Model]) -> tuple[Experiment, str | None]:
     )
 
 
+def read_variant(text: str) -> tuple[Experiment, str | None, str | None]:
+    """Read what a command line names: the experiment, a branch or None, a recipe or None for its own.
+
+    "3", "3/rope", "2:original", "5:my_idea.py:NAME" (a recipe out of a file), "my_idea.py", "my_idea.py/BRANCH:RECIPE".
+    Runs the files. Raises BadInput for what is not there.
+    """
+    found = re.fullmatch(r"([0-9]{1,9}|.+?\.py)(?:/([^:]+))?(?::(.+))?", text, re.DOTALL)
+    if found is None:
+        raise BadInput(f"'{text}' is no phase and no file: expected 2, 3/BRANCH, 2:RECIPE, my_idea.py or the like")
+    place, branch, recipe = found.groups()
+    experiment = Experiment.of_phase(int(place)) if place.isdigit() else Experiment.of_file(place)
+    experiment.find_branch(branch)
+    experiment.find_recipe(recipe)
+    return experiment, branch, recipe
+
+
 def split_recipe(text: str) -> tuple[Path, str] | None:
     """ "ideas/mine.py:fast" -> the file and the name; None for a name alone."""
     found = re.fullmatch(r"(.+\.py):(.+)", text, re.DOTALL)

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from mlx_transformer.run.ladder import Experiment, find_branch, find_phase
+from mlx_transformer.run.ladder import Experiment, find_branch, find_phase, read_variant
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase5
 from tests.faults.runs import ROOT, TINY, train, write_text
@@ -142,3 +142,30 @@ def test_a_recipe_out_of_a_file(own, tmp_path):
         experiment.find_recipe(f"{tmp_path}/my_idea.py:SLOW")
     with pytest.raises(BadInput, match="does not exist"):
         experiment.find_recipe(f"{tmp_path}/none.py:SLOW")
+
+
+def test_a_variant_is_an_experiment_a_branch_and_a_recipe(own, tmp_path):
+    own("from phases import phase5\nRECIPE = FAST = phase5.RECIPE\nRECIPES = {'slow': FAST}")
+    file = f"{tmp_path}/my_idea.py"
+    for text, place, *names in (
+        ("3", "phase 3", None, None),
+        ("3/rope", "phase 3", "rope", None),
+        ("2:original", "phase 2", None, "original"),
+        ("6/phase_5:phase_5_with_muon", "phase 6", "phase_5", "phase_5_with_muon"),
+        (f"5:{file}:FAST", "phase 5", None, f"{file}:FAST"),
+        (file, "my_idea.py", None, None),
+        (f"{file}/qwen3:slow", "my_idea.py", "qwen3", "slow"),
+    ):
+        experiment, branch, recipe = read_variant(text)
+        assert [str(experiment), branch, recipe] == [place, *names]
+    for text, words in (
+        ("one", "'one' is no phase and no file: expected 2, 3/BRANCH"),
+        ("9", "phase 9 is unknown: present are 1"),
+        ("3/", "'3/' is no phase"),
+        ("3/none", "branch 'none' is unknown in phase 3: it has"),
+        ("3:none", "recipe 'none' is unknown in phase 3: it has no_warmup"),
+        (f"{file}/none", "branch 'none' is unknown in my_idea.py: it has"),
+        (f"{tmp_path}/none.py", "does not exist"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            read_variant(text)

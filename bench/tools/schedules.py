@@ -57,7 +57,7 @@ def draw(path: Path) -> None:
     rates.set_ylabel("share of the peak learning rate")
     figure.legend(loc="outside lower center", ncols=len(SHOWN) // 2, edgecolor="none", fontsize=9)
     batch.step(tokens, [BATCH.batch_size(64, int(t)) for t in tokens], where="post", color=_COLOURS[0], linewidth=1.8)
-    batch.set_ylabel("batch size, sequences")
+    batch.set_ylabel("batch size")
     batch.set_yticks([16, 32, 64])
     batch.set_ylim(0, 70)
     batch.set_xlabel("training tokens")

@@ -1,6 +1,6 @@
-"""What counting reaches: uniform, unigram, bigram ... 5-gram models over the pieces that the validation loss covers.
+"""Baselines by counting: uniform to 5-gram models on the tokens of the validation loss.
 
-`python -m bench baselines --data PATH --valid PATH --vocab-size 4096` prints nats per piece and bits per byte by order.
+`python -m bench baselines --data PATH --valid PATH --vocab-size 4096` prints nats per token and bits per byte by order.
 A neural model that does not beat the 5-gram has learnt less than a table of counts.
 """
 
@@ -13,30 +13,30 @@ from mlx_transformer.data import Tokens, load_corpus, tokenize_corpus, train_tok
 from mlx_transformer.run.flags import Place, WholeNumber, parse
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where counts of counts are too few to estimate from; as KenLM's lmplz
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where there are too few counts of counts; as in KenLM's lmplz
 
 
 @dataclass(frozen=True)
 class _Level:
-    """The n-grams of one order k >= 2. A row is a place in `keys`; contexts h are rows of order k - 1."""
+    """N-grams of one order k >= 2. A row is an index into `keys`; contexts h are rows of order k - 1."""
 
-    keys: np.ndarray  # (n,) int64, ascending: context row * vocab_size + piece
+    keys: np.ndarray  # (n,) int64, ascending: context row * vocab_size + token
     gains: np.ndarray  # (n,) (a(hw) - D) / A(h): the n-gram's own share of the probability
     backoffs: np.ndarray  # (contexts,) gamma(h): the share left to order k - 1; 1 where h was never a context
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
-        """The row of each key, -1 where it was not seen."""
+        """Return the row of each key, -1 for an unseen one."""
         places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[places] == keys, places, -1)
 
 
 @dataclass(frozen=True)
 class NGram:
-    """An interpolated n-gram model, made by `kneser_ney`.
+    """Interpolated n-gram model, made by `kneser_ney`.
 
-        P_k(w | h) = gain(hw) + gamma(h) P_{k-1}(w | h without its oldest piece)
+        P_k(w | h) = gain(hw) + gamma(h) P_{k-1}(w | h without its oldest token)
 
-    and P_k = P_{k-1} where h was never seen, or would reach back beyond the boundary that opens the document.
+    and P_k = P_{k-1} where h was never seen or would reach back beyond the separator before the document.
     """
 
     eos_id: int
@@ -44,7 +44,7 @@ class NGram:
     levels: tuple[_Level, ...]  # of orders 2, 3, ...
 
     def log_prob(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens (n,), documents between boundaries, one before the first -> (n - 1,): ln P of tokens[1:]."""
+        """Return ln P (n - 1,) of tokens[1:]. tokens (n,): documents, each between two separators."""
         tokens = _checked(tokens, len(self.unigram), self.eos_id)
         room = _room(tokens, self.eos_id)
         probability = self.unigram[tokens]
@@ -60,7 +60,7 @@ class NGram:
         return np.log(probability[1:])
 
     def distribution(self, document: list[int]) -> np.ndarray:
-        """The pieces of a document so far -> (vocab_size,): the probability of each next piece."""
+        """Return the probability (vocab_size,) of each next token after the tokens of a document so far."""
         vocab_size = len(self.unigram)
         history = [self.eos_id, *document]
         probability = self.unigram.copy()
@@ -74,32 +74,32 @@ class NGram:
         return probability
 
     def sample(self, rng: np.random.Generator, max_length: int) -> np.ndarray:
-        """Draw one document of at most max_length pieces, its boundaries left out."""
+        """Sample a document of at most max_length tokens, without separators."""
         document: list[int] = []
         while len(document) < max_length:
             cumulative = np.cumsum(self.distribution(document))
-            piece = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-            if piece == self.eos_id:
+            token = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+            if token == self.eos_id:
                 break
-            document.append(piece)
+            document.append(token)
         return np.array(document, np.int64)
 
     def _row(self, gram: list[int]) -> int:
         row = gram[0]
-        for level, piece in zip(self.levels, gram[1:], strict=False):
-            row = int(level.rows(np.array([row * len(self.unigram) + piece]))[0])
+        for level, token in zip(self.levels, gram[1:], strict=False):
+            row = int(level.rows(np.array([row * len(self.unigram) + token]))[0])
             if row < 0:
                 break
         return row
 
 
 def kneser_ney(train: np.ndarray, vocab_size: int, eos_id: int, order: int = 5) -> NGram:
-    """Interpolated modified Kneser-Ney (Chen & Goodman 1998, sec. 4.1.6), the unigram interpolated with 1 / vocab_size.
+    """Fit an interpolated modified Kneser-Ney model (Chen & Goodman 1998, sec. 4.1.6), over 1 / vocab_size.
 
-    train (n,): boundary, document, boundary, document ... boundary. The highest order counts occurrences; a lower one
-    counts the distinct pieces before its n-gram, or occurrences where that begins with the boundary and so has none
-    (Heafield et al. 2013, sec. 3.2: contexts are padded with one boundary). order 0 is the uniform model.
-    Raises BadInput on a negative order, pieces outside the vocabulary, and a text that does not open with a boundary.
+    train (n,): separator, document, separator, document ... separator. The highest order counts occurrences; a lower
+    order counts the distinct tokens before its n-gram, or occurrences if it begins with the separator (Heafield et al.
+    2013, sec. 3.2: contexts are padded with one separator). order 0 is the uniform model. Raises BadInput on a negative
+    order, tokens outside the vocabulary, and a text that does not begin with a separator.
     """
     if order < 0:
         raise BadInput(f"order {order} of an n-gram model: expected 0 (uniform) or more.")
@@ -115,21 +115,21 @@ def kneser_ney(train: np.ndarray, vocab_size: int, eos_id: int, order: int = 5) 
 
 
 def bits_per_byte(log_prob: np.ndarray, n_bytes: int) -> float:
-    """The sum of log_prob (nats) in bits, over the UTF-8 bytes of the documents without separators."""
+    """Return -log_prob (nats) summed, in bits per UTF-8 byte of the documents without separators."""
     return float(-log_prob.sum() / math.log(2) / n_bytes)
 
 
 def _checked(tokens: np.ndarray, vocab_size: int, eos_id: int) -> np.ndarray:
     tokens = np.asarray(tokens, np.int64)
     if len(tokens) < 2 or tokens[0] != eos_id:
-        raise BadInput(f"{len(tokens)} pieces for an n-gram model: expected a boundary ({eos_id}), then documents.")
+        raise BadInput(f"{len(tokens)} tokens for an n-gram model: expected a separator ({eos_id}), then documents.")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
-        raise BadInput(f"pieces {tokens.min()} to {tokens.max()}: expected 0 to {vocab_size - 1}, the vocabulary.")
+        raise BadInput(f"tokens {tokens.min()} to {tokens.max()}: expected 0 to {vocab_size - 1}, the vocabulary.")
     return tokens
 
 
 def _room(tokens: np.ndarray, eos_id: int) -> np.ndarray:
-    """(n,): how many pieces of context each position has, the boundary that opens its document included."""
+    """Return (n,): the tokens of context of each position, the separator before its document included."""
     positions = np.arange(len(tokens))
     opened = np.maximum.accumulate(np.where(tokens == eos_id, positions, 0))
     room = np.zeros(len(tokens), np.int64)
@@ -144,16 +144,16 @@ def _scatter(length: int, places: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _count(tokens: np.ndarray, vocab_size: int, eos_id: int, order: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The keys of each order and their (adjusted) counts.
+    """Return the keys of each order and their (adjusted) counts.
 
-    A key is made of the row of the n-gram's context one order below, so any order fits 64 bits.
+    A key contains the row of the n-gram's context in the order below, so every order fits 64 bits.
     """
     room = _room(tokens, eos_id)
     keys, counts = [np.arange(vocab_size)], [np.bincount(tokens[1:], minlength=vocab_size)]
-    rows = tokens  # the row of the n-gram of the order below that ends at each position
+    rows = tokens  # of the order below, the row of the n-gram that ends at each position
     for k in range(2, order + 1):
         ends = np.flatnonzero(room >= k - 1)
-        if not len(ends):  # no document is that long: the model of this order is that of the order below
+        if not len(ends):  # no document is that long: the order below is the highest
             break
         grams = rows[ends - 1] * vocab_size + tokens[ends]
         unique, first, inverse, occurrences = np.unique(
@@ -170,7 +170,7 @@ def _count(tokens: np.ndarray, vocab_size: int, eos_id: int, order: int) -> tupl
 def _interpolate(
     keys: np.ndarray, counts: np.ndarray, n_contexts: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gains and backoffs of one order: every count gives up its discount, a context's backoff is what was given up."""
+    """Return gains and backoffs of one order: a context's backoff is the sum of the discounts of its counts."""
     discounts = np.array([0.0, *_discounts(counts)])[np.minimum(counts, 3)]
     contexts = keys // vocab_size
     totals = np.bincount(contexts, counts, minlength=n_contexts)
@@ -180,7 +180,7 @@ def _interpolate(
 
 
 def _discounts(counts: np.ndarray) -> tuple[float, ...]:
-    """D1, D2, D3+ from the counts of counts n1 ... n4 (Chen & Goodman 1998, eq. 26)."""
+    """Estimate D1, D2, D3+ from the counts of counts n1 ... n4 (Chen & Goodman 1998, eq. 26)."""
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == c)) for c in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return FALLBACK_DISCOUNTS
@@ -191,24 +191,24 @@ def _discounts(counts: np.ndarray) -> tuple[float, ...]:
 
 @dataclass
 class Flags:
-    """Nats per piece and bits per byte of counting models over the validation text of a corpus."""
+    """Nats per token and bits per byte of n-gram models on the validation text of a corpus."""
 
     data: Place = None
     """auto, fables, tinystories or the path of a text (default: auto)"""
     valid: Place = None
-    """the validation text, where --data is a path"""
+    """validation text, if --data is a path"""
     stories: WholeNumber = None
-    """count only the first so many training documents (a piece needs some 100 bytes of memory)"""
+    """count only this many training documents (a token needs some 100 bytes of memory)"""
     tokenizer: Place = None
     """bpe, word or the path of a tokenizer.json (default: bpe)"""
     vocab_size: WholeNumber = None
-    """pieces of the vocabulary (default: 4096, or as many as the text supports)"""
+    """tokens of the vocabulary (default: 4096, or as many as the text supports)"""
     order: WholeNumber = None
-    """the longest n-gram (default: 5)"""
+    """highest order (default: 5)"""
 
 
 def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float, float | None]]:
-    """Name, nats per piece and bits per byte (None if the tokenizer is lossy) by order, and of the floor if known."""
+    """Return (model, nats per token, bits per byte or None if the tokenizer is lossy) by order, and the floor."""
     rows = []
     for n in range(order + 1):
         log_prob = kneser_ney(tokens.train, vocab_size, tokens.eos_id, n).log_prob(tokens.valid)
@@ -221,14 +221,15 @@ def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float,
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m bench baselines")
     corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories)
     explicit = flags.vocab_size is not None
     tokenizer = train_tokenizer(flags.tokenizer or "bpe", corpus, flags.vocab_size or 4096, explicit=explicit)
     tokens = tokenize_corpus(corpus, tokenizer)
-    print(f"{tokenizer.vocab_size:,} pieces; {len(tokens.train) - 1:,} to count, {len(tokens.valid) - 1:,} to predict")
-    print(f"{'model':<15}{'nats/piece':>12}{'bits/byte':>12}")
+    counted, predicted = len(tokens.train) - 1, len(tokens.valid) - 1
+    print(f"vocabulary of {tokenizer.vocab_size:,}; {counted:,} tokens to count, {predicted:,} to predict")
+    print(f"{'model':<15}{'nats/token':>12}{'bits/byte':>12}")
     for name, nats, bits in table(tokens, tokenizer.vocab_size, flags.order or 5):
         print(f"{name:<15}{nats:>12.4f}{'-' if bits is None else format(bits, '.4f'):>12}")
 

@@ -1,4 +1,4 @@
-"""How near to the entropy floor, and how consistent: the table and the picture of a log of bench fables."""
+"""Table and plot of a log of `bench fables`: distance to the entropy floor, and consistency."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mlx_transformer.run.report import FIGURES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MEASURES = {  # of a run: what it is, and how it is written
+MEASURES = {  # of a run: label and format
     "ratio": ("times the floor", ".2f"),
     "above_floor": ("bits per byte above it", ".3f"),
     **{key: (FIGURES[key][0], ".0%") for key in ("grammatical", "consistent", "cut_off", "consistent_sentences")},
@@ -22,15 +22,15 @@ MEASURES = {  # of a run: what it is, and how it is written
 SHARES = tuple(key for key in MEASURES if key in FIGURES)
 _PANELS = {"ratio": "Times the entropy floor", "consistent_sentences": "Consistent sentences"}
 _PANELS |= {"consistent": "Consistent stories"}
-_LOOKS: dict[str, dict[str, Any]] = {  # told apart in grey by what they are and by whether they are full
+_LOOKS: dict[str, dict[str, Any]] = {  # distinct in grey by shape and by filling
     "max_tokens": {"color": BLUE, "marker": "o"},
     "max_seconds": {"color": VERMILION, "marker": "s", "markerfacecolor": "white"},
 }
-_ASIDE = {"max_tokens": -0.16, "max_seconds": 0.16}  # of a phase's place, so that the two stand beside each other
+_ASIDE = {"max_tokens": -0.16, "max_seconds": 0.16}  # horizontal offset, so that the two are side by side
 
 
 def table(log: Log) -> Table:
-    """Contender by contender within each budget: medians over the seeds, and ranges."""
+    """One row per variant and budget: medians over the seeds, and ranges."""
     rows = []
     for row in log["rows"]:
         runs = runs_of(log["runs"], row)
@@ -41,15 +41,15 @@ def table(log: Log) -> Table:
     meanings = " ".join(f"{FIGURES[key][0].capitalize()}: {FIGURES[key][1]}." for key in SHARES)
     note = (
         f"The floor: {log['corpus']['floor_bpb']:.4f} bits per byte. Median over seeds and the range, each run at its"
-        " best evaluation; one that diverged writes no stories. Each phase trains by its own recipe: where its schedule"
-        f" ends before the budget, it stops (plateau). {meanings} Measured on {log['machine']['device']}."
+        " best evaluation; a diverged run has no samples. Each phase trains with its own recipe and stops where its"
+        f" schedule ends (plateau). {meanings} Measured on {log['machine']['device']}."
     )
-    head = ("contender", "budget", *(label for label, _ in MEASURES.values()), "trained for; stopped by")
+    head = ("variant", "budget", *(label for label, _ in MEASURES.values()), "trained for; stopped by")
     return Table(title=f"Fables at {log['size']}, against their entropy", note=note, head=head, rows=rows)
 
 
 def draw(log: Log) -> Picture:
-    """A panel for each of three measures: phases beside each other, at equal tokens and at equal time."""
+    """Draw a panel per measure: the phases side by side, at equal tokens and at equal time."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -66,9 +66,9 @@ def draw(log: Log) -> Picture:
             for budget, look in _LOOKS.items()
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=2, handletextpad=0.2, borderpad=0)
-        doubt = f"; {diverged} of {len(log['runs'])} runs diverged" if diverged else ""
-        said = f"phase ({log['size']}); bars: medians and 95 % intervals, dots: {len(log['seeds'])} seeds{doubt}"
-        figure.supxlabel(said, fontsize=8.5)
+        note = f"; {diverged} of {len(log['runs'])} runs diverged" if diverged else ""
+        label = f"phase ({log['size']}); bars: medians and 95 % intervals, dots: {len(log['seeds'])} seeds{note}"
+        figure.supxlabel(label, fontsize=8.5)
     return Picture(name="fables", shows=_shows(log), figure=figure)
 
 
@@ -92,7 +92,7 @@ def _draw_panel(axes: "Axes", log: Log, key: str) -> None:
 
 
 def _draw_scale(axes: "Axes", values: Sequence[float], key: str) -> None:
-    """From the floor, or from nothing, to a little above the highest seed, whatever the intervals are."""
+    """Scale from the floor, or from 0, to a little above the highest seed, whatever the intervals are."""
     if key == "ratio":
         top = max([1.1, *values])
         axes.set_ylim(1 - 0.09 * (top - 1), 1 + 1.08 * (top - 1))
@@ -105,17 +105,17 @@ def _draw_scale(axes: "Axes", values: Sequence[float], key: str) -> None:
 
 
 def _shows(log: Log) -> str:
-    told = []
+    parts = []
     for row in log["rows"]:
         ratio, share = row["ratio"]["median"], row["consistent_sentences"]["median"]
-        near = "not known" if ratio is None else f"{ratio:.2f} times the floor"
-        straight = "" if share is None else f", {share:.0%} of sentences consistent"
-        told.append(f"{row['name']} within {_budget(log, row['budget'])}: {near}{straight}")
-    return f"Fables at {log['size']}: {'; '.join(told)}."
+        loss = "not known" if ratio is None else f"{ratio:.2f} times the floor"
+        sentences = "" if share is None else f", {share:.0%} of sentences consistent"
+        parts.append(f"{row['name']} within {_budget(log, row['budget'])}: {loss}{sentences}")
+    return f"Fables at {log['size']}: {'; '.join(parts)}."
 
 
 def runs_of(runs: Sequence[Found], row: Found) -> list[Found]:
-    """The runs of a row's contender within its budget, one a seed."""
+    """Return the runs of a row's variant within its budget, one per seed."""
     return [run for run in runs if (run["name"], run["budget"]) == (row["name"], row["budget"])]
 
 

@@ -137,7 +137,7 @@ def test_samples_follow_the_distribution_and_stop():
     assert not any(BOUNDARY in sample for sample in samples)
 
 
-def test_sixty_five_thousand_pieces_at_order_five_do_not_overflow():
+def test_sixty_five_thousand_tokens_at_order_five_do_not_overflow():
     rng = np.random.default_rng(0)
     train = [rng.integers(1, 65_536, 50) for _ in range(100)]
     model = kneser_ney(joined(train).astype(np.uint16), 65_536, BOUNDARY)
@@ -146,7 +146,7 @@ def test_sixty_five_thousand_pieces_at_order_five_do_not_overflow():
 
 
 @pytest.mark.parametrize("tokens", [[], [BOUNDARY], [1, 2, BOUNDARY], [BOUNDARY, VOCAB], [BOUNDARY, -1]])
-def test_bad_pieces_are_said(tokens):
+def test_bad_tokens_are_refused(tokens):
     with pytest.raises(BadInput, match="piece"):
         kneser_ney(np.array(tokens), VOCAB, BOUNDARY)
 

@@ -9,6 +9,7 @@ from mlx_transformer.utils.errors import exit_cleanly
 _PACKAGE = "mlx_transformer.run.commands"
 COMMANDS = {
     "generate": (f"{_PACKAGE}.generate:main", "generate text with a trained model"),
+    "evaluate": (f"{_PACKAGE}.evaluate:main", "compute a model's loss, perplexity and bits per byte over a text"),
     "runs": (f"{_PACKAGE}.runs:main", "show past runs"),
     "import": (f"{_PACKAGE}.interop:import_command", "convert a Hugging Face folder to a run"),
     "export": (f"{_PACKAGE}.interop:export_command", "convert a run to a Hugging Face folder"),

@@ -33,7 +33,12 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write value as indented JSON, atomically. JSON knows no NaN or infinity: such numbers become null."""
-    atomic_write(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """Encode value as indented JSON; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

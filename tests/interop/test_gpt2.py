@@ -12,11 +12,13 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_transformer import load
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.tokenizers import HFTokenizer, WordTokenizer, train_tokenizer
+from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.generate import complete, decode
 from mlx_transformer.generate.decoding import GREEDY
 from mlx_transformer.interop.formats import FORMATS, GPT2
 from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
 from mlx_transformer.run import training
+from mlx_transformer.run.commands import evaluate as evaluate_command
 from mlx_transformer.run.commands import interop as command_line
 from mlx_transformer.run.commands.interop import export_model, import_model
 from mlx_transformer.run.ladder import find_branch, find_phase
@@ -139,6 +141,20 @@ def test_what_is_imported_computes_the_same(numbers, tmp_path):
     assert tokenizer.kind == "hf"
     assert type(ours) is find_branch(phase3, "tied" if numbers.get("tie_word_embeddings", True) else None)
     assert_same(ours, theirs, numbers["n_positions"], numbers.get("vocab_size", 257))
+
+
+def test_what_is_imported_has_their_loss(tmp_path):
+    theirs = write_theirs(tmp_path / "theirs", **THEIRS["untied"])
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    (tmp_path / "text.txt").write_text("the cat sat on a mat")  # in one sequence of 33
+    ended = command(
+        lambda: exit_cleanly(evaluate_command.main), tmp_path / "run", "--data", tmp_path / "text.txt", "--json"
+    )
+    ids, _ = encode_text(tmp_path / "text.txt", load(tmp_path / "run")[1])
+    logits = torch.tensor(their_logits(theirs, mx.array(ids[None, :-1].astype(np.int32))))[0]
+    nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:].astype(np.int64))).item()
+    values = json.loads(ended.out)
+    assert (values["tokens"], values["nats_per_token"]) == (len(ids) - 1, pytest.approx(nats, abs=1e-4))
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "[EOS]"])

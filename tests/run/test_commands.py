@@ -1,12 +1,16 @@
 """The commands of `python -m mlx_transformer` and their module forms."""
 
+import json
+import math
 import subprocess
 import sys
 
 import pytest
 
 from mlx_transformer import __main__ as entry
-from tests.faults.runs import ROOT, assert_bad, command
+from mlx_transformer.run.saved import load
+from mlx_transformer.train.evaluate import evaluate
+from tests.faults.runs import ROOT, TINY, assert_bad, command, result, train, write_text
 
 
 def call(*args):
@@ -37,7 +41,7 @@ def test_a_bad_flag_names_the_form_that_was_called():
     assert_bad(call("generate", "x", "--length", "5"), "see command generate --help")
 
 
-@pytest.mark.parametrize("form", ["", ".generate", ".interop", ".run"])
+@pytest.mark.parametrize("form", ["", ".generate", ".evaluate", ".interop", ".run"])
 def test_module_forms(form):
     ended = subprocess.run(
         [sys.executable, "-m", f"mlx_transformer{form}", "--help"], cwd=ROOT, capture_output=True, text=True
@@ -52,3 +56,40 @@ def test_info():
     assert {line.split()[0] for line in ended.out.splitlines()} >= {"device", "versions", "cache", "matmul"}
     assert_bad(call("info", "--device", "tpu"), "'tpu'")
     assert_bad(call("info", "--seconds", 0), "--seconds 0")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 3 steps, and the text that it was validated on."""
+    folder = tmp_path_factory.mktemp("run")
+    train_text, valid_text = write_text(folder / "text.txt"), write_text(folder / "valid.txt", size=3000, seed=1)
+    flags = ["--data", train_text, "--valid", valid_text, "--max-steps", 3, "--quiet", "--out", folder / "run"]
+    assert train(*TINY, *flags).code == 0
+    return folder / "run"
+
+
+def test_evaluate_gives_the_run_s_own_loss(run):
+    ended = call("evaluate", run, "--data", run.parent / "valid.txt", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    values = json.loads(ended.out)
+    assert list(values) == ["tokens", "nats_per_token", "perplexity", "bits_per_byte", "context_used"]
+    assert values["nats_per_token"] == pytest.approx(result(run)["final_valid_loss"], abs=1e-5)
+    assert values["bits_per_byte"] == pytest.approx(result(run)["best_valid_bpb"], abs=1e-5)
+    assert values["perplexity"] == pytest.approx(math.exp(values["nats_per_token"]))
+    table = call("evaluate", run / "model", "--data", run.parent / "valid.txt").out
+    assert f"nats per token  {values['nats_per_token']:.4f}" in table
+    assert evaluate(*load(run), run.parent / "valid.txt").tokens == values["tokens"]
+
+
+def test_what_cannot_be_evaluated(run, tmp_path):
+    assert_bad(call("evaluate", run), "--data is missing")
+    assert_bad(call("evaluate", run, "--data", tmp_path / "none.txt"), "none.txt")
+    assert_bad(call("evaluate", tmp_path, "--data", run.parent / "valid.txt"), "holds no model")
+    assert_bad(call("evaluate", run, "--data", run.parent / "valid.txt", "--code", "kept"), "takes no code")
+
+
+def test_info_on_a_run(run):
+    ended = call("info", run)
+    assert (ended.code, ended.err) == (0, "")
+    rows = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    assert (rows["phase"], rows["d_model"], rows["code"]) == ("1", "16", "none")

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_transformer import __main__ as entry
 from mlx_transformer.run import training
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.own_code import load_code
@@ -111,6 +112,20 @@ def test_loaded_with_the_copy_and_with_the_file(home, recwarn):
     assert type(kept) is not type(given)
     np.testing.assert_array_equal(logits(kept), logits(given))
     assert not recwarn.list
+
+
+def test_code_on_the_command_line(copied):
+    text = ["--data", copied / "text.txt", "--json"]
+    for line in (["generate", copied / "run", "--prompt", "the"], ["evaluate", copied / "run", *text]):
+        kept = command(entry.main, *line, "--code", "kept")
+        assert (kept.code, kept.err) == (0, "")
+        assert command(entry.main, *line, "--code", copied / "my_idea.py") == kept
+        assert_bad(command(entry.main, *line), "--code my_idea.py")
+    (copied / "bend.py").write_text(BEND.replace("slope * x", "-x"))
+    changed = command(entry.main, *line, "--code", copied / "my_idea.py")
+    assert changed.err.startswith("note: ")
+    assert "differs from the file that the model" in changed.err
+    assert changed.out != kept.out
 
 
 def test_another_file_is_loaded_with_a_warning(copied):

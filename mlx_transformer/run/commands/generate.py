@@ -7,8 +7,19 @@ from typing import Any
 
 from mlx_transformer.backend import use_device
 from mlx_transformer.generate import Completion, complete, stream_completion
-from mlx_transformer.run.flags import Argument, Device, Number, Seed, Switch, WholeNumber, Words, parse, read_sampling
-from mlx_transformer.run.saved import load
+from mlx_transformer.run.commands.model import load_model
+from mlx_transformer.run.flags import (
+    Argument,
+    Device,
+    Number,
+    Place,
+    Seed,
+    Switch,
+    WholeNumber,
+    Words,
+    parse,
+    read_sampling,
+)
 from mlx_transformer.utils.errors import BadInput
 
 
@@ -32,6 +43,8 @@ class Flags:
     """sample from tokens with at least this share of the most probable token's probability"""
     seed: Seed = 0
     """random seed of sampling (default: 0)"""
+    code: Place = None
+    """file that defines the model, for a model of your own; kept: the copy in the run folder"""
     device: Device = "auto"
     """device to compute on (default: auto)"""
     stream: Switch = False
@@ -43,7 +56,7 @@ def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | Non
     flags = parse(Flags, prog, args=args)
     use_device(flags.device or "auto")
     sampling, seed = read_sampling(flags), flags.seed or 0
-    model, tokenizer = load(flags.run)
+    model, tokenizer = load_model(flags.run, flags.code)
     options: dict[str, Any] = {"max_tokens": flags.max_tokens, "sampling": sampling, "seed": seed}
     if flags.prompt and not flags.stream:
         completions = complete(model, tokenizer, flags.prompt, **options)

@@ -6,8 +6,9 @@ from typing import Annotated
 import tyro
 
 from mlx_transformer.backend import matmul_gflops, report, use_device
-from mlx_transformer.run.flags import Folder, parse
-from mlx_transformer.run.saved import load, model_folder, read_config
+from mlx_transformer.run.commands.model import load_model
+from mlx_transformer.run.flags import Folder, Place, parse
+from mlx_transformer.run.saved import model_folder, read_config
 from mlx_transformer.utils.errors import BadInput
 
 
@@ -17,6 +18,8 @@ class Flags:
 
     run: Annotated[Folder, tyro.conf.Positional] = None
     """a run folder, or its model/"""
+    code: Place = None
+    """file that defines the model, for a model of your own; kept: the copy in the run folder"""
     device: str = "auto"
     """auto, gpu or cpu"""
     seconds: float = 2.0
@@ -34,10 +37,11 @@ def main(prog: str = "python -m mlx_transformer info", args: list[str] | None = 
         print(f"matmul     {matmul_gflops(flags.seconds):.0f} GFLOP/s (float32, 2048 x 2048)")
         return
     described = read_config(model_folder(flags.run))
-    model, tokenizer = load(flags.run)
+    model, tokenizer = load_model(flags.run, flags.code)
     rows = {
-        "phase": described["phase"],
+        "phase": described["phase"] or "none",
         "branch": described.get("branch") or "none",
+        "code": (described.get("code") or {}).get("file", "none"),
         "parameters": f"{model.count_parameters()['total']:,}",
         "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens",
         **model.config.to_dict(),

@@ -1,9 +1,9 @@
-"""Fables: the built-in corpus of short stories with an exactly known entropy, and the parser that scores stories.
+"""Fables: the built-in corpus of generated short stories with an exactly known entropy, and its parser.
 
-generate(seed)      a Story: text, exact log2 probability, derivation
-parse(text)         the Story a text is, or None
-score(text)         is it grammatical, is it consistent, how far does it make sense
-write_corpus(...)   train.txt and valid.txt, with the entropy floor of the validation text
+generate(seed)      -> Story: text, exact log2 probability, derivation
+parse(text)         -> the Story with this text, or None
+score(text)         -> Score: whether the text is grammatical and consistent, and the share of its sentences that are
+write_corpus(...)   write train.txt and valid.txt, with the entropy floor of the validation text
 """
 
 from mlx_transformer.data.fables.corpus import FablesInfo, generate, write_corpus

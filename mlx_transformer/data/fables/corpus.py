@@ -1,4 +1,4 @@
-"""Drawing stories: one by its seed, or a training and a validation file with their entropy floor."""
+"""Generating one story from its seed, or a training and a validation text with their entropy floor."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from mlx_transformer.data.fables.plots import tell
 from mlx_transformer.data.fables.teller import Author, SplitMix64, Story
 from mlx_transformer.utils.errors import BadInput
 
-VERSION = 1  # of the grammar: another number for every change of the bytes that a seed gives
+VERSION = 1  # of the grammar: raised with every change of the bytes that a seed gives
 SEPARATOR = "<|endoftext|>"
 _STREAMS = {"train": 0, "valid": 1}
 
 
 def generate(seed: int) -> Story:
-    """The story of a seed (any integer, taken modulo 2**64): the same bytes on every machine."""
+    """Generate the story of a seed (any integer, taken modulo 2**64): the same bytes on every machine."""
     author = Author(SplitMix64(seed))
     tell(author)
     return Story(author.text, author.log2_prob, author.derivation, author.plot)
@@ -25,11 +25,11 @@ def generate(seed: int) -> Story:
 
 @dataclass(frozen=True)
 class FablesInfo:
-    """What was written, and the entropy floor of its validation text; saved beside it as fables.json.
+    """Sizes of a written corpus and the entropy floor of its validation text; saved beside it as fables.json.
 
     The floor is -log2 of the probability with which this generator writes each document, end included (a story's end
-    follows from its text), so no model can expect to need fewer bits. Documents that occur again are drawn anew; the
-    likeliest story seen has 2**-99, so that changes no probability by anything that a float could show.
+    follows from its text), so no model can expect to need fewer bits. A repeated document is drawn again; the most
+    probable story seen has 2**-99, so no probability changes within the precision of a float.
     """
 
     version: int
@@ -43,17 +43,17 @@ class FablesInfo:
 
     @property
     def valid_bits(self) -> float:
-        """Bits of the whole validation text."""
+        """Entropy floor of the whole validation text in bits."""
         return fsum(self.valid_document_bits)
 
     @property
     def floor_bpb(self) -> float:
-        """Bits per byte of the whole validation text."""
+        """Entropy floor of the whole validation text in bits per byte."""
         return self.valid_bits / self.valid_bytes
 
     @staticmethod
     def load(folder: Path) -> "FablesInfo":
-        """What `write_corpus` saved in a folder."""
+        """Read the fables.json that `write_corpus` saved in a folder."""
         saved = json.loads((folder / "fables.json").read_text(encoding="utf-8"))
         for key in ("valid_document_bits", "valid_document_bytes"):
             saved[key] = tuple(saved[key])
@@ -63,7 +63,7 @@ class FablesInfo:
 def write_corpus(folder: Path, *, stories: int, valid_stories: int, seed: int = 0) -> FablesInfo:
     """Write train.txt, valid.txt (documents, each followed by a line `<|endoftext|>`) and fables.json into a folder.
 
-    No story occurs twice, so train and valid are disjoint. Raises BadInput if a number of stories is below 1.
+    No story occurs twice, so train and valid are disjoint. Raises BadInput if there are fewer than 1 of either.
     """
     for name, number in (("stories", stories), ("valid_stories", valid_stories)):
         if number < 1:
@@ -87,7 +87,7 @@ def write_corpus(folder: Path, *, stories: int, valid_stories: int, seed: int = 
 
 
 def _distinct(split: str, number: int, seed: int, seen: set[bytes]) -> Iterator[Story]:
-    """`number` stories of a split's own random stream, none of which is in `seen`."""
+    """Yield `number` stories from a split's own random stream that are not in `seen`, and add them to it."""
     seeds = SplitMix64(2 * seed + _STREAMS[split])
     while number:
         story = generate(seeds.next())
@@ -99,7 +99,7 @@ def _distinct(split: str, number: int, seed: int, seen: set[bytes]) -> Iterator[
 
 
 def _write(path: Path, stories: Iterator[Story] | list[Story]) -> Iterator[int]:
-    """Write the stories, and yield the UTF-8 bytes of each."""
+    """Write the stories and yield the number of UTF-8 bytes of each."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for story in stories:
             file.write(f"{story.text}\n{SEPARATOR}\n")

@@ -1,4 +1,4 @@
-"""The words of the fables, by what they can do in a sentence. The order of the lists is part of the corpus."""
+"""The words of the fables, by their role in a sentence. The order of the lists is part of the corpus."""
 
 from functools import cache
 
@@ -36,7 +36,7 @@ _ANY_NUMBER = Pool("number", NUMBERS)
 
 @cache
 def numbers(low: int, high: int) -> Pool:
-    """The numbers low..high as a pool (held within those that have a word)."""
+    """Return the numbers low..high as a pool, clamped to those that have a word."""
     low = min(max(low, 0), len(NUMBERS) - 1)
     return Pool("number", NUMBERS[low : max(low, min(high, len(NUMBERS) - 1)) + 1], wide=_ANY_NUMBER)
 
@@ -336,15 +336,15 @@ _WHERE_AND_WHEN = {
 }
 
 _ITEMS = {**_PEOPLE, **_DESCRIPTIONS, **_THINGS, **_WHERE_AND_WHEN}
-# Words that come back later in their story are drawn from the first so many of a list, so that a small model sees each
-# of them copied often; words that are said once are drawn from the whole list, the pool some_<name>.
+# A word that occurs again later in its story is drawn from the first items of a list, so that a small model sees each
+# of them copied often; a word that occurs once is drawn from the whole list, the pool some_<name>.
 _FIRST = {
     12: "color dish flower indoors insect instrument outdoors vegetable vehicle wear",
     16: "fruit hobby job landmark outside prize tool toy treat trinket",
     24: "place",
     32: "animal",
 }
-_RETOLD = {name: number for number, names in _FIRST.items() for name in names.split()}
-POOLS = {name: Pool(name, tuple(items[: _RETOLD.get(name)])) for name, items in _ITEMS.items()}
-POOLS.update({f"some_{name}": Pool(f"some_{name}", tuple(_ITEMS[name])) for name in _RETOLD})
+_REPEATED = {name: number for number, names in _FIRST.items() for name in names.split()}
+POOLS = {name: Pool(name, tuple(items[: _REPEATED.get(name)])) for name, items in _ITEMS.items()}
+POOLS.update({f"some_{name}": Pool(f"some_{name}", tuple(_ITEMS[name])) for name in _REPEATED})
 ALL_ITEMS = (*NUMBERS, *CREATURES.values(), *NOUNS.values(), *(item for items in _ITEMS.values() for item in items))

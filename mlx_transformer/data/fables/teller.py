@@ -1,18 +1,18 @@
-"""The story grammar: templates with slots, the teller that every plot talks to, and the author that draws a story.
+"""The story grammar: templates with slots, and the `Author` that generates a story from it.
 
-A plot is ordinary Python that asks a `Teller` to `say` one of several templates, step by step. An `Author` answers by
-drawing (generation), a `Reader` (parse.py) by finding which template the text goes on with (parsing): one grammar for
-both. Every decision is a choice by integer weights, so a story's probability is an exact product of rationals.
+A plot is a Python function that calls `Teller.say` with several templates, step by step. An `Author` chooses one at
+random (generation), a `Reader` (parse.py) the one that continues the text (parsing): one grammar for both. Every
+choice has integer weights, so a story's probability is an exact product of rationals.
 
 A template is text with slots in braces, filled from left to right:
 
-    {key}  {key.form}       the word bound to `key` before, in one of its forms: forced by the state of the story
+    {key}  {key.form}       the word bound to `key` before, in one of its forms: determined by the state of the story
     {key=pool.form}         a free choice from a pool, bound to `key` ({=pool}: bound to nothing)
     {key=pool!other}        ... but not the word bound to `other`
     {key#noun}              a number and a noun that agrees with it: "three apples", "one apple"
     {he} {him} {his} {He}   the hero's pronouns
 
-A text has one derivation because what one step can say is a prefix code (a test searches for second derivations).
+A text has one derivation because the texts of one step are a prefix code (a test searches for second derivations).
 """
 
 import re
@@ -25,7 +25,7 @@ from typing import NamedTuple
 from mlx_transformer.data.fables.lexicon import NUMBERS, POOLS, numbers
 from mlx_transformer.data.fables.words import Item, Pool
 
-Alternative = str | tuple[int, str]  # a template, or (weight, template); weight 0: not in this state of the story
+Alternative = str | tuple[int, str]  # a template, or (weight, template); weight 0: impossible in this state
 
 
 class Slot(NamedTuple):
@@ -38,7 +38,7 @@ class Slot(NamedTuple):
     number: str = ""  # for a noun after a number: the number's key
 
     def agreeing(self, state: Mapping[str, Item]) -> str:
-        """The form to say: singular or plural where a number asks for it."""
+        """Return the form of the word: singular or plural after a number."""
         if self.number:
             return "" if state[self.number].value == 1 else "many"
         return self.form
@@ -50,28 +50,28 @@ _SLOT = re.compile(r"\{(\w*)(?:=(\w+))?((?:!\w+)*)(?:#(\w+))?(?:\.(\w+))?\}")
 
 @cache
 def compiled(template: str) -> tuple[str | Slot, ...]:
-    """The template's pieces: literal texts and slots, in order."""
-    pieces: list[str | Slot] = []
+    """Return the parts of a template, literal texts and slots, in order. Raises ValueError for a malformed slot."""
+    parts: list[str | Slot] = []
     end = 0
     for found in _SLOT.finditer(template):
         if found.start() > end:
-            pieces.append(template[end : found.start()])
+            parts.append(template[end : found.start()])
         key, pool, unlike, noun, form = (group or "" for group in found.groups())
         if key.lower() in _PRONOUNS:
             key, form = "hero", key
-        pieces.append(Slot(key, pool, tuple(unlike.split("!")[1:]), form))
+        parts.append(Slot(key, pool, tuple(unlike.split("!")[1:]), form))
         if noun:
-            pieces.extend((" ", Slot(noun, "", (), "", number=key)))
+            parts.extend((" ", Slot(noun, "", (), "", number=key)))
         end = found.end()
     if end < len(template):
-        pieces.append(template[end:])
-    if any("{" in piece or "}" in piece for piece in pieces if isinstance(piece, str)):
+        parts.append(template[end:])
+    if any("{" in part or "}" in part for part in parts if isinstance(part, str)):
         raise ValueError(f"malformed slot in the template {template!r}")
-    return tuple(pieces)
+    return tuple(parts)
 
 
 def weighted(alternatives: tuple[Alternative, ...]) -> list[tuple[int, str]]:
-    """The alternatives as (weight, template), a plain template having weight 1."""
+    """Return the alternatives as (weight, template); a plain template has weight 1."""
     return [(1, each) if isinstance(each, str) else each for each in alternatives]
 
 
@@ -81,7 +81,7 @@ def _log2(number: int) -> float:
 
 
 class Teller:
-    """A story being told: plots call `say`, `add` and `paragraph` and, for its state, `let`, `count` and `between`."""
+    """The interface of the plots: `say`, `add`, `paragraph` for text; `let`, `count`, `between` for the state."""
 
     def __init__(self) -> None:
         self.state: dict[str, Item] = {}
@@ -98,30 +98,30 @@ class Teller:
         return key in self.state
 
     def let(self, **items: Item) -> None:
-        """Bind words that the story's state demands from here on."""
+        """Bind words to keys of the state."""
         self.state.update(items)
 
     def count(self, **values: int) -> None:
-        """Bind numbers, clamped to those that have a word (who reads a wrong story may count below zero)."""
+        """Bind numbers, clamped to those that have a word (parsing a wrong story may give a number below zero)."""
         for key, value in values.items():
             self.state[key] = NUMBERS[min(max(value, 0), len(NUMBERS) - 1)]
 
     def between(self, pool: str, low: int, high: int) -> None:
-        """Let `pool` be the numbers low..high."""
+        """Define `pool` as the numbers low..high."""
         self._ranges[pool] = numbers(low, max(low, high))
 
     def paragraph(self) -> None:
-        """The next step begins a new line."""
+        """Begin a new line with the next step."""
         self._gap = "\n"
 
     def say(self, *alternatives: Alternative) -> int:
-        """Say one of the alternatives after a space (or a new line); returns which."""
+        """Add one of the alternatives after a space (or a new line); return its index."""
         chosen = self._say(self._gap, alternatives)
         self._gap = " "
         return chosen
 
     def add(self, *alternatives: Alternative) -> int:
-        """Go on with one of the alternatives, with nothing in between; returns which."""
+        """Add one of the alternatives with nothing in between; return its index."""
         return self._say("", alternatives)
 
     def _say(self, gap: str, alternatives: tuple[Alternative, ...]) -> int:
@@ -132,30 +132,30 @@ class Teller:
 
     @property
     def derivation(self) -> tuple[int, ...]:
-        """Every decision so far: the alternative taken, then the place in its pool of each free word in it."""
+        """All decisions so far: the index of each alternative, then the index in its pool of each free word in it."""
         return tuple(self._trace)
 
     @property
     def log2_prob(self) -> float:
-        """log2 of the exact probability (a product of weight / total) of the decisions so far."""
+        """log2 of the exact probability of the decisions so far, a product of weight / total."""
         return fsum(_log2(weight) - _log2(total) for weight, total in self._odds)
 
 
 class SplitMix64:
-    """Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 2: integers only."""
+    """Integer random generator (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", fig. 2)."""
 
     def __init__(self, seed: int):
         self._state = seed & 0xFFFFFFFFFFFFFFFF
 
     def next(self) -> int:
-        """The next 64 bits."""
+        """Return the next 64 bits."""
         self._state = z = (self._state + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         return z ^ (z >> 31)
 
     def below(self, n: int) -> int:
-        """An integer in [0, n), exactly uniform: draws past the last multiple of n are rejected."""
+        """Return an integer in [0, n), exactly uniform: draws past the last multiple of n are rejected."""
         limit = (1 << 64) - (1 << 64) % n
         while (drawn := self.next()) >= limit:
             pass
@@ -163,7 +163,7 @@ class SplitMix64:
 
 
 class Author(Teller):
-    """A teller that draws each decision and writes the text down."""
+    """Generate a story: draw each decision and append its text."""
 
     def __init__(self, random: SplitMix64):
         super().__init__()
@@ -186,8 +186,8 @@ class Author(Teller):
         weight, template = options[chosen]
         self._decide(chosen, weight, total)
         self._parts.append(gap)
-        for piece in compiled(template):
-            self._parts.append(piece if isinstance(piece, str) else self._fill(piece))
+        for part in compiled(template):
+            self._parts.append(part if isinstance(part, str) else self._fill(part))
         return chosen
 
     def _decide(self, index: int, weight: int, total: int) -> None:
@@ -214,7 +214,7 @@ class Author(Teller):
 
 @dataclass(frozen=True)
 class Story:
-    """A story, its exact log2 probability, its one derivation, and the plot it tells."""
+    """A story, its exact log2 probability, its one derivation, and the name of its plot."""
 
     text: str
     log2_prob: float

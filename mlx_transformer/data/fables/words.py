@@ -1,11 +1,11 @@
-"""Words: items with their forms, and pools of them from which a story draws."""
+"""Words: items with their forms, and the pools of them that slots draw from."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
 class Item:
-    """A word of one kind and its forms; form "" is the plain one, a capitalised form name gives a capital letter."""
+    """A word of one kind and its forms; form "" is the plain one, a capitalized form name gives a capital letter."""
 
     __slots__ = ("forms", "kind", "value")
 
@@ -20,7 +20,7 @@ class Item:
 
 
 class Option(NamedTuple):
-    """What a slot may say: its text, the word it stands for, and that word's place in its pool."""
+    """One filling of a slot: its text, the word, and the word's index in its pool."""
 
     text: str
     item: Item
@@ -28,7 +28,7 @@ class Option(NamedTuple):
 
 
 class Pool:
-    """Words drawn with equal weight; `wide` is what a reader takes when it does not hold the story to its state."""
+    """Words drawn with equal weight; `wide` is the pool that a loose reading accepts instead."""
 
     def __init__(self, name: str, items: tuple[Item, ...], wide: "Pool | None" = None):
         self.name = name
@@ -41,11 +41,11 @@ class Pool:
         return item in self._place
 
     def places(self, items: Iterable[Item]) -> list[int]:
-        """Where those of `items` that are in the pool stand in it, in order."""
+        """Return the sorted indices of those of `items` that are in the pool."""
         return sorted({self._place[item] for item in items if item in self._place})
 
     def starting(self, form: str, initial: str) -> list[Option]:
-        """The words whose `form` begins with the character `initial`."""
+        """Return the words whose `form` begins with the character `initial`."""
         if form not in self._by_initial:
             index: dict[str, list[Option]] = {}
             for place, item in enumerate(self.items):
@@ -56,7 +56,7 @@ class Pool:
 
 
 def split(words: str) -> list[str]:
-    """The words of a comma-separated list."""
+    """Return the words of a comma-separated list."""
     return [" ".join(word.split()) for word in words.split(",")]
 
 
@@ -70,13 +70,13 @@ _IRREGULAR_PLURALS = dict(
 
 
 def article(word: str) -> str:
-    """The word with its "a" or "an"."""
+    """Return the word with its "a" or "an"."""
     vowel = word[0] in "aeiou" and not word.startswith(("uni", "use", "uku"))
     return ("an " if vowel or word.startswith(("honest", "honor")) else "a ") + word
 
 
 def plural(word: str) -> str:
-    """The plural of a noun (of its last word, if it has several)."""
+    """Return the plural of a noun (of its last word, if it has several)."""
     head, space, last = word.rpartition(" ")
     if last in _IRREGULAR_PLURALS:
         many = _IRREGULAR_PLURALS[last]
@@ -88,27 +88,27 @@ def plural(word: str) -> str:
 
 
 def plain(kind: str, words: str) -> list[Item]:
-    """Words with one form only."""
+    """Make words with one form only."""
     return [Item(kind, {"": word}) for word in split(words)]
 
 
 def adjectives(kind: str, words: str) -> list[Item]:
-    """Forms "" and "a" (with its article)."""
+    """Make words with the forms "" and "a" (with its article)."""
     return [Item(kind, {"": word, "a": article(word)}) for word in split(words)]
 
 
 def nouns(kind: str, words: str) -> list[Item]:
-    """Forms "" (hen), "a" (a hen), "many" (hens)."""
+    """Make words with the forms "" (hen), "a" (a hen), "many" (hens)."""
     return [Item(kind, {"": word, "a": article(word), "many": plural(word)}) for word in split(words)]
 
 
 def places(words: str) -> list[Item]:
-    """Places as "in the garden": forms "" (garden), "at" (in the garden)."""
+    """Make places from "in the garden": forms "" (garden), "at" (in the garden)."""
     return [Item("place", {"": phrase.split(" the ")[1], "at": phrase}) for phrase in split(words)]
 
 
 def verbs(kind: str, words: str) -> list[Item]:
-    """Verb phrases as "climb/climbed/climbing trees": forms "" (climb trees), "ed", "ing"."""
+    """Make verb phrases from "climb/climbed/climbing trees": forms "" (climb trees), "ed", "ing"."""
     items = []
     for phrase in split(words):
         verb, space, rest = phrase.partition(" ")
@@ -118,12 +118,12 @@ def verbs(kind: str, words: str) -> list[Item]:
 
 
 def mixes(words: str) -> list[Item]:
-    """Two colors of paint and what they make."""
-    rows = [row.split() for row in split(words)]
-    return [Item("mix", {"": made, "a": article(made), "one": one, "two": two}) for one, two, made in rows]
+    """Make colors of paint from "red yellow orange": forms "" (orange), "a", "one" (red), "two" (yellow)."""
+    colors = [line.split() for line in split(words)]
+    return [Item("mix", {"": made, "a": article(made), "one": one, "two": two}) for one, two, made in colors]
 
 
 def people(kind: str, pronouns: str, words: str) -> list[Item]:
-    """Names or kin with their pronouns, given as "she her her"."""
+    """Make names or kin with their pronouns, given as "she her her"."""
     forms = dict(zip(("he", "him", "his"), pronouns.split(), strict=True))
     return [Item(kind, {"": word, **forms}) for word in split(words)]

@@ -1,4 +1,4 @@
-"""The plots, and how a story is put together from one."""
+"""The plots, and the assembly of a story from one."""
 
 from mlx_transformer.data.fables.plots import belongings, counting, friends, making, places  # noqa: F401 (register)
 from mlx_transformer.data.fables.plots.frame import PLOTS, Plot, ending, opening
@@ -13,7 +13,7 @@ _LEADS = [
 
 
 def tell(t: Teller) -> None:
-    """Tell (write or read) one story: the hero, a plot, an ending that remembers the hero."""
+    """Generate or parse one story: the opening, a plot, and an ending that refers to the opening."""
     opening(t)
     t.paragraph()
     leads = _LEADS[t.say(*((len(leads), opener) for opener, leads in zip(_OPENERS, _LEADS, strict=True)))]

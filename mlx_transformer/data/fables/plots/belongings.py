@@ -1,4 +1,4 @@
-"""Plots in which things change hands, and it matters who has what."""
+"""Plots in which things change hands."""
 
 from mlx_transformer.data.fables.plots.frame import meet, plot, scenery, thanks, worry
 from mlx_transformer.data.fables.teller import Teller

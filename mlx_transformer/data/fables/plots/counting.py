@@ -1,4 +1,4 @@
-"""Plots in which somebody counts: what is given, lost, found and left."""
+"""Plots with arithmetic: things are given, lost, found, and counted."""
 
 from mlx_transformer.data.fables.lexicon import NOUNS
 from mlx_transformer.data.fables.plots.frame import meet, moral, plot, search, thanks, worry
@@ -6,7 +6,7 @@ from mlx_transformer.data.fables.teller import Teller
 
 
 def _take_some(t: Teller, *alternatives: str) -> None:
-    """Say that `k` of the `n` things (from the pool `few`) went, and bind how many are `left`."""
+    """Remove `k` (from the pool `few`) of the `n` things, and bind the number that is `left`."""
     t.between("few", 1, t["n"].value - 1)
     t.say(*alternatives)
     t.count(left=t["n"].value - t["k"].value)

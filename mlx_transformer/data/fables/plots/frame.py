@@ -1,4 +1,4 @@
-"""What every story has around its plot: who it is about, what we learn of them at once, and how it ends."""
+"""The parts that plots share: the opening, the ending, and scenes within."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ DAY = "One {=sky} {=daypart},"
 
 
 class Plot(NamedTuple):
-    """A shape of story: how its first sentence begins, how it may go on (unlike any other plot's), and the rest."""
+    """A plot: the beginning of its first sentence, its continuations (unlike any other plot's), and the rest."""
 
     name: str
     opener: str
@@ -22,7 +22,7 @@ PLOTS: dict[str, Plot] = {}
 
 
 def plot(*leads: str, opener: str = DAY) -> Callable[[Callable[[Teller], None]], Callable[[Teller], None]]:
-    """Register the function that tells the rest of a story as a plot, under its name."""
+    """Register a function that generates the rest of a story as the plot of its name."""
 
     def register(body: Callable[[Teller], None]) -> Callable[[Teller], None]:
         PLOTS[body.__name__] = Plot(body.__name__, opener, leads, body)
@@ -32,7 +32,7 @@ def plot(*leads: str, opener: str = DAY) -> Callable[[Callable[[Teller], None]],
 
 
 def opening(t: Teller) -> None:
-    """Who the hero is: binds hero, who, trait, and one thing to remember until the ending."""
+    """Introduce the hero: bind hero, who, trait, and one word that the ending repeats."""
     which = t.say(
         (3, "Once upon a time, there was {trait=good.a} and {=good!trait} girl named {hero=girl}."),
         (3, "Once upon a time, there was {trait=good.a} and {=good!trait} boy named {hero=boy}."),
@@ -52,7 +52,7 @@ def opening(t: Teller) -> None:
 
 
 def scenery(t: Teller) -> None:
-    """A look around."""
+    """Describe the surroundings."""
     t.say(
         "{=look.A} {=some_color} {=bird} sang {=tone} in {=tree.a}.",
         "{=look.A} {=some_color} {=some_insect} sat on {=some_color.a} {=some_flower}.",
@@ -63,7 +63,7 @@ def scenery(t: Teller) -> None:
 
 
 def meet(t: Teller) -> None:
-    """Somebody comes into the story: binds friend and pal."""
+    """Introduce a second character: bind friend and pal."""
     t.say(
         "{hero} met {=good.a} {pal=animal!who} named {friend=name!hero} {=some_place.at}.",
         "{friend=name!hero}, {=good.a} {pal=animal!who}, {=went} by with {=look.a} {=some_color} {=some_trinket}.",
@@ -72,7 +72,7 @@ def meet(t: Teller) -> None:
 
 
 def worry(t: Teller) -> None:
-    """Something went wrong."""
+    """Describe the hero's worry."""
     t.say(
         '"{=ohno}!" {=said} {hero} {=tone}, feeling {=sad}.',
         "{hero} felt {=sad} and {=went} to {his} {=good} {=kin}.",
@@ -81,7 +81,7 @@ def worry(t: Teller) -> None:
 
 
 def search(t: Teller) -> None:
-    """The hero looks in the wrong places."""
+    """Let the hero search in the wrong places."""
     t.say(
         "{hero} {=how} looked {=some_outside} and found {=look.a} {=some_color} {=some_trinket}.",
         "{hero} looked {=some_outside}, but there was only {=look.a} {=some_color} {=some_insect}.",
@@ -90,7 +90,7 @@ def search(t: Teller) -> None:
 
 
 def thanks(t: Teller) -> None:
-    """The friend is grateful."""
+    """Let the friend thank the hero."""
     t.say(
         '"Thank you, {hero}," {=said} {friend} {=tone}. "You are {=good.a} {who}."',
         "The {=glad} {pal} gave {hero} {=look.a} {=some_color} {=some_trinket}.",
@@ -100,7 +100,7 @@ def thanks(t: Teller) -> None:
 
 
 def moral(t: Teller) -> None:
-    """What everybody thought of the hero."""
+    """Praise the hero's trait."""
     t.say(
         "{His} {=good} {=kin} was {=glad} to have such {trait.a} {who}.",
         "No {who} {=some_place.at} was as {trait} as {hero}.",
@@ -109,7 +109,7 @@ def moral(t: Teller) -> None:
 
 
 def ending(t: Teller) -> None:
-    """Comes back to what the opening told of the hero."""
+    """End the story with a reference to what the opening says about the hero."""
     home, pet, hobby, nick, dish = "house" in t, "petname" in t, "hobby" in t, "nick" in t, "dish" in t
     wear = not (home or pet or hobby or nick or dish)
     t.say(

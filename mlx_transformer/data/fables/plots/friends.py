@@ -1,4 +1,4 @@
-"""Plots about what somebody is like: boasting, helping, fearing, lying, being shy."""
+"""Plots about behavior: boasting, helping, fear, lying, shyness."""
 
 from mlx_transformer.data.fables.plots.frame import meet, plot
 from mlx_transformer.data.fables.teller import Teller

@@ -1,4 +1,4 @@
-"""Plots in which it matters where things and people are."""
+"""Plots that depend on where things and people are."""
 
 from mlx_transformer.data.fables.plots.frame import meet, plot, thanks
 from mlx_transformer.data.fables.teller import Teller

@@ -1,112 +1,116 @@
-"""What a phase is made of: `python -m phases.show 3 --branch rope`; and how two differ: `--diff 2 3`.
+"""Show what a phase is made of: `python -m phases.show 3/rope`; or how two models differ: `--diff 2 3`.
 
-A phase is written N, a branch of it N/NAME. A number is dead where no line of the built model asks for it: see `reads`.
+Takes phases, branches, recipes and somebody's own files, written as for bench.compare: 3, 3/rope, 2:original,
+my_idea.py.
 """
 
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from types import ModuleType
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
-import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
-
-# isort: split
 import mlx.core as mx
 import rich.console
 import tyro
 from rich.table import Table
 from tyro.constructors import PrimitiveConstructorSpec
 
-from mlx_transformer.nn import config, model
+from mlx_transformer import nn
 from mlx_transformer.nn.config import SIZES
-from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Size, Text, parse
-from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.ladder import Experiment, find_phase, read_variant
+from mlx_transformer.train import Recipe
 from mlx_transformer.train.optim.groups import assign
-from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 from mlx_transformer.utils.trees import by_path
 
-SLOTS = tuple(name for name in model.Model.__annotations__ if name not in vars(model.Model))
-HOOKS = tuple(name for name, value in vars(model.Model).items() if callable(value) and not name.startswith("_"))
-_OUTSIDE = ("seq_len",)  # read by the batches and by decoding, whatever the model
-_PIPE_WIDTH = 160  # characters where nobody's window is to be filled
+SLOTS = tuple(name for name in nn.Model.__annotations__ if name not in vars(nn.Model))
+HOOKS = tuple(name for name, value in vars(nn.Model).items() if callable(value) and not name.startswith("_"))
+_OUTSIDE = ("seq_len",)  # used by batches and decoding, whatever the model
+_PIPE_WIDTH = 160  # characters, where the output is no terminal
 
 Cells = tuple[str, ...]
 Sections = dict[str, dict[str, Cells]]  # title -> row -> cells
 _HEADS = {
-    "slots": ("class", "from"),
-    "hooks": ("from",),
-    "numbers": ("value", "from", "read by the model"),
-    "recipe": ("value", "from"),
-    "parameters": ("shape", "times", "count", "start", "optimizer group"),
+    "slots": ("slot", "class", "from"),
+    "hooks": ("hook", "from"),
+    "configuration": ("field", "value", "from", "used by the model"),
+    "recipe": ("field", "value", "from"),
+    "parameters": ("parameter", "shape", "tensors", "size", "initialization", "optimizer group"),
 }
-_COMPARED = {"slots": 1, "hooks": 1, "numbers": 1, "recipe": 1, "parameters": 5}  # leading cells
+_COMPARED = {"slots": 1, "hooks": 1, "configuration": 1, "recipe": 1, "parameters": 5}  # leading cells of a row
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A phase's trunk or one of its branches."""
+class Variant:
+    """A phase or somebody's own file, with a branch and a recipe of it."""
 
-    phase: int
-    branch: str | None
-    module: ModuleType
-    kind: type[Model]
+    experiment: Experiment
+    branch: str | None = None
+    recipe_name: str | None = None
 
     @classmethod
-    def read(cls, text: str) -> "Choice":
-        """What 3 or 3/rope names. Raises BadInput that lists what there is."""
-        number, slash, name = text.partition("/")
-        branch = name if slash else None
-        module = find_phase(int(number) if re.fullmatch("[0-9]", number) else number)
-        return cls(int(number), branch, module, find_branch(module, branch))
+    def read(cls, text: str) -> "Variant":
+        """Read "3", "3/rope", "2:original" or "my_idea.py". Raises BadInput for what is not there."""
+        return cls(*read_variant(text))
+
+    @property
+    def kind(self) -> type[nn.Model]:
+        """The class of the model."""
+        return self.experiment.find_branch(self.branch)
+
+    def recipe(self, size: str) -> Recipe:
+        """Return the recipe for a model size."""
+        return self.experiment.find_recipe(self.recipe_name)[0].at(size)
 
     def __str__(self) -> str:
-        return f"phase {self.phase}" + (f"/{self.branch}" if self.branch else "")
+        branch, recipe = self.branch and f"/{self.branch}", self.recipe_name and f":{self.recipe_name}"
+        return f"{self.experiment}{branch or ''}{recipe or ''}"
 
     def owner(self, kind: type, name: str) -> str:
-        """Who supplies an attribute of a class: a phase, this branch, or the file that every phase starts from."""
+        """Name what supplies an attribute of the model's class or of its Config: a phase, a file or this branch."""
         place = next(ancestor for ancestor in kind.__mro__ if name in vars(ancestor))
-        if place in (model.Model, config.Config):
+        if place in (nn.Model, nn.Config):
             return f"{place.__module__.rpartition('.')[2]}.py"
-        phase = re.fullmatch(r"phases\.phase(\d)", place.__module__)
-        if phase and place.__name__ in ("Model", "Config"):
+        model = self.experiment.model
+        if place not in model.__mro__ and place not in model.Config.__mro__:
+            return f"branch {self.branch}"
+        if phase := re.fullmatch(r"phases\.phase(\d)", place.__module__):
             return f"phase {phase[1]}"
-        return f"branch {self.branch}" if self.branch and place.__module__.startswith("phases.") else place.__name__
+        return str(self.experiment) if place.__module__ == self.experiment.module.__name__ else place.__name__
 
 
-def describe(choice: Choice, size: str) -> Sections:
-    """Every slot, hook, number, recipe field and parameter of a choice, for one model size."""
-    numbers = choice.kind.Config(**SIZES[size])
+def describe(variant: Variant, size: str) -> Sections:
+    """Describe every slot, hook, configuration field, recipe field and parameter, for one model size."""
+    config = variant.kind.Config(**SIZES[size])
     return {
-        "slots": {name: (_names(getattr(choice.kind, name)), choice.owner(choice.kind, name)) for name in SLOTS},
-        "hooks": {name: (choice.owner(choice.kind, name),) for name in HOOKS},
-        "numbers": dict(_numbers(choice, numbers)),
-        "recipe": dict(_recipe(choice, size)),
-        "parameters": _parameters(choice, numbers, size),
+        "slots": {name: (_names(getattr(variant.kind, name)), variant.owner(variant.kind, name)) for name in SLOTS},
+        "hooks": {name: (variant.owner(variant.kind, name),) for name in HOOKS},
+        "configuration": dict(_configuration(variant, config)),
+        "recipe": dict(_recipe(variant, size)),
+        "parameters": _parameters(variant, config, size),
     }
 
 
-def _names(slot: model.Slot) -> str:
-    """file.Class of a slot, or of each class that the layers take in turn."""
+def _names(slot: nn.Slot) -> str:
+    """Name a slot's class as file.Class; the classes, where layers take different ones."""
     kinds = slot if isinstance(slot, tuple) else (slot,)
     return ", ".join(f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for kind in kinds)
 
 
-def _numbers(choice: Choice, numbers: config.Config) -> Iterator[tuple[str, Cells]]:
-    read = reads(choice.kind)
-    for name, value in numbers.to_dict().items():
-        use = "yes" if name in read else "by training and decoding" if name in _OUTSIDE else "DEAD"
-        yield name, (str(value), choice.owner(type(numbers), name), use)
+def _configuration(variant: Variant, config: nn.Config) -> Iterator[tuple[str, Cells]]:
+    used = fields_used(variant.kind)
+    for name, value in config.to_dict().items():
+        use = "yes" if name in used else "by training and decoding" if name in _OUTSIDE else "UNUSED"
+        yield name, (str(value), variant.owner(type(config), name), use)
 
 
-def reads(kind: type[Model]) -> set[str]:
-    """The Config fields that a nano model asks for while it is built, makes a loss, and decodes a piece.
+def fields_used(kind: type[nn.Model]) -> set[str]:
+    """Return the Config fields that a nano model reads while it is built, computes a loss and decodes a token.
 
-    Found by running it: a number read and then thrown away counts as read. Making or copying a Config reads nothing.
+    Measured by running it: a field that is read and then ignored counts. Making or copying a Config reads nothing.
     """
     found: set[str] = set()
     names = {field.name for field in fields(kind.Config)}
@@ -130,12 +134,16 @@ def reads(kind: type[Model]) -> set[str]:
     return found
 
 
-def _recipe(choice: Choice, size: str) -> Iterator[tuple[str, Cells]]:
-    """Each field with the phase since which it has had this value."""
-    earlier = [_fields(find_phase(n).RECIPE.at(size)) for n in range(choice.phase, 0, -1)]
-    for name, value in earlier[0].items():
-        same = next((i for i, recipe in enumerate(earlier) if recipe.get(name) != value), len(earlier))
-        yield name, (str(value), f"phase {choice.phase - same + 1}")
+def _recipe(variant: Variant, size: str) -> Iterator[tuple[str, Cells]]:
+    """Give each field with the earliest phase from which on it has had this value."""
+    experiment = variant.experiment
+    name = str(experiment) if variant.recipe_name is None else f"recipe {variant.recipe_name}"
+    recipes = {name: variant.recipe(size)}
+    recipes |= {f"phase {n}": find_phase(n).RECIPE.at(size) for n in range(experiment.phase or 0, 0, -1)}
+    sources, chain = list(recipes), [_fields(recipe) for recipe in recipes.values()]
+    for name, value in chain[0].items():
+        changed = next((i for i, earlier in enumerate(chain) if earlier.get(name) != value), len(chain))
+        yield name, (str(value), sources[changed - 1])
 
 
 def _fields(recipe: Recipe) -> dict[str, Any]:
@@ -153,32 +161,32 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(item, path if name == "kind" else f"{path}.{name}".lstrip("."))
 
 
-def _parameters(choice: Choice, numbers: config.Config, size: str) -> dict[str, Cells]:
-    """A row for the layers' parameters of one name and shape; where layers differ in shape, by the first one's path."""
-    net = choice.kind(numbers)
-    own = by_path(net.parameters())
-    groups = assign(choice.module.RECIPE.at(size).groups, own)
+def _parameters(variant: Variant, config: nn.Config, size: str) -> dict[str, Cells]:
+    """Describe the layers' parameters of one name and shape together; those of different shapes by the first's path."""
+    model = variant.kind(config)
+    parameters = by_path(model.parameters())
+    groups = assign(variant.recipe(size).groups, parameters)
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-    for path, value in own.items():
+    for path, value in parameters.items():
         alike.setdefault((re.sub(r"^blocks\.\d+\.", "blocks.*.", path), value.shape), []).append(path)
     patterns = Counter(pattern for pattern, _ in alike)
     rows: dict[str, Cells] = {}
     for (pattern, shape), paths in alike.items():
         group = next(name for name, owned in groups.items() if paths[0] in owned)
-        count = f"{sum(own[path].size for path in paths):,}"
+        total = f"{sum(parameters[path].size for path in paths):,}"
         row = pattern if patterns[pattern] == 1 else paths[0]
-        rows[row] = (str(shape), str(len(paths)), count, _start(own[paths[0]]), group)
-    return rows | {"total": ("", str(len(own)), f"{net.count_parameters()['total']:,}", "", "")}
+        rows[row] = (str(shape), str(len(paths)), total, _initial(parameters[paths[0]]), group)
+    return rows | {"total": ("", str(len(parameters)), f"{model.count_parameters()['total']:,}", "", "")}
 
 
-def _start(value: mx.array) -> str:
-    """How a parameter starts, as measured: a constant, or the deviation of what was drawn."""
+def _initial(value: mx.array) -> str:
+    """Describe a parameter's initialization as measured: a constant, or the standard deviation."""
     low, high = value.min().item(), value.max().item()
     return f"{low:g}" if low == high else f"sd {mx.sqrt(mx.var(value)).item():.3g}"
 
 
 def difference(a: Sections, b: Sections) -> Iterator[tuple[str, str, str, str]]:
-    """(section, row, in a, in b) for every row that is not the same; an absent one is empty."""
+    """Give (section, row, in a, in b) for every row that differs; a missing row is empty."""
     for title, count in _COMPARED.items():
         for row in {**a[title], **b[title]}:
             before, after = (", ".join(filter(None, side[title].get(row, ())[:count])) for side in (a, b))
@@ -186,16 +194,18 @@ def difference(a: Sections, b: Sections) -> Iterator[tuple[str, str, str, str]]:
                 yield title, row, before, after
 
 
-def _show(choice: Choice, size: str, terminal: rich.console.Console) -> None:
-    terminal.print((choice.module.__doc__ or "").splitlines()[0], markup=False)
-    for title, rows in describe(choice, size).items():
-        table = Table(title.rstrip("s"), *_HEADS[title], title=f"{choice}, {size}: {title}", title_justify="left")
+def _show(variant: Variant, size: str, terminal: rich.console.Console) -> None:
+    if title := (variant.experiment.module.__doc__ or "").strip():
+        terminal.print(title.splitlines()[0], markup=False)
+    for title, rows in describe(variant, size).items():
+        table = Table(*_HEADS[title], title=f"{variant}, {size}: {title}", title_justify="left")
         for name, cells in rows.items():
-            table.add_row(name, *cells, style="red" if "DEAD" in cells else "dim" if cells[-1] == "model.py" else "")
+            style = "red" if "UNUSED" in cells else "dim" if cells[-1] == "model.py" else ""
+            table.add_row(name, *cells, style=style)
         terminal.print(table)
 
 
-def _show_difference(a: Choice, b: Choice, size: str, terminal: rich.console.Console) -> None:
+def _show_difference(a: Variant, b: Variant, size: str, terminal: rich.console.Console) -> None:
     table = Table("", "row", str(a), str(b), title=f"{a} -> {b}, {size}", title_justify="left")
     before = ""
     for title, *cells in difference(describe(a, size), describe(b, size)):
@@ -215,31 +225,34 @@ _PAIR = PrimitiveConstructorSpec(
 
 @dataclass
 class Flags:
-    """Show which phase supplied each slot, hook and number, and the parameters; or how two phases differ."""
+    """Show which phase supplies each slot, hook and field of a model, and its parameters; or how two models differ."""
 
-    phase: Annotated[Text, tyro.conf.Positional] = None
-    """a phase, 3, or a branch of it, 3/rope"""
+    variant: Annotated[Text, tyro.conf.Positional] = None
+    """a phase, 3, a branch, 3/rope, a recipe, 2:original, or your own file, my_idea.py"""
     branch: Text = None
-    """one idea on top of the phase's trunk"""
+    """a branch of the phase or file"""
     diff: Annotated[tuple[str, str] | None, _PAIR, tyro.conf.arg(help_behavior_hint="")] = None
-    """show how two phases differ: --diff 2 3, --diff 3 3/rope"""
+    """show how two models differ: --diff 2 3, --diff 3 3/rope, --diff 5 my_idea.py"""
     size: Size = None
     """nano, small, or base (default: base)"""
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m phases.show")
-    if (flags.phase is None) == (flags.diff is None) or (flags.diff and flags.branch):
+    if (flags.variant is None) == (flags.diff is None) or (flags.diff and flags.branch):
         raise BadInput("expected: python -m phases.show PHASE [--branch NAME], or python -m phases.show --diff A B")
     size = "base" if flags.size in (None, "auto") else str(flags.size)
     terminal = rich.console.Console(highlight=False)
     if not terminal.is_terminal:
         terminal.width = _PIPE_WIDTH
     if flags.diff:
-        _show_difference(Choice.read(flags.diff[0]), Choice.read(flags.diff[1]), size, terminal)
-    else:
-        _show(Choice.read("/".join(text for text in (flags.phase, flags.branch) if text is not None)), size, terminal)
+        _show_difference(Variant.read(flags.diff[0]), Variant.read(flags.diff[1]), size, terminal)
+        return
+    variant = Variant.read(str(flags.variant))
+    if flags.branch is not None:
+        variant = replace(variant, branch=flags.branch)
+    _show(variant, size, terminal)
 
 
 if __name__ == "__main__":

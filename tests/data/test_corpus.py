@@ -1,4 +1,4 @@
-"""Preparing corpora: splitting, cleaning, duplicates, the cache, and what a person is told about bad files."""
+"""Preparing corpora: splitting, cleaning, duplicates, the cache, and the errors for bad files."""
 
 import os
 import re
@@ -249,9 +249,9 @@ def test_auto_falls_back_to_fables_and_says_why(monkeypatch):
 
     monkeypatch.setattr(tinystories, "fetch", fetch)
     monkeypatch.setattr(corpus, "FABLES_VALID_STORIES", 5)
-    said: list[str] = []
-    assert load_corpus("auto", stories=10, say=said.append).name == "fables"
-    assert len(said) == 1
-    assert "no such host" in said[0]
+    messages: list[str] = []
+    assert load_corpus("auto", stories=10, say=messages.append).name == "fables"
+    assert len(messages) == 1
+    assert "no such host" in messages[0]
     with pytest.raises(BadInput, match="no such host"):
         load("tinystories")

@@ -143,7 +143,7 @@ def test_grammar_of_the_texts(stories):
 
 
 class Liar(Author):
-    """Tells stories whose state it does not keep: some words that the state demands are others of their kind."""
+    """Replace some words that the story's state determines by others of their kind."""
 
     lies = 0
 
@@ -172,7 +172,7 @@ def test_lies_are_grammatical_but_not_consistent():
         assert (scored.log2_prob is None) != scored.consistent
 
 
-TOLD = (
+KNOWN = (
     "Once upon a time, there was a tidy and kind boy named Max. His lively big brother called him captain.\n"
     "One foggy day, Max picked nine tiny oranges at the farm. Dan, a quick mole, tiptoed by with a huge violet marble. "
     '"May I have some oranges?" whispered the heartbroken mole slowly. So Max put six oranges into a marvelous maroon '
@@ -203,16 +203,16 @@ TOLD = (
     ],
 )
 def test_score_of_a_known_story(right, wrong, grammatical, consistent, shares):
-    assert TOLD.count(right) == 1
-    scored = score(TOLD.replace(right, wrong))
+    assert KNOWN.count(right) == 1
+    scored = score(KNOWN.replace(right, wrong))
     assert (scored.grammatical, scored.consistent, scored.complete) == (grammatical, consistent, True)
     sentences = scored.sentences
     assert (scored.grammatical_share, scored.consistent_share) == pytest.approx([n / sentences for n in shares])
 
 
 def test_a_cut_story_is_not_complete():
-    for cut in range(1, len(TOLD) - 1):
-        scored = score(TOLD[:cut])
+    for cut in range(1, len(KNOWN) - 1):
+        scored = score(KNOWN[:cut])
         assert not any((scored.complete, scored.grammatical, scored.consistent))
         assert scored.consistent_share == (1.0 if scored.sentences else 0.0)
 
@@ -248,8 +248,8 @@ def test_any_text_can_be_scored(text):
 
 @given(SEEDS, st.data())
 @settings(max_examples=50)
-def test_pieces_of_stories_can_be_scored(seed, data):
-    """What a bad model writes: parts of several stories. Bounded work, shares within [0, 1]."""
+def test_parts_of_stories_can_be_scored(seed, data):
+    """Parts of several stories, as a bad model writes: bounded work, shares within [0, 1]."""
     parts = [generate(seed + k).text for k in range(2)]
     cuts = [data.draw(st.integers(0, len(part))) for part in parts]
     scored = score(parts[0][: cuts[0]] + parts[1][cuts[1] :])

@@ -193,9 +193,9 @@ def test_a_file_that_changed_is_never_mixed(hub, linked_etag):
     hub.linked_etag = linked_etag
     fetch(100, quiet)
     hub.files[TRAIN] = text_of(1100, "another version")
-    said: list[str] = []
-    assert fetch(10_000, said.append).train.read_bytes() == hub.files[TRAIN]
-    assert any("not what it was on the hub" in line for line in said)
+    messages: list[str] = []
+    assert fetch(10_000, messages.append).train.read_bytes() == hub.files[TRAIN]
+    assert any("not what it was on the hub" in line for line in messages)
 
 
 def test_a_file_that_became_shorter_is_fetched_anew(hub):
@@ -299,19 +299,19 @@ def test_no_hub_there_is_one_sentence(tmp_path, monkeypatch, url):
 
 
 def test_two_at_once_share_one_download(hub):
-    found: list[bytes] = []
-    threads = [threading.Thread(target=lambda: found.append(fetch(900, quiet).train.read_bytes())) for _ in range(2)]
+    contents: list[bytes] = []
+    threads = [threading.Thread(target=lambda: contents.append(fetch(900, quiet).train.read_bytes())) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0] == found[1] == hub.files[TRAIN][: len(found[0])]
+    assert contents[0] == contents[1] == hub.files[TRAIN][: len(contents[0])]
 
 
 def test_the_corpus_has_the_stories_asked_for(hub):
     hub.files[TRAIN] = text_of(50, "train") + text_of(1, "valid") + text_of(800, "more")
-    said: list[str] = []
-    corpus = load_corpus("auto", stories=60, say=said.append)
+    messages: list[str] = []
+    corpus = load_corpus("auto", stories=60, say=messages.append)
     stories = list(read_documents(corpus.train))
     assert (corpus.name, corpus.train_documents, corpus.valid_documents, corpus.duplicates_removed) == (
         "tinystories",
@@ -321,5 +321,5 @@ def test_the_corpus_has_the_stories_asked_for(hub):
     )
     assert stories[0] == "Story 0 of train: “once upon a time”."
     assert len(stories) == 59
-    assert "TinyStories, the first 60 stories" in said[-1]
+    assert "TinyStories, the first 60 stories" in messages[-1]
     assert load_corpus("tinystories", stories=60, say=quiet).sha256 == corpus.sha256

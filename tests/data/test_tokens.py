@@ -96,13 +96,13 @@ def test_the_validation_split_is_capped_at_whole_documents(corpus, bpe, monkeypa
     three = framed(bpe, documents[:3])
     for spare in (0, 1):
         monkeypatch.setattr(module, "MAX_VALID_TOKENS", len(three) + spare)
-        said: list[str] = []
-        tokens = tokenize_corpus(corpus, bpe, said.append)
+        messages: list[str] = []
+        tokens = tokenize_corpus(corpus, bpe, messages.append)
         assert tokens.valid.tolist() == three
         assert tokens.valid_documents == 3
         assert tokens.valid_bytes == sum(len(text.encode()) for text in documents[:3])
         assert tokens.floor_bits is None
-        assert "first" in said[0]
+        assert "first" in messages[0]
 
 
 @pytest.mark.parametrize("last", ["line of words\n" * 300 + "end", "words without an end " * 300, "“x”" * 2000])

@@ -194,7 +194,7 @@ class Score:
 def score(text: str) -> Score:
     """Score a text that should be one story. Never fails, and takes bounded time on any text."""
     text = text.strip()
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     strict, strict_reach = _best(text, strict=True)
     loose, loose_reach = (strict, strict_reach) if strict else _best(text, strict=False)
     share = [sum(end <= reach for end in ends) / len(ends) if ends else 0.0 for reach in (loose_reach, strict_reach)]

@@ -53,16 +53,16 @@ def compiled(template: str) -> tuple[str | Slot, ...]:
     """Return the parts of a template, literal texts and slots, in order. Raises ValueError for a malformed slot."""
     parts: list[str | Slot] = []
     end = 0
-    for found in _SLOT.finditer(template):
-        if found.start() > end:
-            parts.append(template[end : found.start()])
-        key, pool, unlike, noun, form = (group or "" for group in found.groups())
+    for slot in _SLOT.finditer(template):
+        if slot.start() > end:
+            parts.append(template[end : slot.start()])
+        key, pool, unlike, noun, form = (group or "" for group in slot.groups())
         if key.lower() in _PRONOUNS:
             key, form = "hero", key
         parts.append(Slot(key, pool, tuple(unlike.split("!")[1:]), form))
         if noun:
             parts.extend((" ", Slot(noun, "", (), "", number=key)))
-        end = found.end()
+        end = slot.end()
     if end < len(template):
         parts.append(template[end:])
     if any("{" in part or "}" in part for part in parts if isinstance(part, str)):

@@ -139,7 +139,7 @@ def test_texts_begin_as_theirs_do(tmp_path):
 def test_another_beginning_is_said(tmp_path):
     write_theirs(tmp_path / "theirs", "llama", bos_token_id=5)
     ended = interop("import", tmp_path / "theirs", tmp_path / "run")
-    assert "note: texts begin with piece 5 there, and with 0, the tokenizer's begin of text, here" in ended.out
+    assert "note: texts begin with token 5 there, and with 0, the tokenizer's begin of text, here" in ended.out
 
 
 def test_a_window_shorter_than_the_text_is_felt(tmp_path):

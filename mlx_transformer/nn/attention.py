@@ -16,22 +16,21 @@ from mlx_transformer.utils.errors import BadInput
 
 
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention (Vaswani et al. 2017, sec. 3.2, eq. 1).
+    """Causal multi-head attention, softmax(q k^T / sqrt(head_dim)) v (Vaswani et al. 2017, sec. 3.2, eq. 1).
 
-    x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), their softmax in float32. Causal: a token sees those at its own
-    and earlier positions. Variants override one step and call super(), so that those of different steps combine:
-    `class Mixer(WindowAttention, QKNorm, FusedAttention): pass`.
+    x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), softmax in float32. Subclasses override one step and call
+    super(), so that they combine: `class Mixer(WindowAttention, QKNorm, FusedAttention): pass`.
     """
 
-    Linear: type[linear.Linear] = BiasedLinear  # slot: linear maps with a bias or without
+    Linear: type[linear.Linear] = BiasedLinear  # slot: with or without bias
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.layer = layer  # the block's own index, for variants that differ by it
+        self.layer = layer  # index of the block
         self.build(config)
 
     def build(self, config: Config) -> None:
-        """Make the parts; variants extend this."""
+        """Make the parts; subclasses extend this."""
         d, width = config.d_model, config.n_heads * config.head_dim
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         self.scale = config.head_dim**-0.5
@@ -41,15 +40,15 @@ class Attention(nn.Module):
         self.o_proj = self.Linear(width, d)
 
     def make_cache(self, batch: int) -> LayerCache:
-        """What this mixer remembers while it decodes."""
+        """Return an empty cache for decoding `batch` sequences."""
         return KVCache()
 
     def n_scores(self, length: int) -> int:
-        """How many scores, all heads together, a row of so many tokens has: training holds them all."""
+        """Return the number of scores, over all heads, that training keeps for one sequence of `length` tokens."""
         return self.n_heads * length * self.n_keys(length)
 
     def n_keys(self, length: int) -> int:
-        """With how many keys each query of such a row has a score."""
+        """Return the number of keys that each query of such a sequence has a score with."""
         return length
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
@@ -58,41 +57,41 @@ class Attention(nn.Module):
         return self.merge(self.attend(q, k, v, ctx))
 
     def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
-        """x (B, L, D) -> q, k, v, each (B, heads, L, head_dim)."""
+        """Return q, k and v of x (B, L, D), each (B, heads, L, head_dim)."""
         return self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
 
     def split(self, x: mx.array) -> mx.array:
-        """(B, L, heads * head_dim) -> (B, heads, L, head_dim)."""
+        """Split heads: (B, L, heads * head_dim) -> (B, heads, L, head_dim)."""
         return x.reshape(*x.shape[:2], -1, self.head_dim).swapaxes(1, 2)
 
     def condition(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
-        """What happens to queries and keys (B, heads, L, head_dim) before they meet."""
+        """Transform queries and keys (B, heads, L, head_dim) before the scores: the model's Position rotates them."""
         return ctx.position.rotate(q, k, ctx)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
-        """Queries against all keys so far -> (B, heads, L, head_dim)."""
+        """Attend from the queries to this call's and the cached keys: (B, heads, L, head_dim)."""
         k, v, k_pos = self.recall(k, v, ctx)
         return self.mix(q, k, v, self.mask(q, k, k_pos, ctx))
 
     def merge(self, o: mx.array) -> mx.array:
-        """(B, heads, L, head_dim) -> (B, L, D)."""
+        """Merge heads and project: (B, heads, L, head_dim) -> (B, L, D)."""
         return self.o_proj(o.swapaxes(1, 2).flatten(2))
 
     def recall(self, k: mx.array, v: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
-        """All keys, values and the keys' positions: this call's, after the cached ones if there is a cache."""
+        """Return all keys, values and key positions: the cached ones, if there is a cache, then this call's."""
         if ctx.cache is None:
             return k, v, ctx.positions
         return ctx.cache.update(k, v, ctx.positions)
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array | None:
-        """Which key may be seen: positions (.., Lq) and (.., Lk) -> bool (.., Lq, Lk), or None for all."""
+        """Return which keys a query attends to: positions (.., Lq), (.., Lk) -> bool (.., Lq, Lk); None: all."""
         return k_pos[..., None, :] <= q_pos[..., :, None]
 
     def mask(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
-        """What mix applies to the scores, ([B, heads,] L, keys): None, bools (True may be seen) or numbers to add."""
+        """Return the mask of the scores, ([B, heads,] Lq, Lk): bool (True: visible), float (added), or None."""
         visible = self.visible(ctx.positions, k_pos)
         if visible is not None and visible.ndim == 3:
-            visible = visible[:, None]  # the same for every head
+            visible = visible[:, None]  # shared by all heads
         if ctx.mask is not None:
             visible = ctx.mask if visible is None else visible & ctx.mask
         bias = self.bias(q, k, k_pos, ctx)
@@ -101,20 +100,20 @@ class Attention(nn.Module):
         return mx.where(visible, bias, mx.array(-mx.inf, bias.dtype))
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
-        """What is added to the scores, broadcast to (B, heads, Lq, Lk), or None: what the model's Position adds."""
+        """Return the bias added to the scores, broadcast to (B, heads, Lq, Lk), or None: the Position's."""
         return ctx.position.bias(q, k, k_pos, ctx)
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        """softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1): (B, heads, L, head_dim)."""
+        """Return softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1), (B, heads, Lq, head_dim)."""
         scores = (q * self.scale) @ k.swapaxes(-1, -2)
         return ops.softmax(scores, mask) @ v
 
 
 class GroupedAttention(Attention):
-    """n_kv_heads heads of keys and values, each read by n_heads / n_kv_heads heads of queries.
+    """Grouped-query attention: n_heads / n_kv_heads query heads share each head of keys and values.
 
-    GQA (Ainslie et al. 2023, arXiv 2305.13245, sec. 2.2); with one such head MQA (Shazeer 2019, arXiv 1911.02150).
-    k, v (B, n_kv_heads, L, head_dim). Raises BadInput where n_kv_heads does not divide n_heads.
+    GQA (Ainslie et al. 2023, arXiv 2305.13245, sec. 2.2); with n_kv_heads = 1 MQA (Shazeer 2019, arXiv 1911.02150).
+    k, v (B, n_kv_heads, L, head_dim). Raises BadInput if n_kv_heads does not divide n_heads.
     """
 
     def build(self, config: Any) -> None:
@@ -130,9 +129,9 @@ class GroupedAttention(Attention):
 
 
 class FusedAttention(GroupedAttention):
-    """The same numbers, from one kernel where the device has it (FlashAttention: Dao et al. 2022, arXiv 2205.14135).
+    """GroupedAttention in one fused kernel where there is one (FlashAttention: Dao et al. 2022, arXiv 2205.14135).
 
-    `ops.attention` says where that is.
+    Equal to GroupedAttention up to rounding; see `ops.attention` for the devices.
     """
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
@@ -140,9 +139,9 @@ class FusedAttention(GroupedAttention):
 
 
 class QKNorm(Attention):
-    """Queries and keys are normed, each head by itself, before they are turned (Henry et al. 2020, arXiv 2010.04245).
+    """Queries and keys of each head are normalized before rotation (Henry et al. 2020, arXiv 2010.04245).
 
-    With RMSNorm and a gain for each of head_dim numbers, as in Qwen3 (Yang et al. 2025, arXiv 2505.09388, sec. 2).
+    By RMSNorm with a gain (head_dim,), as in Qwen3 (Yang et al. 2025, arXiv 2505.09388, sec. 2).
     """
 
     def build(self, config: Any) -> None:
@@ -155,10 +154,10 @@ class QKNorm(Attention):
 
 
 class ValueEmbedding(Attention):
-    """v + E[token]: a table of the layer's own, as wide as its values, joins them (modded-nanogpt, Jordan et al. 2024).
+    """Value embeddings: v + E[token], with an embedding of its own in each layer (modded-nanogpt, Jordan et al. 2024).
 
-    After the value residual of Zhou et al. 2024 (arXiv 2410.17897, eq. 5), where the first layer's values join. A
-    look-up: parameters, and next to no arithmetic.
+    E (vocab_size, width of v). Derived from the value residual (Zhou et al. 2024, arXiv 2410.17897, eq. 5), which adds
+    the first layer's values.
     """
 
     def build(self, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Blocks: the wiring of norms, mixer, feed-forward and residual, and nothing else."""
+"""Blocks: wiring of norms, mixer, feed-forward part and residual stream."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +16,9 @@ Norm = Callable[[mx.array], mx.array]
 
 
 class Block(nn.Module):
-    """Mixer, then feed-forward; how each joins the residual stream is `join`, a subclass's one line.
+    """Mixer, then feed-forward part, each added to the residual stream by `join`: x (B, L, D) -> (B, L, D).
 
-    x (B, L, D) -> (B, L, D). Given its parts, so that one wiring serves every mixer and feed-forward.
+    Subclasses define `join`, or override `__call__` for another wiring with `n_norms` norms.
     """
 
     n_norms = 2
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def make_cache(self, batch: int) -> LayerCache:
-        """What this block remembers while it decodes."""
+        """Return an empty cache of the mixer for decoding."""
         return self.mixer.make_cache(batch)
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
@@ -38,12 +38,12 @@ class Block(nn.Module):
         return self.join(x, self.ffn, self.norms[1], ctx)
 
     def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
-        """One part's share added to the stream x (B, L, D)."""
-        raise NotImplementedError("a Block says in `join` where its norm stands")
+        """Return the stream x (B, L, D) with the output of one part added."""
+        raise NotImplementedError("a subclass of Block defines `join`")
 
 
 class PostNormBlock(Block):
-    """The norm after the sum (Vaswani et al. 2017, sec. 3.1; dropout as in sec. 5.4).
+    """Post-norm: norm(x + part(x)) (Vaswani et al. 2017, sec. 3.1; dropout as in sec. 5.4).
 
     x --+--> part -> dropout --(+)--> norm -->
         +-----------------------+
@@ -54,12 +54,12 @@ class PostNormBlock(Block):
 
 
 class PreNormBlock(Block):
-    """The norm inside the branch, the stream itself untouched (Xiong et al. 2020, arXiv 2002.04745, fig. 1b; GPT-2).
+    """Pre-norm: x + part(norm(x)) (Xiong et al. 2020, arXiv 2002.04745, fig. 1b; GPT-2).
 
     x --+--> norm -> part -> dropout --(+)-->
         +-------------------------------+
 
-    The stream leaves the last block without a norm: such a model needs a final one.
+    The output of the last block is not normalized: the model needs a final norm.
     """
 
     def join(self, x: mx.array, part: Part, norm: Norm, ctx: Ctx) -> mx.array:
@@ -67,7 +67,10 @@ class PreNormBlock(Block):
 
 
 class MixedInputBlock(PreNormBlock):
-    """What enters is a x + b x0, x0 the embeddings; a and b learned, 1 and 0 at first (modded-nanogpt, 2024)."""
+    """PreNormBlock with input a x + b x0, x0 the embeddings; learned scalars a, b (1,), initially 1 and 0.
+
+    modded-nanogpt (Jordan et al. 2024).
+    """
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -75,5 +78,5 @@ class MixedInputBlock(PreNormBlock):
         self.x0_lambda = mx.zeros((1,))
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
-        assert ctx.x0 is not None, "Model.hidden sets it"
+        assert ctx.x0 is not None, "set by Model.hidden"
         return super().__call__(self.residual_lambda * x + self.x0_lambda * ctx.x0, ctx)

@@ -1,4 +1,4 @@
-"""What decoding remembers: made by mixers, indexed by depth, moved on by the model alone."""
+"""Caches for decoding: made by mixers, one per depth, advanced by the model."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from typing import Protocol
 
 import mlx.core as mx
 
-EMPTY_POSITION = 2**30  # the position of an empty slot: later than any query, so that the causal rule hides it
-_STEP = 16  # slots a full buffer grows by at least: attention takes as long over empty ones as over full ones
-_SHARE = 8  # and by an eighth of those it has: a step is compiled anew for each shape
+EMPTY_POSITION = 2**30  # position of an empty slot: later than any query, hence hidden by causality
+_UNLIMITED = 2**30  # free slots of a cache that never grows
+_STEP = 16  # a full buffer grows by at least 16 slots: few, since attention computes over empty slots as well
+_SHARE = 8  # and by 1 / 8 of its slots: rarely, since a step is compiled for each shape
 
 
 class LayerCache(Protocol):
-    """What one mixer remembers. Its arrays can be taken out and put back, so that a compiled step can carry them."""
+    """State of one mixer. `arrays` can be read and replaced, so that a compiled step can return them."""
 
     arrays: dict[str, mx.array]
-    free_slots: int  # tokens that fit at least before any shape changes, known on the host
+    free_slots: int  # lower bound of the tokens that fit before a shape changes; kept on the host
 
-    def select(self, rows: mx.array) -> None:
-        """Keep these rows of the batch, in this order (beam search)."""
+    def select(self, sequences: mx.array) -> None:
+        """Keep the sequences of these batch indices, in this order (beam search)."""
 
     def reserve(self, tokens: int) -> None:
-        """Make room for this many further tokens, so that no shape changes while they come."""
+        """Allocate slots for this many further tokens, so that no shape changes meanwhile."""
 
     def compact(self, tokens: int) -> None:
         """Free the slots that no sequence uses; tokens is the length of the longest one."""
 
     def merged(self, others: Sequence[LayerCache]) -> LayerCache:
-        """One cache whose batch is this one's rows followed by the others'."""
+        """Return one cache with the sequences of this one, then those of the others."""
 
 
 class KVCache:
@@ -39,10 +40,10 @@ class KVCache:
 
     def __init__(self) -> None:
         self.arrays: dict[str, mx.array] = {}
-        self.free_slots = 0  # free slots at least
+        self.free_slots = 0
 
     def update(self, k: mx.array, v: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Append k and v (B, H, L, d) at positions (L,) or (B, L); return all keys, all values, their positions."""
+        """Append k and v (B, H, L, d) at positions (L,) or (B, L); return all keys, values and positions."""
         length = k.shape[2]
         if not self.arrays:
             self._start(k, v, positions)
@@ -66,7 +67,7 @@ class KVCache:
         }
 
     def reserve(self, tokens: int) -> None:
-        """Grow the buffer, by whole steps, until this many tokens fit; a cache that is still empty stays so."""
+        """Grow the buffer until this many further tokens fit; does nothing while the cache is empty."""
         if self.free_slots >= tokens or not self.arrays:
             return
         more = -(-max(tokens - self.free_slots, self.arrays["k"].shape[2] // _SHARE) // _STEP) * _STEP
@@ -77,14 +78,14 @@ class KVCache:
             self.arrays[name] = mx.concatenate([held, mx.full(shape, filler, held.dtype)], axis=axis)
         self.free_slots += more
 
-    def select(self, rows: mx.array) -> None:
-        """Keep these rows (R,) int of the batch, in this order."""
+    def select(self, sequences: mx.array) -> None:
+        """Keep the sequences of these batch indices (R,) int, in this order."""
         for name, held in self.arrays.items():
             if name != "used" and held.ndim > 1:
-                self.arrays[name] = held[rows]
+                self.arrays[name] = held[sequences]
 
     def compact(self, tokens: int) -> None:
-        """Move the tokens of every sequence, each with positions (B, C) of its own, to the first slots, in order."""
+        """Move the tokens of every sequence to the first slots, in order; needs positions (B, C)."""
         slots = -(-tokens // _STEP) * _STEP
         order = mx.argsort(self.arrays["positions"], axis=-1)[:, :slots]
         for name in ("k", "v"):
@@ -96,47 +97,47 @@ class KVCache:
         self.free_slots = slots - tokens
 
     def merged(self, others: Sequence[LayerCache]) -> KVCache:
-        """The rows of all, in buffers as long as the longest; each row keeps its own positions."""
+        """Return one cache with the sequences of all, padded to the longest buffer; positions are kept."""
         parts = [cache.arrays for cache in (self, *others)]
         slots = max(part["k"].shape[2] for part in parts)
         whole = KVCache()
         whole.arrays = {
-            "k": mx.concatenate([_longer(part["k"], 2, slots, 0) for part in parts]),
-            "v": mx.concatenate([_longer(part["v"], 2, slots, 0) for part in parts]),
-            "positions": mx.concatenate([_longer(_rows(part), 1, slots, EMPTY_POSITION) for part in parts]),
-            "used": mx.array([slots]),  # the next token of every row goes behind the longest row's last slot
+            "k": mx.concatenate([_pad_slots(part["k"], 2, slots, 0) for part in parts]),
+            "v": mx.concatenate([_pad_slots(part["v"], 2, slots, 0) for part in parts]),
+            "positions": mx.concatenate([_pad_slots(_positions(part), 1, slots, EMPTY_POSITION) for part in parts]),
+            "used": mx.array([slots]),  # the next token of every sequence goes to the slot after the longest buffer
         }
         return whole
 
 
 class State:
-    """A recurrent state: named arrays whose first axis is the batch."""
+    """Recurrent state: named arrays whose first axis is the batch."""
 
     def __init__(self, **arrays: mx.array) -> None:
         self.arrays = arrays
-        self.free_slots = EMPTY_POSITION  # no end of it
+        self.free_slots = _UNLIMITED
 
-    def select(self, rows: mx.array) -> None:
-        """Keep these rows (R,) int of the batch, in this order."""
-        self.arrays = {name: held[rows] for name, held in self.arrays.items()}
+    def select(self, sequences: mx.array) -> None:
+        """Keep the sequences of these batch indices (R,) int, in this order."""
+        self.arrays = {name: held[sequences] for name, held in self.arrays.items()}
 
     def reserve(self, tokens: int) -> None:
-        """Nothing to do: a state does not grow."""
+        """Do nothing: a state does not grow."""
 
     def compact(self, tokens: int) -> None:
         """Do nothing: every slot is in use."""
 
     def merged(self, others: Sequence[LayerCache]) -> State:
-        """The rows of all."""
+        """Return one state with the sequences of all."""
         return State(
             **{name: mx.concatenate([held, *(o.arrays[name] for o in others)]) for name, held in self.arrays.items()}
         )
 
 
 class WindowCache(State):
-    """Keys and values of the last `window` tokens, in their order, and of the first `n_global` positions of a row.
+    """Keys and values of the last `window` tokens, in order, and of the first `n_global` positions of each sequence.
 
-    It never grows. Empty slots stand at position EMPTY_POSITION; every row has positions of its own.
+    It never grows. An empty slot has EMPTY_POSITION; each sequence has its own positions.
     """
 
     def __init__(self, window: int, n_global: int) -> None:
@@ -146,8 +147,8 @@ class WindowCache(State):
     def update(self, k: mx.array, v: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Append k and v (B, H, L, d) at positions (L,) or (B, L); return keys, values and positions (B, C).
 
-        C = n_global + window + L: the global tokens, the window as it was before, the new tokens. Among the latter two
-        a global token stands at EMPTY_POSITION, so that nothing is seen twice.
+        C = n_global + window + L: the global tokens, the window before the update, the new tokens. In the latter two
+        a global token has EMPTY_POSITION, so that no key counts twice.
         """
         positions = mx.broadcast_to(positions, (k.shape[0], k.shape[2])).astype(mx.int32)[:, None, :, None]
         new = {"k": k, "v": v, "positions": positions}
@@ -162,13 +163,13 @@ class WindowCache(State):
         return seen["k"], seen["v"], seen["positions"][:, 0, :, 0]
 
     def _first(self, new: dict[str, mx.array], held: dict[str, mx.array]) -> dict[str, mx.array]:
-        """The global tokens: those that are new, in place of what is held."""
+        """Return the global tokens, updated with those among the new tokens."""
         is_global = new["positions"] == mx.arange(self.n_global)  # (B, 1, L, n_global)
-        came, at = is_global.any(axis=2)[..., None], mx.argmax(is_global, axis=2)[..., None]
+        is_new, index = is_global.any(axis=2)[..., None], mx.argmax(is_global, axis=2)[..., None]
         first = {}
         for name, x in new.items():
             before = held[f"first_{name}"]
-            first[name] = mx.where(came, mx.take_along_axis(x, mx.broadcast_to(at, before.shape), axis=2), before)
+            first[name] = mx.where(is_new, mx.take_along_axis(x, mx.broadcast_to(index, before.shape), axis=2), before)
         return first
 
     def _empty(self, new: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -181,22 +182,22 @@ class WindowCache(State):
         return arrays
 
     def merged(self, others: Sequence[LayerCache]) -> WindowCache:
-        """The rows of all, which have equally many slots whatever their length."""
+        """Return one cache with the sequences of all; every WindowCache has the same number of slots."""
         whole = WindowCache(self.window, self.n_global)
         whole.arrays = super().merged(others).arrays
         return whole
 
 
 class Cache:
-    """A model's memory while it decodes: one LayerCache a depth, the tokens seen, and an encoder's output."""
+    """Cache of a model for decoding: one LayerCache per depth, the number of cached tokens, an encoder's output."""
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
         self.layers = list(layers)
-        self.offset = mx.array(0)  # tokens seen: a scalar, or (B,) for rows of unequal length
+        self.offset = mx.array(0)  # cached tokens: a scalar, or (B,) for sequences of unequal length
         self.memory: mx.array | None = None
 
     def reserve(self, tokens: int) -> None:
-        """Make room for this many further tokens in every layer."""
+        """Allocate slots for this many further tokens in every layer."""
         for layer in self.layers:
             layer.reserve(tokens)
 
@@ -207,28 +208,28 @@ class Cache:
 
     @property
     def free_slots(self) -> list[int]:
-        """Tokens that still fit each layer before its shapes change."""
+        """Free slots of each layer; a compiled step bypasses the layers, so its caller sets them."""
         return [layer.free_slots for layer in self.layers]
 
     @free_slots.setter
-    def free_slots(self, free_slots: list[int]) -> None:
-        for layer, free in zip(self.layers, free_slots, strict=True):
-            layer.free_slots = free
+    def free_slots(self, counts: list[int]) -> None:
+        for layer, count in zip(self.layers, counts, strict=True):
+            layer.free_slots = count
 
-    def select(self, rows: mx.array) -> None:
-        """Keep these rows (R,) int of the batch, in this order."""
+    def select(self, sequences: mx.array) -> None:
+        """Keep the sequences of these batch indices (R,) int, in this order."""
         for layer in self.layers:
-            layer.select(rows)
+            layer.select(sequences)
         if self.offset.ndim:
-            self.offset = self.offset[rows]
+            self.offset = self.offset[sequences]
         if self.memory is not None:
-            self.memory = self.memory[rows]
+            self.memory = self.memory[sequences]
 
     @staticmethod
     def merge(caches: Sequence[Cache]) -> Cache:
-        """One cache for rows that were read apart, of equal length or not.
+        """Return one cache for sequences that were prefilled separately, of any lengths.
 
-        A cache of more than one row needs an offset (B,).
+        A cache of more than one sequence needs an offset (B,).
         """
         first, *others = caches
         whole = Cache([layer.merged([cache.layers[i] for cache in others]) for i, layer in enumerate(first.layers)])
@@ -239,7 +240,7 @@ class Cache:
 
     @property
     def state(self) -> list:
-        """Every array that decoding changes; a compiled step takes it as an argument and returns it."""
+        """Every array that decoding changes: an argument and a result of a compiled step."""
         return [self.offset, *(layer.arrays for layer in self.layers)]
 
     @state.setter
@@ -249,13 +250,13 @@ class Cache:
             layer.arrays = dict(arrays)
 
 
-def _longer(held: mx.array, axis: int, slots: int, filler: int) -> mx.array:
+def _pad_slots(held: mx.array, axis: int, slots: int, filler: int) -> mx.array:
     widths = [(0, 0)] * held.ndim
     widths[axis] = (0, slots - held.shape[axis])
     return mx.pad(held, widths, constant_values=mx.array(filler, held.dtype))
 
 
-def _rows(part: dict[str, mx.array]) -> mx.array:
-    """Positions as (B, C), whether the rows shared them or not."""
+def _positions(part: dict[str, mx.array]) -> mx.array:
+    """Return the positions as (B, C), also where all sequences share them."""
     positions = part["positions"]
     return mx.broadcast_to(positions, (part["k"].shape[0], positions.shape[-1]))

@@ -1,4 +1,4 @@
-"""Config: the numbers of a model, and nothing else."""
+"""Config: the hyperparameters of a model, and the three model sizes."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -17,9 +17,9 @@ else:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Hyperparameters:
-    """A base class whose subclasses become frozen, keyword-only dataclasses without a decorator.
+    """Base class whose subclasses become frozen, keyword-only dataclasses without a decorator.
 
-    A direct subclass is a mixin of fields for `leaf`; its `__post_init__`, if it has one, ends in super()'s.
+    A direct subclass is a mixin of fields for `leaf`. Its `__post_init__`, if any, ends with super().__post_init__().
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -27,7 +27,7 @@ class Hyperparameters:
         dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
-        """Derive and check fields; the end of the chain of super() calls."""
+        """Derive and check fields; called once by the dataclass, end of the chain of super() calls."""
 
     def derive(self, name: str, value: int) -> None:
         """Set field `name` to `value` if it was left at 0. Only for use in `__post_init__`."""
@@ -49,7 +49,7 @@ def choose_size(size: str | None) -> str:
     return size
 
 
-MAX_AXIS = 2**31 - 1  # MLX counts the length of an axis in 32 bits
+MAX_AXIS = 2**31 - 1  # MLX stores the length of an axis in 32 bits
 
 
 def _is_finite(value: object) -> bool:
@@ -57,20 +57,20 @@ def _is_finite(value: object) -> bool:
 
 
 class Config(Hyperparameters):
-    """The numbers of a model; a phase that needs another number adds a field in a subclass.
+    """Hyperparameters of a model; a subclass adds fields.
 
-    Raises BadInput (a ValueError) where a whole number is below 1 or beyond what a shape may be, another number is not
-    finite, dropout is not in [0, 1), norm_eps not above 0 or d_model no multiple of n_heads.
+    Raises BadInput (a ValueError) for an integer below 1 or above MAX_AXIS, a float that is not finite, dropout outside
+    [0, 1), norm_eps not above 0, or d_model that is not a multiple of n_heads.
     """
 
-    vocab_size: int = 8192  # pieces of the tokenizer, the document boundary among them
-    d_model: int = 256  # D, the width of the residual stream
-    n_layers: int = 4
-    n_heads: int = 8
-    d_ff: int = 1024  # the width inside the feed-forward part
-    seq_len: int = 128  # L, the tokens of a training row and the longest context in use
-    dropout: float = 0.1  # the paper's P_drop (sec. 5.4)
-    norm_eps: float = 1e-5  # added to the variance before the root
+    vocab_size: int = 8192  # tokens in the vocabulary, special tokens included
+    d_model: int = 256  # width of the residual stream
+    n_layers: int = 4  # number of blocks
+    n_heads: int = 8  # attention heads per layer
+    d_ff: int = 1024  # hidden width of the feed-forward layers
+    seq_len: int = 128  # tokens per training sequence, and the context length
+    dropout: float = 0.1  # probability of zeroing an activation in training
+    norm_eps: float = 1e-5  # added to the variance in norms
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -86,10 +86,10 @@ class Config(Hyperparameters):
             raise BadInput(f"dropout = {self.dropout!r}: expected a number from 0 up to, not including, 1")
         if self.norm_eps <= 0:
             raise BadInput(f"norm_eps = {self.norm_eps!r}: expected a number above 0")
-        _ = self.head_dim  # raises BadInput where the heads do not divide d_model
+        _ = self.head_dim  # raises BadInput if n_heads does not divide d_model
 
     def default_head_dim(self) -> int:
-        """d_model / n_heads. Raises BadInput where that is no whole number."""
+        """Return d_model / n_heads. Raises BadInput if n_heads does not divide d_model."""
         if self.n_heads < 1 or self.d_model % self.n_heads:
             raise BadInput(
                 f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}: change one of the two"
@@ -102,5 +102,5 @@ class Config(Hyperparameters):
         return self.default_head_dim()
 
     def to_dict(self) -> dict[str, Any]:
-        """Its numbers as JSON holds them; `type(config)(**numbers)` reads them back."""
+        """Return the fields as a dict for JSON; `type(config)(**fields)` is its inverse."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Ctx: what a block is lent besides the residual stream."""
+"""Ctx: the context passed to every block beside the residual stream."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from mlx_transformer.nn.cache import Cache
 
 @dataclass(frozen=True, eq=False)
 class Ctx:
-    """One forward pass, as a block sees it. Frozen: a change is a new Ctx; the ledger alone is shared and grows.
+    """Inputs of one forward pass that are not the residual stream.
 
-    The model's Position is lent through here because a module under two names would count its parameters twice.
+    Frozen: `dataclasses.replace` makes a changed copy. All copies share the list of auxiliary losses and metrics.
     """
 
     tokens: mx.array  # (B, L) int32
-    positions: mx.array  # (L,) or (B, L) int32: the place of each token in its own sequence
-    position: nn.Module  # the model's Position, passed here so that its parameters are counted once
-    layer: int = 0  # depth in the stack that runs, which is not the index of a shared block
-    cache: Any = None  # the model's Cache; inside a block, this layer's own
-    x0: mx.array | None = None  # (B, L, D): what embed gave
-    memory: mx.array | None = None  # (B, S, D): an encoder's output
-    mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): an extra limit on what may be seen
-    auxiliary: list[tuple[str, mx.array, float]] = field(default_factory=list)
+    positions: mx.array  # (L,) or (B, L) int32: index of each token in its sequence
+    position: nn.Module  # the model's Position; as an attribute of blocks it would be counted in each
+    layer: int = 0  # depth at which the block runs; differs from its index if blocks are shared
+    cache: Any = None  # the model's Cache; within a block the LayerCache of its depth
+    x0: mx.array | None = None  # (B, L, D): output of Model.embed
+    memory: mx.array | None = None  # (B, S, D): encoder output
+    mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): False hides a key, on top of causality
+    auxiliary: list[tuple[str, mx.array, float]] = field(default_factory=list)  # (name, value, weight in the loss)
 
     def at(self, layer: int) -> Ctx:
-        """The Ctx for one depth: its number and its own part of the cache."""
+        """Return the context of one depth: its number and its LayerCache."""
         cache: Cache | None = self.cache
         return replace(self, layer=layer, cache=None if cache is None else cache.layers[layer])
 
     def record(self, name: str, value: mx.array, weight: float = 0.0) -> None:
-        """Note a scalar: logged under name and, times weight, added to the loss (an auxiliary loss has weight > 0)."""
+        """Record a scalar to log; with weight > 0 it is an auxiliary loss and weight * value is added to the loss."""
         self.auxiliary.append((name, value, weight))
 
     def auxiliary_loss(self) -> tuple[mx.array, dict[str, mx.array]]:
-        """The sum of weight * value over the ledger, and the mean value of each name."""
+        """Return the sum of weight * value over all records, and the mean value of each name."""
         total = mx.array(0.0)
         by_name: dict[str, list[mx.array]] = {}
         for name, value, weight in self.auxiliary:

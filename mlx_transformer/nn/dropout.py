@@ -7,7 +7,10 @@ from mlx_transformer import ops
 
 
 class Dropout(nn.Module):
-    """Dropout in training, nothing in evaluation (Srivastava et al. 2014): x (...) -> (...), scaled by 1 / (1 - p)."""
+    """Dropout with probability p (Srivastava et al. 2014): x (...) -> (...), scaled by 1 / (1 - p).
+
+    The identity in evaluation mode.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Position-wise feed-forward parts."""
+"""Position-wise feed-forward layers."""
 
 from collections.abc import Callable
 
@@ -17,23 +17,23 @@ Activation = Callable[[mx.array], mx.array]
 class FeedForward(nn.Module):
     """max(0, x W1 + b1) W2 + b2 (Vaswani et al. 2017, sec. 3.3, eq. 2): x (B, L, D) -> (B, L, D).
 
-    Variants fill `activation` with another non-linearity, or override `build` and `activate` for a gate.
+    Subclasses set `activation` to another non-linearity, or override `build` and `activate` for a gate.
     """
 
-    Linear: type[linear.Linear] = BiasedLinear  # slot: linear maps with a bias or without
-    activation: Activation = staticmethod(ops.relu)  # slot
+    Linear: type[linear.Linear] = BiasedLinear  # slot: with or without bias
+    activation: Activation = staticmethod(ops.relu)  # slot: elementwise function, as a staticmethod
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.build(config)
 
     def build(self, config: Config) -> None:
-        """Make the parts; variants extend this."""
+        """Make the parts; subclasses extend this."""
         self.up_proj = self.Linear(config.d_model, config.d_ff)
         self.down_proj = self.Linear(config.d_ff, config.d_model)
 
     def activate(self, x: mx.array) -> mx.array:
-        """x (B, L, D) -> the hidden layer (B, L, d_ff)."""
+        """Return the hidden layer (B, L, d_ff) of x (B, L, D)."""
         return self.activation(self.up_proj(x))
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
@@ -41,13 +41,13 @@ class FeedForward(nn.Module):
 
 
 class GELUFeedForward(FeedForward):
-    """GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415) in the tanh form of GPT-2's code."""
+    """FeedForward with GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), in its tanh approximation as in GPT-2."""
 
     activation = staticmethod(ops.gelu_tanh)
 
 
 class SiLUFeedForward(FeedForward):
-    """SiLU (Elfwing et al. 2017, arXiv 1702.03118, eq. 1), found again as swish (arXiv 1710.05941)."""
+    """FeedForward with SiLU (Elfwing et al. 2017, arXiv 1702.03118, eq. 1), also called swish (arXiv 1710.05941)."""
 
     activation = staticmethod(ops.silu)
 
@@ -60,9 +60,9 @@ class ReLUSquaredFeedForward(FeedForward):
 
 
 class GatedFeedForward(FeedForward):
-    """(activation(x W + b) * (x V + c)) W2 + b2 (Shazeer 2020, arXiv 2002.05202, eq. 5-6), with this family's biases.
+    """(activation(x W + b) * (x V + c)) W2 + b2 (Shazeer 2020, arXiv 2002.05202, eq. 5-6), with biases.
 
-    With d_ff two thirds of an ungated layer's it has as many weights (sec. 2).
+    It has as many weights as an ungated layer at two thirds of its d_ff (sec. 2).
     """
 
     def build(self, config: Config) -> None:
@@ -74,24 +74,24 @@ class GatedFeedForward(FeedForward):
 
 
 class GLU(GatedFeedForward):
-    """The gate is a sigmoid (Dauphin et al. 2016, arXiv 1612.08083, eq. 1)."""
+    """GatedFeedForward with a sigmoid gate (Dauphin et al. 2016, arXiv 1612.08083, eq. 1)."""
 
     activation = staticmethod(ops.sigmoid)
 
 
 class ReGLU(GatedFeedForward):
-    """The gate is a ReLU."""
+    """GatedFeedForward with a ReLU gate (Shazeer 2020, eq. 6)."""
 
     activation = staticmethod(ops.relu)
 
 
 class GEGLU(GatedFeedForward):
-    """The gate is a GELU, in the tanh form."""
+    """GatedFeedForward with a GELU gate (Shazeer 2020, eq. 6), in its tanh approximation."""
 
     activation = staticmethod(ops.gelu_tanh)
 
 
 class SwiGLU(GatedFeedForward):
-    """The gate is a SiLU."""
+    """GatedFeedForward with a SiLU gate (Shazeer 2020, eq. 6)."""
 
     activation = staticmethod(ops.silu)

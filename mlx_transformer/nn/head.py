@@ -1,4 +1,4 @@
-"""From the last hidden state to logits."""
+"""Output heads: last hidden states to logits."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from mlx_transformer.nn.config import Config
 
 
 class Head(nn.Module):
-    """An own matrix, untied from the embedding, without a bias: h (..., D) -> logits (..., V)."""
+    """h W^T, W not tied to the embedding, no bias: h (..., D) -> logits (..., V); weight (V, D)."""
 
-    softcap: float | None = None  # a variant's bound on the logits: cap * tanh(logits / cap)
+    softcap: float | None = None  # c of CappedHead
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.build(config)
 
     def build(self, config: Config) -> None:
-        """Make the matrix; variants override this."""
+        """Make the parameters; subclasses override this."""
         self.weight = mx.zeros((config.vocab_size, config.d_model))
 
     def matrix(self, embedding: nn.Embedding) -> mx.array:
-        """The (V, D) matrix that hidden states are compared with."""
+        """Return the output matrix W (V, D)."""
         return self.weight
 
     def __call__(self, h: mx.array, embedding: nn.Embedding) -> mx.array:
@@ -31,17 +31,17 @@ class Head(nn.Module):
 
 
 class TiedHead(Head):
-    """The embedding's matrix (Press & Wolf 2017, arXiv 1608.05859; Vaswani et al. 2017, sec. 3.4)."""
+    """W is the matrix of the input embedding (Press & Wolf 2017, arXiv 1608.05859; Vaswani et al. 2017, sec. 3.4)."""
 
     def build(self, config: Config) -> None:
-        """No matrix of its own."""
+        """Make nothing: the head has no parameters."""
 
     def matrix(self, embedding: nn.Embedding) -> mx.array:
         return embedding.weight
 
 
 class CappedHead(Head):
-    """Logits softly bounded by config.softcap = c: c tanh(logits / c) (Gemma 2, arXiv 2408.00118, sec. 2)."""
+    """Logits with a soft cap: c tanh(h W^T / c), c = config.softcap (Gemma 2, arXiv 2408.00118, sec. 2)."""
 
     def build(self, config: Any) -> None:
         super().build(config)

@@ -1,4 +1,4 @@
-"""How parameters start: one table, one rule for each path, one random key for each path."""
+"""Initialization of parameters: tables of rules by path, and a random key for each path."""
 
 import functools
 import hashlib
@@ -8,38 +8,38 @@ from collections.abc import Callable
 import mlx.core as mx
 from mlx import nn
 
-Rule = Callable[[mx.array, mx.array], mx.array]  # (what the part set, key) -> the parameter
-Rules = tuple[tuple[str, Rule], ...]  # (pattern of a path, rule)
+Rule = Callable[[mx.array, mx.array], mx.array]  # (value set by the part, random key) -> initial value
+Rules = tuple[tuple[str, Rule], ...]  # (regular expression of a whole path, rule)
 
 
 def zeros(value: mx.array, key: mx.array) -> mx.array:
-    """All 0."""
+    """Return zeros."""
     return mx.zeros_like(value)
 
 
 def ones(value: mx.array, key: mx.array) -> mx.array:
-    """All 1."""
+    """Return ones."""
     return mx.ones_like(value)
 
 
 def keep(value: mx.array, key: mx.array) -> mx.array:
-    """What the part set."""
+    """Return the value that the part set."""
     return value
 
 
 def unit_rows(value: mx.array, key: mx.array) -> mx.array:
-    """Normal with deviation 1 / sqrt(d): rows of length about 1, of unit variance once scaled by sqrt(d) (sec. 3.4)."""
+    """Draw from N(0, 1 / d), d the last axis: unit variance once scaled by sqrt(d) (Vaswani et al. 2017, sec. 3.4)."""
     return mx.random.normal(value.shape, key=key, dtype=value.dtype) * value.shape[-1] ** -0.5
 
 
 def xavier_uniform(value: mx.array, key: mx.array) -> mx.array:
-    """U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16); as tensor2tensor starts the model."""
+    """Draw from U(-a, a), a = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16), as tensor2tensor does."""
     bound = (6 / sum(value.shape[-2:])) ** 0.5
     return mx.random.uniform(-bound, bound, value.shape, key=key, dtype=value.dtype)
 
 
 def normal(deviation: float) -> Rule:
-    """Normal with mean 0 and this deviation."""
+    """Return the rule that draws from a normal distribution of mean 0 and this standard deviation."""
 
     def rule(value: mx.array, key: mx.array) -> mx.array:
         return mx.random.normal(value.shape, key=key, dtype=value.dtype) * deviation
@@ -65,11 +65,11 @@ RULES: Rules = (
 
 
 def gpt2_rules(d_model: int, n_layers: int) -> Rules:
-    """Normal, with a smaller deviation for the two maps of a block that write into the stream.
+    """Return the table of GPT-2: normal, with a smaller standard deviation for o_proj and down_proj.
 
-    0.02 at a width of 768 (Radford et al. 2018 (GPT), sec. 4.1) and more at smaller ones, so that a sum over d_model
-    numbers stays as large; divided by sqrt(2 n_layers) in those two maps (Radford et al. 2019 (GPT-2), sec. 2.3). As in
-    Hugging Face's code, whose 0.02 is for every width; OpenAI's starts the positions with 0.01.
+    The deviation is 0.02 sqrt(768 / d_model): 0.02 at the width 768 (Radford et al. 2018 (GPT), sec. 4.1), divided by
+    sqrt(2 n_layers) in the two projections that write into the residual stream (Radford et al. 2019 (GPT-2), sec. 2.3).
+    Differs from the code of Hugging Face: 0.02 there at every width; from OpenAI's: 0.01 there for positions.
     """
     deviation = 0.02 * (768 / d_model) ** 0.5
     return (
@@ -104,6 +104,6 @@ def part_rule(model: nn.Module, path: str) -> Rule:
 
 
 def path_key(seed: int, path: str) -> mx.array:
-    """A random key of the seed and the path, so that equal paths start equal in every phase and runs are paired."""
+    """Return a random key of the seed and the path: equal paths are initialized alike in every phase."""
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     return mx.random.key(int.from_bytes(digest[:8], "little"))

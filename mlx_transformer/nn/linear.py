@@ -1,4 +1,4 @@
-"""Linear maps that start as init.py says, with or without a bias."""
+"""Linear maps, initialized by init.py, with and without a bias."""
 
 import mlx.core as mx
 from mlx import nn
@@ -12,7 +12,7 @@ class Linear(nn.Linear):
 
 
 class BiasedLinear(Linear):
-    """y = x W^T + b; the bias (d_out,) starts at 0, where `nn.Linear` draws it."""
+    """y = x W^T + b; bias (d_out,), initially 0 (random in `mlx.nn.Linear`)."""
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__(d_in, d_out)

@@ -1,4 +1,4 @@
-"""Model: embed -> blocks -> head and the loss, written once; a phase fills slots and overrides the declared steps."""
+"""Model: embed -> blocks -> head, and the loss. A phase sets slots and overrides hooks."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,18 +17,18 @@ from mlx_transformer.nn.position import Position
 from mlx_transformer.nn.recompute import checkpointed
 from mlx_transformer.utils.trees import by_path
 
-Slot = Any  # a class, or a tuple of classes that the layers take in turn
+Slot = Any  # a class, or a tuple of classes that layers use cyclically
 
 
 def class_for_layer(slot: Slot, i: int) -> Any:
-    """The class that layer i takes from a slot."""
+    """Return the class of layer i: a tuple of n classes gives that of index i mod n."""
     return slot[i % len(slot)] if isinstance(slot, tuple) else slot
 
 
 class Model(nn.Module):
-    """A language model: tokens (B, L) int32 -> logits (B, L, V).
+    """Autoregressive language model: tokens (B, L) int32 -> logits (B, L, V).
 
-    The slots hold classes. `Mixer`, `FFN` and `Block` may hold a tuple that the layers take in turn.
+    Slots hold classes. `Mixer`, `FFN` and `Block` may hold a tuple of classes, used cyclically over the layers.
     """
 
     Config: type[config.Config]
@@ -39,8 +39,8 @@ class Model(nn.Module):
     FFN: Slot
     Block: Slot
 
-    label_smoothing: float = 0.0  # of the training loss alone; the trainer sets its Recipe's
-    checkpoint: str = "none"  # or block; the trainer sets its Recipe's
+    label_smoothing: float = 0.0  # of the training loss only; set by the trainer from the Recipe
+    checkpoint: str = "none"  # gradient checkpointing, none or block; set by the trainer from the Recipe
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:
         """Build the parts, then initialize each parameter. Final: subclasses extend `build`.
@@ -58,10 +58,10 @@ class Model(nn.Module):
 
         self.update(tree_map_with_path(draw, self.parameters()))
 
-    # Factories: what the model is made of.
+    # Factories: make the parts.
 
     def build(self, config: config.Config) -> None:
-        """Make the parts; a phase extends this by super().build(config)."""
+        """Make the parts; subclasses extend this by super().build(config)."""
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position = self.make_position()
         self.blocks = [self.make_block(i) for i in range(config.n_layers)]
@@ -70,31 +70,31 @@ class Model(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def make_norm(self) -> nn.Module:
-        """One norm over the residual stream."""
+        """Return a norm over the residual stream."""
         return self.Norm(self.config.d_model, self.config.norm_eps)
 
     def make_final_norm(self) -> nn.Module:
-        """What stands between the last block and the head: nothing, where blocks end with a norm."""
+        """Return the norm before the head: none here, since post-norm blocks end with one."""
         return nn.Identity()
 
     def make_position(self) -> Position:
-        """What tells the order of tokens, one for all layers."""
+        """Return the position encoding, one for all layers."""
         return self.Position(self.config)
 
     def make_mixer(self, i: int) -> nn.Module:
-        """What mixes tokens in block i."""
+        """Return the token mixer of block i."""
         return class_for_layer(self.Mixer, i)(self.config, i)
 
     def make_ffn(self, i: int) -> nn.Module:
-        """The feed-forward part of block i."""
+        """Return the feed-forward part of block i."""
         return class_for_layer(self.FFN, i)(self.config)
 
     def make_block(self, i: int) -> nn.Module:
-        """Block i of its parts."""
+        """Return block i, made of its parts."""
         return class_for_layer(self.Block, i)(*self.parts(i))
 
     def parts(self, i: int) -> tuple[config.Config, nn.Module, nn.Module, Callable[[], nn.Module]]:
-        """What block i is given."""
+        """Return the constructor arguments of block i: config, mixer, feed-forward part, norm factory."""
         return self.config, self.make_mixer(i), self.make_ffn(i), self.make_norm
 
     def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
@@ -105,29 +105,29 @@ class Model(nn.Module):
         return init.rule_for(path)(value, key)
 
     def make_cache(self, batch: int) -> Cache:
-        """An empty memory for decoding, with one entry for each depth that runs."""
+        """Return an empty cache for decoding `batch` sequences, with one LayerCache per depth."""
         return Cache([block.make_cache(batch) for block in self.stack()])
 
     def count_parameters(self) -> dict[str, int]:
-        """How many there are in all, how many in the input embedding, and how many but for experts not chosen."""
+        """Return the counts `total`, `embedding` (input embedding) and `active` (used for one token)."""
         total = sum(value.size for value in by_path(self.parameters()).values())
         return {"total": total, "embedding": self.embedding.weight.size, "active": total}
 
-    # Steps: what the model computes.
+    # Steps: compute the forward pass.
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        """Logits (B, L, V); with a cache the tokens follow those it has seen, and it is moved on."""
+        """Return logits (B, L, V). With a cache, tokens continue the cached sequences and are appended to it."""
         return self.unembed(self.last_hidden(tokens, cache))
 
     def last_hidden(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        """Tokens -> the last hidden states (B, L, D), of which decoding needs the last logits alone; cache as above."""
+        """Return the last hidden states (B, L, D); cache as in `__call__`. Decoding unembeds only the last token's."""
         h = self.hidden(self.context(tokens, cache))
         if cache is not None:
             cache.offset = cache.offset + tokens.shape[1]
         return h
 
     def context(self, tokens: mx.array, cache: Cache | None = None) -> Ctx:
-        """What the blocks are lent for these tokens (B, L)."""
+        """Return the context passed to every block for these tokens (B, L)."""
         positions = mx.arange(tokens.shape[1], dtype=mx.int32)
         if cache is None:
             return Ctx(tokens=tokens, positions=positions, position=self.position)
@@ -135,44 +135,44 @@ class Model(nn.Module):
         return Ctx(tokens=tokens, positions=positions, position=self.position, cache=cache, memory=cache.memory)
 
     def inputs(self, batch: mx.array) -> tuple[Ctx, mx.array]:
-        """A batch (B, L + 1) -> the Ctx of its first L tokens, and the L that follow them as targets."""
+        """Split a batch (B, L + 1) into the context of its first L tokens and the targets (B, L) that follow them."""
         return self.context(batch[:, :-1]), batch[:, 1:]
 
     def hidden(self, ctx: Ctx) -> mx.array:
-        """The last hidden states (B, L, D)."""
+        """Return the last hidden states (B, L, D) of the context's tokens."""
         x = self.embed(ctx)
         return self.final_norm(self.run_blocks(x, replace(ctx, x0=x)))
 
     def embed(self, ctx: Ctx) -> mx.array:
-        """Tokens -> (B, L, D), positions put in where they enter at the input."""
+        """Return the embeddings (B, L, D) of the context's tokens, with positions added if they enter at the input."""
         return self.dropout(ctx.position.at_input(self.embedding(ctx.tokens), ctx))
 
     def run_blocks(self, x: mx.array, ctx: Ctx) -> mx.array:
-        """x (B, L, D) through all blocks: (B, L, D)."""
+        """Apply all blocks to x (B, L, D)."""
         for depth, block in enumerate(self.stack()):
             x = self.run_block(block, x, ctx.at(depth))
         return x
 
     def run_block(self, block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
-        """x (B, L, D) through one of them: (B, L, D)."""
+        """Apply one block to x (B, L, D), with gradient checkpointing if it is on."""
         if self.training and self.checkpoint == "block":
             return checkpointed(block, x, ctx)
         return block(x, ctx)
 
     def stack(self) -> list[nn.Module]:
-        """The blocks in the order they run; one that stands here twice shares its weights, not its cache."""
+        """Return the blocks in order of execution; a block listed twice shares its weights, not its cache."""
         return self.blocks
 
     def unembed(self, h: mx.array) -> mx.array:
-        """Hidden states (.., D) -> logits (.., V)."""
+        """Return the logits (.., V) of hidden states (.., D)."""
         return self.head(h, self.embedding)
 
     def token_loss(self, h: mx.array, targets: mx.array) -> mx.array:
-        """Nats per piece (B, L), without the logits ever being whole in memory: what evaluation sums."""
+        """Return the cross-entropy of each token in nats (B, L), as evaluation sums it, in chunks of logits."""
         return ops.cross_entropy(h, self.head.matrix(self.embedding), targets, softcap=self.head.softcap)
 
     def objective(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
-        """The scalar that training descends, of h (B, L, D) and targets (B, L), before the ledger's share."""
+        """Return the scalar training loss of h (B, L, D) and targets (B, L), without auxiliary losses."""
         return ops.mean_cross_entropy(
             h,
             self.head.matrix(self.embedding),
@@ -182,7 +182,7 @@ class Model(nn.Module):
         )
 
     def loss(self, batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-        """A batch (B, L + 1) -> the scalar to descend (objective + the ledger's losses), and scalars to log."""
+        """Return the training loss of a batch (B, L + 1), auxiliary losses included, and the scalars to log."""
         ctx, targets = self.inputs(batch)
         loss = self.objective(self.hidden(ctx), targets, ctx)
         extra, metrics = ctx.auxiliary_loss()
@@ -193,11 +193,11 @@ M = TypeVar("M", bound=Model)
 
 
 def leaf(model: type[M], *numbers: type[config.Hyperparameters], **slots: Slot) -> type[M]:
-    """Return a branch of `model`: a subclass with the given slots and class attributes.
+    """Return a branch of `model`: a subclass with the given slots (class attributes).
 
-    `numbers` are mixins of Config fields (direct subclasses of Hyperparameters), which take precedence over the fields
-    of model.Config: `leaf(Model, RoPENumbers, Position=RotaryPosition)`. Raises TypeError for a name in `slots` that
-    the model does not have.
+    `numbers` are mixins of Config fields (direct subclasses of Hyperparameters); their fields override those of
+    model.Config. Example: `leaf(Model, RoPE, Position=RotaryPosition)`, where RoPE declares rope_theta.
+    Raises TypeError for a slot that the model does not have.
     """
     if unknown := [name for name in slots if not hasattr(model, name)]:
         raise TypeError(f"{model.__module__}.{model.__name__} has no slot '{unknown[0]}'")

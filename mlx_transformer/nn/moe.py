@@ -1,4 +1,4 @@
-"""Mixture of experts: several feed-forward parts, of which a router gives each token to a few."""
+"""Mixture of experts: a router sends each token to a few of several feed-forward layers."""
 
 import math
 from dataclasses import dataclass
@@ -14,38 +14,41 @@ from mlx_transformer.nn.linear import Linear
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 
-_GROUP = 64  # rows of a group at most, where none is dropped
+_MAX_GROUP = 64  # slots of a group at most in dropless dispatch
 
 
 class StackedLinear(nn.Module):
-    """Linear maps without a bias, one for each expert: weight (E, d_out, d_in)."""
+    """One linear map without bias per expert: weight (E, d_out, d_in)."""
 
     def __init__(self, n_experts: int, d_in: int, d_out: int) -> None:
         super().__init__()
         self.weight = mx.zeros((n_experts, d_out, d_in))
 
     def __call__(self, x: mx.array, expert_ids: mx.array | None) -> mx.array:
-        """x (G, C, d_in) -> (G, C, d_out): group g goes to the expert owners[g], ascending; None: to expert g."""
+        """Apply the map of expert_ids[g] (ascending; None: g) to each group g of x (G, C, d_in): (G, C, d_out)."""
         weight = self.weight.swapaxes(-1, -2)
         return x @ weight if expert_ids is None else ops.gather_matmul(x, weight, expert_ids)
 
 
 class Experts(nn.Module):
-    """n_experts feed-forward parts of width d_ff, without biases: (G, C, D) -> (G, C, D), owners as above."""
+    """n_experts feed-forward layers of width d_ff, without biases: x (G, C, D) -> (G, C, D).
 
-    activation: Activation = staticmethod(ops.gelu_tanh)  # slot
+    Group g is computed by the expert expert_ids[g] (ascending), or by expert g if that is None.
+    """
+
+    activation: Activation = staticmethod(ops.gelu_tanh)  # slot: elementwise function, as a staticmethod
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.build(config)
 
     def build(self, config: Any) -> None:
-        """Make the parts; variants extend this."""
+        """Make the parts; subclasses extend this."""
         self.up_proj = StackedLinear(config.n_experts, config.d_model, config.d_ff)
         self.down_proj = StackedLinear(config.n_experts, config.d_ff, config.d_model)
 
     def activate(self, x: mx.array, expert_ids: mx.array | None) -> mx.array:
-        """x (G, C, D) -> the hidden layer (G, C, d_ff)."""
+        """Return the hidden layer (G, C, d_ff) of x (G, C, D)."""
         return self.activation(self.up_proj(x, expert_ids))
 
     def __call__(self, x: mx.array, expert_ids: mx.array | None) -> mx.array:
@@ -53,15 +56,15 @@ class Experts(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Each token goes to experts_per_token of n_experts, weighted by the router: x (B, L, D) -> (B, L, D).
+    """Sum of each token's experts_per_token most probable experts, weighted by the router: x (B, L, D) -> (B, L, D).
 
     GLaM (Du et al. 2021, arXiv 2112.06905, sec. 3), with two experts per token.
-    In training an expert takes `capacity_factor` times its fair share of the choices, first choices before second ones,
-    earlier rows before later ones, and what exceeds it is dropped, so that no shape depends on the choices (GShard:
-    Lepikhin et al. 2020, arXiv 2006.16668, sec. 2.2). Evaluation drops nothing: there a token's logits do not depend on
-    where others went. The router computes in float32; its losses and its load go to the ledger.
+    In training an expert has a capacity of capacity_factor * choices / n_experts; first choices take precedence over
+    second ones, earlier tokens over later ones, and choices over capacity are dropped (GShard: Lepikhin et al. 2020,
+    arXiv 2006.16668, sec. 2.2). Evaluation drops nothing, so that a token's logits do not depend on other sequences.
+    The router computes in float32 and records its losses and load in ctx.
 
-    Differs from GLaM: every layer has experts, not every other one. Raises BadInput for more experts_per_token than
+    Differs from GLaM: every layer has experts, not every other one. Raises BadInput for experts_per_token above
     n_experts.
     """
 
@@ -78,36 +81,36 @@ class MixtureOfExperts(nn.Module):
         self.experts = self.Experts(config)
 
     def inactive_parameters(self) -> int:
-        """How many a token does not use."""
+        """Return the number of parameters that a token does not use."""
         total = sum(w.size for w in by_path(self.experts.parameters()).values())
         return total // self.n_experts * (self.n_experts - self.per_token)
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
-        rows = x.flatten(0, -2)
-        logits = self.router_proj(rows.astype(mx.float32))
+        tokens = x.flatten(0, -2)
+        logits = self.router_proj(tokens.astype(mx.float32))
         p = mx.softmax(logits, axis=-1)
         choice = mx.argsort(-mx.stop_gradient(p), axis=-1)[:, : self.per_token]
-        seats = self.seat(choice.T.flatten(), ctx)  # all first choices, then all second ones
+        dispatch = self.dispatch(choice.T.flatten(), ctx)  # all first choices, then all second ones
         self.record(logits, p, choice, ctx)
-        shares = self.shares(mx.take_along_axis(p, choice, axis=-1)).T.astype(x.dtype)
-        made = seats.back(self.experts(seats.fill(rows), seats.expert_ids))
-        return (shares.flatten()[:, None] * made).reshape(self.per_token, *x.shape).sum(0)
+        gates = self.gates(mx.take_along_axis(p, choice, axis=-1)).T.astype(x.dtype)
+        outputs = dispatch.gather(self.experts(dispatch.scatter(tokens), dispatch.expert_ids))
+        return (gates.flatten()[:, None] * outputs).reshape(self.per_token, *x.shape).sum(0)
 
-    def shares(self, p: mx.array) -> mx.array:
-        """Probabilities of the chosen experts (N, k) -> their shares in the output, which sum to 1."""
+    def gates(self, p: mx.array) -> mx.array:
+        """Return the weights of the chosen experts' outputs from their probabilities p (N, k); they sum to 1."""
         return p / p.sum(-1, keepdims=True)
 
-    def seat(self, choices: mx.array, ctx: Ctx) -> "Dispatch":
-        """Where each choice (A,), the number of an expert, is computed."""
+    def dispatch(self, choices: mx.array, ctx: Ctx) -> "Dispatch":
+        """Assign choices (A,), indices of experts, to slots of the experts."""
         if not self.training:
             return dropless_dispatch(choices, self.n_experts)
         capacity = math.ceil(self.capacity_factor * choices.size / self.n_experts)
-        seats = capacity_dispatch(choices, self.n_experts, min(capacity, choices.size))
-        ctx.record("router_dropped", (seats.number == seats.count).mean())
-        return seats
+        dispatch = capacity_dispatch(choices, self.n_experts, min(capacity, choices.size))
+        ctx.record("router_dropped", (dispatch.slot == dispatch.n_slots).mean())
+        return dispatch
 
     def record(self, logits: mx.array, p: mx.array, choice: mx.array, ctx: Ctx) -> None:
-        """The two losses of the router and its load, where 1 is a fair share: logits, p (N, E), choice (N, k)."""
+        """Record the two auxiliary losses and the load (1: balanced) of the router; logits, p (N, E), choice (N, k)."""
         load = self.n_experts * (choice[..., None] == mx.arange(self.n_experts)).mean((0, 1))
         ctx.record("router_balance", (load * p.mean(0)).sum(), self.balance_weight)  # Switch, eq. 4
         ctx.record("router_z", mx.logsumexp(logits, axis=-1).square().mean(), self.router_z_weight)  # 2202.08906, eq. 5
@@ -116,63 +119,64 @@ class MixtureOfExperts(nn.Module):
 
 
 class Switch(MixtureOfExperts):
-    """One expert for each token, weighted by its probability among all (Fedus et al. 2021, arXiv 2101.03961, sec. 2.1).
+    """Top-1 experts, weighted by their probability among all (Fedus et al. 2021, arXiv 2101.03961, sec. 2.1).
 
-    A share of 1, which the only chosen expert would have otherwise, would leave the router without a gradient.
+    A weight normalized to 1 would give the router no gradient.
     """
 
-    def shares(self, p: mx.array) -> mx.array:
+    def gates(self, p: mx.array) -> mx.array:
         return p
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Choices (A,) in groups of `size` seats, each group of one expert; an empty seat computes zeros."""
+    """Assignment of choices (A,) to slots, in groups of `size` slots of one expert; an empty slot computes zeros."""
 
-    number: mx.array  # (A,) of each choice's seat; `count`: dropped
+    slot: mx.array  # (A,) slot of each choice; n_slots: dropped
     groups: int
     size: int
-    expert_ids: mx.array | None  # (groups,) the expert of each group; None: as many groups as experts, in their order
+    expert_ids: mx.array | None  # (groups,) expert of each group, ascending; None: group g belongs to expert g
 
     @property
-    def count(self) -> int:
+    def n_slots(self) -> int:
         return self.groups * self.size
 
-    def fill(self, rows: mx.array) -> mx.array:
-        """Tokens (N, D), which choose in turn, -> (groups, size, D)."""
-        token = mx.full((self.count + 1,), len(rows))
-        token[self.number] = mx.arange(self.number.size) % len(rows)
-        return _and_zeros(rows)[token[:-1]].reshape(self.groups, self.size, -1)
+    def scatter(self, tokens: mx.array) -> mx.array:
+        """Copy tokens (N, D) to their slots (groups, size, D); choice a belongs to token a mod N."""
+        token = mx.full((self.n_slots + 1,), len(tokens))
+        token[self.slot] = mx.arange(self.slot.size) % len(tokens)
+        return _and_zeros(tokens)[token[:-1]].reshape(self.groups, self.size, -1)
 
-    def back(self, made: mx.array) -> mx.array:
-        """(groups, size, D) -> what each choice's seat holds (A, D), zeros where it was dropped."""
-        return _and_zeros(made.flatten(0, 1))[self.number]
+    def gather(self, outputs: mx.array) -> mx.array:
+        """Return each choice's output (A, D) from those of all slots (groups, size, D); zeros if it was dropped."""
+        return _and_zeros(outputs.flatten(0, 1))[self.slot]
 
 
 def capacity_dispatch(choices: mx.array, n_experts: int, capacity: int) -> Dispatch:
-    """So many seats for each expert; who comes later is dropped."""
-    place, _ = _queue(choices, n_experts)
-    number = mx.where(place < capacity, choices * capacity + place, n_experts * capacity)
-    return Dispatch(number, n_experts, capacity, None)
+    """Assign choices (A,) to `capacity` slots per expert; choices over capacity are dropped."""
+    rank, _ = _ranks(choices, n_experts)
+    slot = mx.where(rank < capacity, choices * capacity + rank, n_experts * capacity)
+    return Dispatch(slot, n_experts, capacity, None)
 
 
 def dropless_dispatch(choices: mx.array, n_experts: int) -> Dispatch:
-    """As many groups for each expert as it needs: at most size - 1 seats of each expert stay empty."""
-    place, load = _queue(choices, n_experts)
-    size = max(1, min(_GROUP, choices.size // (2 * n_experts)))
+    """Assign choices (A,) to as many groups per expert as it needs; at most size - 1 slots per expert are empty."""
+    rank, load = _ranks(choices, n_experts)
+    size = max(1, min(_MAX_GROUP, choices.size // (2 * n_experts)))
     needed = (load + size - 1) // size
     ends = mx.cumsum(needed)
-    groups = (choices.size + n_experts * (size - 1)) // size  # enough, however the choices fall
+    groups = (choices.size + n_experts * (size - 1)) // size  # enough for any choices
     expert_ids = mx.minimum((mx.arange(groups)[:, None] >= ends).sum(-1), n_experts - 1)
-    return Dispatch((ends - needed)[choices] * size + place, groups, size, expert_ids)
+    return Dispatch((ends - needed)[choices] * size + rank, groups, size, expert_ids)
 
 
-def _queue(choices: mx.array, n_experts: int) -> tuple[mx.array, mx.array]:
-    """Of each choice (A,) how many before it are the same, and how many there are of each (n_experts,)."""
+def _ranks(choices: mx.array, n_experts: int) -> tuple[mx.array, mx.array]:
+    """Return the number of equal choices before each (A,), and the number of choices per expert (n_experts,)."""
     same = (choices[:, None] == mx.arange(n_experts)).astype(mx.int32)
     before = mx.cumsum(same, axis=0) - same
     return mx.take_along_axis(before, choices[:, None], axis=1)[:, 0], same.sum(0)
 
 
-def _and_zeros(rows: mx.array) -> mx.array:
-    return mx.concatenate([rows, mx.zeros_like(rows[:1])])
+def _and_zeros(x: mx.array) -> mx.array:
+    """Append a row of zeros, the target of index len(x)."""
+    return mx.concatenate([x, mx.zeros_like(x[:1])])

@@ -1,4 +1,4 @@
-"""Normalisation of the last axis. `mlx.nn.Identity` is the control without any."""
+"""Normalization of the last axis."""
 
 import mlx.core as mx
 from mlx import nn
@@ -7,9 +7,9 @@ from mlx_transformer import ops
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016, arXiv 1607.06450, eq. 3-4): (x - mean) / sqrt(var + eps) * weight + bias.
+    """Layer normalization (Ba et al. 2016, arXiv 1607.06450, eq. 3-4): (x - mean) / sqrt(var + eps) * weight + bias.
 
-    x (..., d) -> (..., d); the variance is that of the population; weight and bias (d,).
+    x (..., d) -> (..., d); weight, bias (d,); biased variance (divided by d).
     """
 
     def __init__(self, d: int, eps: float) -> None:
@@ -38,9 +38,9 @@ class RMSNorm(nn.Module):
 
 
 class ScaleNorm(nn.Module):
-    """g x / |x| with one learned number g, at first sqrt(d) (Nguyen & Salazar 2019, arXiv 1910.05895, eq. 5).
+    """g x / |x| with a learned scalar g, initially sqrt(d) (Nguyen & Salazar 2019, arXiv 1910.05895, eq. 5).
 
-    x (..., d) -> (..., d); g (1,). Differs from the paper's code: eps is added to mean(x^2), as RMSNorm's is.
+    x (..., d) -> (..., d); g (1,). Differs from the paper's code: eps is added to mean(x^2), as in RMSNorm.
     """
 
     def __init__(self, d: int, eps: float) -> None:

@@ -1,4 +1,4 @@
-"""How a model knows where a token stands: three doors, of which each kind opens what it needs."""
+"""Position encodings: hooks at the input, on queries and keys, and on the scores."""
 
 import math
 from typing import Any
@@ -10,47 +10,49 @@ from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.utils.errors import BadInput
 
-MAX_DISTANCE = 65_536  # tokens from a query to a key: as many rows as a table over distances may have
+MAX_DISTANCE = 65_536  # largest number of rows of a table indexed by the distance from query to key
 
 
 class Position(nn.Module):
-    """No positions at all: every door shut."""
+    """No position encoding; subclasses override the hooks that they need."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.build(config)
 
     def build(self, config: Config) -> None:
-        """Make what the kind needs; variants extend this."""
+        """Make the parameters; subclasses override this."""
 
     def at_input(self, x: mx.array, ctx: Ctx) -> mx.array:
-        """Embeddings (B, L, D) -> (B, L, D)."""
+        """Return the embeddings x (B, L, D) with positions added."""
         return x
 
     def rotate(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
-        """Queries and keys (B, H, L, head_dim) of one layer, before they meet."""
+        """Return queries and keys (B, H, L, head_dim) with positions encoded; called in every layer."""
         return q, k
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
-        """What is added to the scores, broadcast to (B, H, Lq, Lk), or None; the queries stand at ctx.positions."""
+        """Return the bias added to the scores, broadcast to (B, H, Lq, Lk), or None.
+
+        Query positions are ctx.positions ([B,] Lq), key positions k_pos ([B,] Lk). Called in every layer.
+        """
         return None
 
 
 class SinusoidalPosition(Position):
     """Fixed sinusoids added to the embeddings times sqrt(d_model) (Vaswani et al. 2017, sec. 3.4 and 3.5).
 
-    PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos of the same; for any position, and for an odd
-    d_model the last cosine falls away.
+    PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos of the same; an odd d_model has no last cosine.
     """
 
     def build(self, config: Config) -> None:
-        self.base = 10000.0  # the paper's constant, sec. 3.5
+        self.base = 10000.0  # sec. 3.5
 
     def at_input(self, x: mx.array, ctx: Ctx) -> mx.array:
         return x * math.sqrt(x.shape[-1]) + self.encoding(ctx.positions, x.shape[-1]).astype(x.dtype)
 
     def encoding(self, positions: mx.array, d_model: int) -> mx.array:
-        """positions (...,) int -> (..., d_model) float32."""
+        """Return the sinusoids (..., d_model) float32 of positions (...) int."""
         exponent = mx.arange(0, d_model, 2, dtype=mx.float32) / d_model
         angle = positions[..., None].astype(mx.float32) * mx.exp(-math.log(self.base) * exponent)
         both = mx.stack([mx.sin(angle), mx.cos(angle)], axis=-1)
@@ -60,8 +62,8 @@ class SinusoidalPosition(Position):
 class LearnedPosition(Position):
     """A learned vector for each of max_len positions, added to the embeddings (Gehring et al. 2017; GPT-2).
 
-    weight (max_len, d_model). A position behind the last row takes the last row's vector: no such row was ever trained,
-    and a model that is evaluated there is to show what that costs rather than to fail.
+    weight (max_len, d_model). Positions from max_len on use the last row, so that evaluation past the training length
+    measures the loss there instead of failing.
     """
 
     def build(self, config: Any) -> None:
@@ -72,11 +74,11 @@ class LearnedPosition(Position):
 
 
 class RotaryPosition(Position):
-    """RoPE: pair i of a query or key is turned by the angle position * theta^(-2i / head_dim) (Su et al. 2021, eq. 15).
+    """RoPE: pair i of each query and key is rotated by position * rope_theta^(-2i / head_dim) (Su et al. 2021, eq. 15).
 
-    arXiv 2104.09864. The pairs are (i, i + head_dim / 2), as in GPT-NeoX and Llama; the paper's are neighbours, which
-    is another order of the projections' rows. Angles in float32. Raises BadInput for an odd head_dim or a rope_theta
-    not above 0.
+    arXiv 2104.09864. Pairs are (i, i + head_dim / 2), as in GPT-NeoX and Llama; the paper pairs neighbours, which is a
+    permutation of the projections' outputs. Angles in float32. Raises BadInput for an odd head_dim or a rope_theta not
+    above 0.
     """
 
     def build(self, config: Any) -> None:
@@ -89,12 +91,12 @@ class RotaryPosition(Position):
         self.theta = config.rope_theta
 
     def frequencies(self, half: int) -> mx.array:
-        """Radians a position, of each pair: (half,) float32."""
+        """Return the rotation of each pair in radians per position, (half,) float32."""
         return mx.exp(mx.arange(half) * (-math.log(self.theta) / half))
 
     def rotate(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
         angle = ctx.positions[..., None] * self.frequencies(q.shape[-1] // 2)
-        angle = angle if angle.ndim == 2 else angle[:, None]  # the same for every head
+        angle = angle if angle.ndim == 2 else angle[:, None]  # shared by all heads
         cos, sin = mx.cos(angle), mx.sin(angle)
         return _rotate_pairs(q, cos, sin), _rotate_pairs(k, cos, sin)
 
@@ -131,15 +133,15 @@ def _rotate_pairs(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
 
 
 def causal_distances(q_pos: mx.array, k_pos: mx.array) -> mx.array:
-    """How far behind each query each key stands: positions (.., Lq) and (.., Lk) -> (.., Lq, Lk); 0 for a later key."""
+    """Return max(q_pos - k_pos, 0) for positions (.., Lq) and (.., Lk): (.., Lq, Lk)."""
     return mx.maximum(q_pos[..., :, None] - k_pos[..., None, :], 0)
 
 
 class ALiBi(Position):
-    """A penalty of slope * distance on each score (Press et al. 2021, arXiv 2108.12409, sec. 3).
+    """Each score is lowered by slope * distance (Press et al. 2021, arXiv 2108.12409, sec. 3).
 
-    For n heads, n a power of two, the slopes are 2^(-8 / n), 2^(-16 / n), ...; any other n takes those of the power
-    below and fills up with every second one of the power above, as the paper's code and Hugging Face's Bloom do.
+    For n heads, n a power of two, the slopes are 2^(-8 / n), 2^(-16 / n), ..., 2^-8; any other n uses those of the next
+    lower power of two, then every second one of the next higher, as the paper's code and Hugging Face's Bloom do.
     """
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
@@ -148,7 +150,7 @@ class ALiBi(Position):
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """The slope of each head."""
+    """Return the slope of each head."""
     power = 2 ** int(math.log2(n_heads))
     exact = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     between = [2 ** (-4 * i / power) for i in range(1, 2 * power, 2)]
@@ -156,11 +158,11 @@ def alibi_slopes(n_heads: int) -> list[float]:
 
 
 class T5Position(Position):
-    """A learned number for each head and bucket of distances, added to the scores (Raffel et al. 2019, sec. 2.1).
+    """A learned bias per head and bucket of distances, added to the scores (Raffel et al. 2019, sec. 2.1).
 
-    arXiv 1910.10683. The first half of the n_buckets are single distances, the others grow by the logarithm up to
-    max_distance; weight (n_buckets, n_heads), one for all layers. Differs from T5: scores keep 1 / sqrt(head_dim).
-    Raises BadInput as `t5_buckets` does.
+    arXiv 1910.10683. The first half of the n_buckets are single distances, the widths of the others grow
+    logarithmically up to max_distance; weight (n_buckets, n_heads), shared by all layers. Differs from T5: scores are
+    scaled by 1 / sqrt(head_dim). Raises BadInput as `t5_buckets` does.
     """
 
     def build(self, config: Any) -> None:
@@ -173,9 +175,9 @@ class T5Position(Position):
 
 
 def t5_buckets(n_buckets: int, max_distance: int) -> list[int]:
-    """The bucket of each distance from 0 to max_distance, where the last one begins at the latest.
+    """Return the bucket of each distance from 0 to max_distance.
 
-    Raises BadInput where max_distance leaves nothing for the buckets that grow.
+    Raises BadInput if max_distance is too small for the logarithmic buckets, or above MAX_DISTANCE.
     """
     single = n_buckets // 2
     if not 1 <= single < max_distance <= MAX_DISTANCE:
@@ -185,5 +187,5 @@ def t5_buckets(n_buckets: int, max_distance: int) -> list[int]:
         )
     growing, span = n_buckets - single, math.log(max_distance / single)
     shares = [math.log(distance / single) / span for distance in range(single, max_distance + 1)]
-    wide = [int(share * growing + 1e-9) for share in shares]  # a whole number must not fall below itself by rounding
+    wide = [int(share * growing + 1e-9) for share in shares]  # 1e-9: rounding must not lower an integer
     return [*range(single), *(single + min(bucket, growing - 1) for bucket in wide)]

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what the backward pass needs is computed again instead of being kept."""
+"""Gradient checkpointing: the backward pass recomputes activations instead of keeping them."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -12,37 +12,42 @@ from mlx_transformer.nn.context import Ctx
 
 
 def checkpointed(block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
-    """block(x, ctx), of which only the inputs are kept for its gradient (Chen et al. 2016, arXiv 1604.06174, sec. 3).
+    """Return block(x, ctx), keeping only its inputs for the gradient (Chen et al. 2016, arXiv 1604.06174, sec. 3).
 
-    What such a function merely captures gets no gradient, in silence. So the weights of the block and of the Position
-    and every float array of ctx go in as arguments, and the ledger's entries come out as results. A part that draws
-    random numbers would draw others the second time: there must be none.
+    Arrays that the function captures would silently get no gradient. Therefore the weights of the block and of the
+    Position and every float array of ctx are arguments, and the auxiliary losses and metrics are results. The block
+    must not draw random numbers: the recomputation would draw others.
     """
-    lent = {f.name: getattr(ctx, f.name) for f in fields(ctx)}
+    passed = {f.name: getattr(ctx, f.name) for f in fields(ctx)}
     inputs = {
         "x": x,
         "block": block.parameters(),
         "position": ctx.position.parameters(),
-        "ctx": {name: a for name, a in lent.items() if isinstance(a, mx.array) and mx.issubdtype(a.dtype, mx.floating)},
+        "ctx": {
+            name: a for name, a in passed.items() if isinstance(a, mx.array) and mx.issubdtype(a.dtype, mx.floating)
+        },
     }
     paths, arrays = zip(*tree_flatten(inputs), strict=True)
     entries: list[tuple[str, mx.array, float]] = []
 
     def run(*arrays: mx.array) -> mx.array | list[mx.array]:
-        given = tree_unflatten(list(zip(paths, arrays, strict=True)))
+        tree = tree_unflatten(list(zip(paths, arrays, strict=True)))
         entries.clear()
-        block.update(given["block"])
-        ctx.position.update(given.get("position", {}))
-        y = block(given["x"], replace(ctx, auxiliary=entries, **given.get("ctx", {})))
+        block.update(tree["block"])
+        ctx.position.update(tree.get("position", {}))
+        y = block(tree["x"], replace(ctx, auxiliary=entries, **tree.get("ctx", {})))
         block.update(inputs["block"])
         ctx.position.update(inputs["position"])
         return [y, *(value for _, value, _ in entries)] if entries else y
 
     def gradient(primals: Sequence[mx.array], cotangents: mx.array | list[mx.array], _: object) -> list[mx.array]:
-        """MLX computes breadth first: bound by mx.depends, a block begins when its cotangent is there, and the block
-        before it once this one's weights have their gradients; else all would be computed first and kept."""
-        above = [cotangents] if isinstance(cotangents, mx.array) else list(cotangents)
-        _, (dx, *others) = mx.vjp(run, mx.depends(list(primals), above), above)
+        """Compute the gradients of one block after those of the block above.
+
+        MLX evaluates breadth first and would else recompute all blocks at once. By mx.depends a block starts when its
+        cotangents are there, and its dx is available once its weights have their gradients.
+        """
+        outputs = [cotangents] if isinstance(cotangents, mx.array) else list(cotangents)
+        _, (dx, *others) = mx.vjp(run, mx.depends(list(primals), outputs), outputs)
         return [*mx.depends([dx], others), *others]
 
     function = mx.custom_function(run)

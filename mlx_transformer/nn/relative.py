@@ -1,4 +1,4 @@
-"""Attention by distance rather than by position: Shaw et al. 2018 and Transformer-XL."""
+"""Attention with relative positions: Shaw et al. 2018 and Transformer-XL."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,11 +14,11 @@ from mlx_transformer.utils.errors import BadInput
 
 
 class ShawAttention(Attention):
-    """A learned vector for each distance, added to the keys and to the values (Shaw et al. 2018, eq. 3-4).
+    """A learned vector per distance, added to keys and to values (Shaw et al. 2018, arXiv 1803.02155, eq. 3-4).
 
-    arXiv 1803.02155: e_ij = q_i (k_j + a^K_ij) / sqrt(head_dim), z_i = sum_j p_ij (v_j + a^V_ij), distances cut off at
-    max_distance, one table for all heads of a layer. Of the paper's 2 max_distance + 1 rows a causal model sees half.
-    It attends by itself, so that it goes with no variant that does (windows, groups). Raises BadInput for a
+    e_ij = q_i (k_j + a^K_ij) / sqrt(head_dim), z_i = sum_j p_ij (v_j + a^V_ij), distances clipped to max_distance.
+    relative_keys, relative_values (max_distance + 1, head_dim), shared by all heads; the paper's rows for later keys
+    are not needed. Overrides `attend`: it does not combine with windows or grouped heads. Raises BadInput for a
     max_distance above MAX_DISTANCE.
     """
 
@@ -31,7 +31,7 @@ class ShawAttention(Attention):
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
         scores = gather_by_distance((q * self.scale) @ self.relative_keys.T, self.distances(k_pos, ctx))
-        return plus(scores, super().bias(q, k, k_pos, ctx))
+        return add_bias(scores, super().bias(q, k, k_pos, ctx))
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
         k, v, k_pos = self.recall(k, v, ctx)
@@ -40,29 +40,29 @@ class ShawAttention(Attention):
         return weights @ v + (weights.swapaxes(1, 2) @ relative).swapaxes(1, 2)
 
     def distances(self, k_pos: mx.array, ctx: Ctx) -> mx.array:
-        """The row of the tables for each query and key (.., Lq, Lk)."""
+        """Return the table row of each query and key, (.., Lq, Lk)."""
         return mx.minimum(causal_distances(ctx.positions, k_pos), self.relative_keys.shape[0] - 1)
 
 
-def gather_by_distance(scores: mx.array, back: mx.array) -> mx.array:
-    """Scores of each query for each distance (B, H, Lq, n) -> for each key, whose distance is back (.., Lq, Lk)."""
-    back = mx.broadcast_to(back[..., None, :, :], (*scores.shape[:3], back.shape[-1]))
-    return mx.take_along_axis(scores, back, axis=-1)
+def gather_by_distance(scores: mx.array, distances: mx.array) -> mx.array:
+    """Return the scores (B, H, Lq, Lk) of keys at the given distances (.., Lq, Lk), from scores (B, H, Lq, n)."""
+    distances = mx.broadcast_to(distances[..., None, :, :], (*scores.shape[:3], distances.shape[-1]))
+    return mx.take_along_axis(scores, distances, axis=-1)
 
 
-def plus(scores: mx.array, bias: mx.array | None) -> mx.array:
-    """The sum of both, as far as there are two."""
+def add_bias(scores: mx.array, bias: mx.array | None) -> mx.array:
+    """Return scores + bias, or scores if bias is None."""
     return scores if bias is None else scores + bias
 
 
 class TransformerXLAttention(Attention):
-    """Segments that also read the one before them, by distance (Dai et al. 2019, arXiv 1901.02860, sec. 3.2-3.3).
+    """Attention to the own and the previous segment, by distance (Dai et al. 2019, arXiv 1901.02860, sec. 3.2-3.3).
 
-    The score is (q_i + u) k_j + (q_i + v) r_(i-j), where r_d is a projection of the sinusoid of d; u is content_bias, v
-    is position_bias. A token sees its own segment of segment_len positions and the whole one before; what it reads
-    there sends no gradient back ("SG" in sec. 3.2). The paper carries segments over from step to step; the rows of a
-    shuffled batch have no predecessor, so here the segments are those of a row, and its first one has no memory. Raises
-    BadInput for a segment longer than half of MAX_DISTANCE.
+    Scores (q_i + u) k_j + (q_i + v) r_(i-j), r_d a projection of the sinusoid of d; u is content_bias, v position_bias,
+    each (n_heads * head_dim,). Segments have segment_len positions; no gradient flows into the previous segment (SG in
+    sec. 3.2). Differs from the paper, which carries segments over from step to step: sequences of a shuffled batch have
+    no predecessor, so segments are parts of one sequence and the first has no memory. Raises BadInput for a
+    segment_len above MAX_DISTANCE / 2.
     """
 
     def build(self, config: Any) -> None:
@@ -73,11 +73,11 @@ class TransformerXLAttention(Attention):
         self.r_proj = Linear(config.d_model, config.d_model)
         self.content_bias = mx.zeros(config.n_heads * self.head_dim)
         self.position_bias = mx.zeros(config.n_heads * self.head_dim)
-        distances = mx.arange(2 * config.segment_len)  # no key that is seen stands further back
+        distances = mx.arange(2 * config.segment_len)  # the largest distance of a visible key, plus 1
         self._sinusoids = SinusoidalPosition(config).encoding(distances, config.d_model)
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
-        """Segment by segment; with a cache, which trains nothing, `visible` alone draws the line."""
+        """Attend segment by segment. With a cache there is no gradient to stop, and `visible` limits the keys."""
         if ctx.cache is not None:
             return super().__call__(x, ctx)
         q, k, v = self.project(x, ctx)
@@ -86,12 +86,13 @@ class TransformerXLAttention(Attention):
         q, k = self.condition(q, k, ctx)
         segments = []
         for start in range(0, x.shape[1], self.segment_len):
-            before, own = slice(max(0, start - self.segment_len), start), slice(start, start + self.segment_len)
-            seen_k = mx.concatenate([old_k[:, :, before], k[:, :, own]], axis=2)
-            seen_v = mx.concatenate([old_v[:, :, before], v[:, :, own]], axis=2)
-            here = replace(ctx, positions=ctx.positions[..., own])
-            k_pos = ctx.positions[..., before.start : own.stop]
-            segments.append(self.mix(q[:, :, own], seen_k, seen_v, self.mask(q[:, :, own], seen_k, k_pos, here)))
+            previous, current = slice(max(0, start - self.segment_len), start), slice(start, start + self.segment_len)
+            all_k = mx.concatenate([old_k[:, :, previous], k[:, :, current]], axis=2)
+            all_v = mx.concatenate([old_v[:, :, previous], v[:, :, current]], axis=2)
+            q_ctx = replace(ctx, positions=ctx.positions[..., current])
+            k_pos = ctx.positions[..., previous.start : current.stop]
+            mask = self.mask(q[:, :, current], all_k, k_pos, q_ctx)
+            segments.append(self.mix(q[:, :, current], all_k, all_v, mask))
         return self.merge(mx.concatenate(segments, axis=2))
 
     def n_keys(self, length: int) -> int:
@@ -104,12 +105,12 @@ class TransformerXLAttention(Attention):
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
         r = self.split(self.r_proj(self._sinusoids.astype(q.dtype))[None])
         scores = ((q + self.per_head(self.position_bias)) * self.scale) @ r.swapaxes(-1, -2)
-        back = mx.minimum(causal_distances(ctx.positions, k_pos), r.shape[2] - 1)
-        return plus(gather_by_distance(scores, back), super().bias(q, k, k_pos, ctx))
+        distances = mx.minimum(causal_distances(ctx.positions, k_pos), r.shape[2] - 1)
+        return add_bias(gather_by_distance(scores, distances), super().bias(q, k, k_pos, ctx))
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
         return super().mix(q + self.per_head(self.content_bias), k, v, mask)
 
     def per_head(self, bias: mx.array) -> mx.array:
-        """(heads * head_dim,) -> (heads, 1, head_dim)."""
+        """Reshape (heads * head_dim,) to (heads, 1, head_dim)."""
         return bias.reshape(self.n_heads, 1, self.head_dim)

@@ -1,4 +1,7 @@
-"""The few functions a transformer spends its elementwise time in, each under one name on every device."""
+"""Numerical functions of a transformer, each with the fastest form of the device behind one name.
+
+The plain form is used on a GPU, on macOS, and everywhere with MLX_TRANSFORMER_PLAIN=1.
+"""
 
 from mlx_transformer.ops.activations import gelu_tanh, relu, relu_squared, sigmoid, silu
 from mlx_transformer.ops.attention import attention, grouped_attention

@@ -1,4 +1,4 @@
-"""Activation functions, with the gradient computed beside the value where that is cheaper than from it."""
+"""Activation functions; on a Linux CPU the derivative is computed together with the value."""
 
 import math
 from collections.abc import Callable
@@ -7,21 +7,21 @@ import mlx.core as mx
 
 from mlx_transformer.ops.fastmath import exp_nonpositive, on_linux_cpu, with_gradient
 
-_TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # of gelu_tanh
+_TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # constants of gelu_tanh
 
 
 def relu(x: mx.array) -> mx.array:
-    """max(x, 0); its gradient at 0 is 0."""
+    """Return max(x, 0); the gradient at 0 is 0."""
     return mx.maximum(x, 0)
 
 
 def relu_squared(x: mx.array) -> mx.array:
-    """max(x, 0)^2 (So et al. 2021, "Primer", arXiv 2109.08668, sec. 3)."""
+    """Return max(x, 0)^2 (So et al. 2021, "Primer", arXiv 2109.08668, sec. 3)."""
     return mx.maximum(x, 0).square()
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU in its tanh approximation (Hendrycks & Gimpel 2016, arXiv 1606.08415, sec. 2), as in GPT-2.
+    """Return GELU in its tanh approximation (Hendrycks & Gimpel 2016, arXiv 1606.08415, sec. 2), as in GPT-2.
 
     x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
     """
@@ -31,23 +31,23 @@ def gelu_tanh(x: mx.array) -> mx.array:
 
 
 def sigmoid(x: mx.array) -> mx.array:
-    """1 / (1 + e^-x); on a Linux CPU nan of inf as of nan."""
+    """Return 1 / (1 + e^-x); on a Linux CPU nan for infinite x."""
     if on_linux_cpu():
         return _with_slope(_sigmoid_and_slope, x)
     return mx.sigmoid(x)
 
 
 def silu(x: mx.array) -> mx.array:
-    """x sigmoid(x) (Elfwing et al., "Sigmoid-weighted linear units"; also called swish)."""
+    """Return x sigmoid(x) (Elfwing et al. 2017, arXiv 1702.03118, eq. 1; also called swish)."""
     if on_linux_cpu():
         return _with_slope(_silu_and_slope, x)
     return x * mx.sigmoid(x)
 
 
 def _with_slope(function: Callable[[mx.array], tuple[mx.array, mx.array]], x: mx.array) -> mx.array:
-    """Elementwise `function(x) -> (value, slope)` in float32 as a function that knows its gradient.
+    """Apply an elementwise `function(x) -> (value, derivative)`, in float32, with that derivative as its gradient.
 
-    The slope is lazy: where no gradient is asked for, it is never computed.
+    The derivative is lazy: it is computed only if a gradient is needed.
     """
     slope: list[mx.array] = []
 
@@ -69,7 +69,7 @@ def _gelu_tanh_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _sigmoid_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
-    s = _sigmoid(x) + 0 * x  # the last term is for nan, which exp_nonpositive does not see
+    s = _sigmoid(x) + 0 * x  # 0 * x propagates nan, exp_nonpositive does not
     return s, s * (1 - s)
 
 

@@ -1,21 +1,21 @@
-"""Dropout (Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting")."""
+"""Dropout (Srivastava et al. 2014)."""
 
 import mlx.core as mx
 
 from mlx_transformer.ops.fastmath import on_linux_cpu, with_gradient
 from mlx_transformer.utils.errors import BadInput
 
-_STEPS = 1 << 16  # 16 random bits decide over an element
+_STEPS = 1 << 16  # 16 random bits per element
 
 
 def dropout(x: mx.array, p: float) -> mx.array:
-    """`x` with each element zero with probability `p` and else divided by 1 - p; its mean stays what it was.
+    """Return x with each element set to 0 with probability p, and else divided by 1 - p.
 
-    The randomness comes from `mx.random.state`. On a Linux CPU `p` is first rounded to a multiple of 2^-16 (by less
-    than 8e-6), and the division is by the rounded 1 - p, so that the mean is exact. Raises BadInput unless 0 <= p < 1.
+    Uses `mx.random.state`. On a Linux CPU p is rounded to a multiple of 2^-16 (by less than 8e-6) and the divisor is
+    the rounded 1 - p, so that the mean is exact. Raises BadInput unless 0 <= p < 1.
     """
     if not 0 <= p < 1:
-        raise BadInput(f"dropout is {p}; it is a probability of at least 0 and less than 1")
+        raise BadInput(f"dropout = {p}: expected a probability of at least 0 and less than 1")
     if p == 0:
         return x
     if not on_linux_cpu():
@@ -27,8 +27,8 @@ def dropout(x: mx.array, p: float) -> mx.array:
     def value(x: mx.array) -> mx.array:
         return mx.where(random >= threshold, x * scale, mx.zeros((), x.dtype))
 
-    # The comparison is made again, and the other way round, so that mx.compile does not share it: g++ vectorises a
-    # choice by a comparison, but not one by a bool from memory (5 ns, as in MLX's own gradient).
+    # Inverted, so that mx.compile does not share the comparison with `value`: g++ vectorizes a select by a comparison,
+    # but not by a bool from memory (5 ns per element, as in MLX's own gradient).
     def gradient(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
         return mx.where(random < threshold, mx.zeros((), cotangent.dtype), cotangent * scale)
 
@@ -36,10 +36,10 @@ def dropout(x: mx.array, p: float) -> mx.array:
 
 
 def _random_uint16(n: int) -> mx.array:
-    """n evenly distributed numbers: a hash of their index and two words drawn from MLX's own generator.
+    """Return n uniformly distributed uint16: a hash of the index and two words of MLX's generator.
 
-    That one (threefry) takes 7 ns a number on a CPU, this one 0.4. The mixing steps are "lowbias32" of Chris Wellons'
-    hash-prospector: every bit of the input flips every bit of the output with a probability close to a half.
+    0.4 ns per number on a CPU, against 7 ns of MLX's threefry. The hash is lowbias32 (Chris Wellons, hash-prospector):
+    each input bit flips each output bit with a probability close to 1/2.
     """
     key = mx.view(mx.random.uniform(shape=(2,)), mx.uint32)
     x = mx.arange((n + 1) // 2, dtype=mx.uint32) ^ key[0]

@@ -13,7 +13,7 @@ from mlx_transformer import ops
 from mlx_transformer.backend import describe_primitives, extension, native
 from mlx_transformer.ops import fastmath
 
-here = pytest.mark.skipif(fastmath.own() is None, reason=describe_primitives())
+here = pytest.mark.skipif(fastmath.custom_ops() is None, reason=describe_primitives())
 SIDES = st.integers(1, 40)
 LAYOUTS = st.sampled_from(["rows", "heads inside", "columns", "a part"])
 
@@ -181,7 +181,7 @@ def test_two_threads_share_the_heads_and_two_streams_do_not_disturb_each_other(t
 def test_other_numbers_than_float32_go_step_by_step():
     q, k = mx.ones((1, 1, 1, 4), mx.float16), mx.ones((1, 1, 3, 4), mx.float16)
     assert ops.grouped_attention(q, k, k, 1.0).dtype == mx.float16
-    assert fastmath.own(q) is None
+    assert fastmath.custom_ops(q) is None
 
 
 class _Wrong:

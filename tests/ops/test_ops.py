@@ -463,7 +463,7 @@ def test_dropout_of_zero_is_the_identity():
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, math.nan])
 def test_dropout_refuses_what_is_no_probability(p):
-    with pytest.raises(BadInput, match="dropout is"):
+    with pytest.raises(BadInput, match="dropout = "):
         ops.dropout(mx.ones(4), p)
 
 

@@ -63,7 +63,7 @@ def pair(request):
     return ours, mixtral
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["dropless", "seats for all"])
+@pytest.mark.parametrize("training", [False, True], ids=["dropless", "capacity for all"])
 def test_the_block_is_mixtral_s(pair, training):
     ours, mixtral = pair
     ours.train(training)

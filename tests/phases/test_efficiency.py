@@ -239,7 +239,7 @@ def test_a_switch_weighs_its_expert_by_its_probability():
     assert np.abs(run(part, x)[0] - token_by_token(part, x)).max() > 1e-2
 
 
-def test_training_with_seats_for_all_is_evaluation_and_so_are_its_gradients():
+def test_training_with_capacity_for_all_is_evaluation_and_so_are_its_gradients():
     part, x = layer(capacity_factor=8.0), mx.random.normal((2, 17, D))
 
     def gradients(training):
@@ -261,8 +261,8 @@ def test_training_drops_what_exceeds_the_capacity():
     whole, _ = run(part, x)
     part.train()
     out, noted = run(part, x)
-    seats = 8 * 5  # of each expert half its share of 34 tokens' choices, rounded up
-    assert 1 - seats / 68 <= noted["router_dropped"] < 1
+    slots = 8 * 5  # half of the fair share of 34 tokens' choices per expert, rounded up
+    assert 1 - slots / 68 <= noted["router_dropped"] < 1
     assert mx.abs(out[0, 0] - whole[0, 0]).max() < 1e-5  # the first come first
     assert mx.abs(out[1] - whole[1]).max() > 1e-2
 
@@ -271,23 +271,23 @@ choices = st.lists(st.integers(0, 5), min_size=1, max_size=60)
 
 
 @given(choices, st.integers(1, 9))
-def test_each_expert_seats_the_first_of_its_choices(chosen, capacity):
-    seats = moe.capacity_dispatch(mx.array(chosen), 6, capacity)
-    number = seats.number.tolist()
+def test_an_expert_takes_the_first_choices_up_to_its_capacity(chosen, capacity):
+    dispatch = moe.capacity_dispatch(mx.array(chosen), 6, capacity)
+    slots = dispatch.slot.tolist()
     for expert in range(6):
-        own = [n for n, e in zip(number, chosen, strict=True) if e == expert]
+        own = [n for n, e in zip(slots, chosen, strict=True) if e == expert]
         kept = list(range(expert * capacity, expert * capacity + min(capacity, len(own))))
-        assert own == kept + [seats.count] * (len(own) - len(kept))
+        assert own == kept + [dispatch.n_slots] * (len(own) - len(kept))
 
 
 @given(choices)
-def test_without_a_limit_each_choice_has_a_seat_of_its_expert(chosen):
-    seats = moe.dropless_dispatch(mx.array(chosen), 6)
-    number, expert_ids = seats.number.tolist(), seats.expert_ids.tolist()
-    assert len(set(number)) == len(chosen)
-    assert [expert_ids[n // seats.size] for n in number] == chosen
+def test_dropless_dispatch_gives_every_choice_a_slot_of_its_expert(chosen):
+    dispatch = moe.dropless_dispatch(mx.array(chosen), 6)
+    slots, expert_ids = dispatch.slot.tolist(), dispatch.expert_ids.tolist()
+    assert len(set(slots)) == len(chosen)
+    assert [expert_ids[n // dispatch.size] for n in slots] == chosen
     assert expert_ids == sorted(expert_ids)
-    assert seats.count <= len(chosen) * 2 or seats.size == 1
+    assert dispatch.n_slots <= len(chosen) * 2 or dispatch.size == 1
 
 
 def test_the_router_s_losses_and_load_are_the_papers():

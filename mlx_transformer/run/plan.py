@@ -22,7 +22,7 @@ from mlx_transformer.run.flags import TrainFlags, parse, read_sampling, train_fl
 from mlx_transformer.run.ladder import Experiment, split_recipe
 from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.saved import model_folder, read_config
-from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.train.recipe import Recipe, check_groups
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput
 
@@ -61,11 +61,12 @@ class Plan:
     init_from: Path | None
 
     def make_model(self) -> Model:
-        """The model as it starts. Raises BadInput if the device cannot hold it or --init-from's weights do not fit."""
+        """The model as it starts. Raises BadInput if it does not fit the device, the recipe's groups or --init-from."""
         self._check_memory(0, 0)  # before a billion layers are made
         model = self.kind(self.config, self.seed)
         scores = [part.n_scores(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
         self._check_memory(model.count_parameters()["total"], max(scores, default=0))
+        check_groups(self.recipe, model)
         if self.init_from is not None:
             load_weights(model, self.init_from)
         return model
@@ -117,13 +118,13 @@ def make_plan(experiment: Experiment, flags: TrainFlags, say: Callable[[str], No
         )
     numbers = {**SIZES[size], **(_numbers_of(source, kind) if source else {})}
     recipe, recipe_code = experiment.find_recipe(settings.get("recipe"))
-    changed = {name: settings[name] for name in ("learning_rate", "dtype") if name in settings}
+    changed = {name: settings[name] for name in ("learning_rate", "dtype", "dropout") if name in settings}
     recipe, limits = replace(recipe.at(size), **changed).check(), _limits(settings)
     numbers |= {} if recipe.dropout is None else {"dropout": recipe.dropout}
     numbers |= own_numbers(experiment, kind, settings)
     asked_vocab = settings.get("vocab_size")
     config = kind.Config(**{**numbers, "vocab_size": asked_vocab or numbers["vocab_size"]})
-    recipe.check_model(config)
+    recipe.check_dropout(config.dropout)
     if "batch_size" in settings:
         recipe = replace(recipe, batch_tokens=settings["batch_size"] * config.seq_len)
     sampling = read_sampling(flags if not flags.resume else _Attributes(settings))

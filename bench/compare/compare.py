@@ -40,12 +40,12 @@ from mlx_transformer.run.flags import (
     Size,
     Switch,
     Text,
-    TrainFlags,
     WholeNumber,
     parse,
 )
 from mlx_transformer.run.ladder import find_phase
-from mlx_transformer.run.training import described
+from mlx_transformer.run.result import known_before
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.utils.files import check_place, usable, write_json
 
@@ -117,7 +117,7 @@ def read(flags: Flags, say: Say) -> Comparison:
         name: getattr(flags, name)
         for name in ("data", "valid", "stories", "device", "dropout", "n_layers", "learning_rate")
     }
-    train = TrainFlags(size=size, max_tokens=budget * (2 if flags.two_budgets else 1), seed=0, **asked)
+    train = Settings(size=size, max_tokens=budget * (2 if flags.two_budgets else 1), seed=0, **asked)
     interval = budget // (QUICK_EVALUATIONS if flags.quick else EVALUATIONS)
     runs: list[Run] = []
     for name in names:
@@ -308,7 +308,7 @@ def begin(comparison: Comparison) -> Record:
     return Record(
         comparison=comparison,
         machine=describe_machine(),
-        corpus=described(comparison.runs[0].plan, models[0])["corpus"],
+        corpus=known_before(comparison.runs[0].plan, models[0])["corpus"],
         parameters={
             run.variant.name: size for family, size in zip(comparison.families, sizes, strict=True) for run in family
         },

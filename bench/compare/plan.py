@@ -1,6 +1,6 @@
 """Contenders and their runs: each run a process of its own, resumed where it stopped, found again when it is finished.
 
-    run = Run.of(Contender(phase=1), TrainFlags(size="nano", data="fables", max_tokens=100_000, seed=3))
+    run = Run.of(Contender(phase=1), Settings(size="nano", data="fables", max_tokens=100_000, seed=3))
     finished = execute(run)
 
 A run of ours is the command that a person would type, `python -m phases.phase1 ... --out FOLDER`; one of a reference
@@ -29,10 +29,10 @@ from bench.workers.process import ALLOCATOR, INTERRUPTED, UNTOUCHED, environment
 from bench.workers.training_step import save_weights
 from mlx_transformer.backend import compiles, device_info, matmul_gflops, versions
 from mlx_transformer.data.stream import Batches, validation_sequences
-from mlx_transformer.run.flags import TrainFlags
 from mlx_transformer.run.ladder import Experiment, find_branch, find_phase
 from mlx_transformer.run.plan import Plan, make_plan
-from mlx_transformer.run.training import described
+from mlx_transformer.run.result import known_before
+from mlx_transformer.run.settings import Settings, write_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.trainer import default_eval_every
 from mlx_transformer.utils.errors import BadInput, RunFailed
@@ -94,7 +94,7 @@ class Run:
     plan: Plan
 
     @classmethod
-    def of(cls, variant: Variant, flags: TrainFlags, say: Callable[[str], None] = lambda text: None) -> "Run":
+    def of(cls, variant: Variant, flags: Settings, say: Callable[[str], None] = lambda text: None) -> "Run":
         """The run that the flags of a training command ask for; branch and recipe are the contender's.
 
         Raises BadInput where they cannot be followed. Prepares the text and the tokenizer.
@@ -103,10 +103,10 @@ class Run:
         plan = make_plan(Experiment.of_phase(variant.phase), replace(flags, branch=variant.branch, recipe=recipe), say)
         return cls(variant=variant, plan=plan)
 
-    def with_settings(self, **settings: int) -> "Run":
+    def with_settings(self, **changed: Any) -> "Run":
         """The same with another seed, or settings that change no other part of the plan, such as eval_every."""
-        seed = settings.get("seed", self.plan.seed)
-        return replace(self, plan=replace(self.plan, seed=seed, settings={**self.plan.settings, **settings}))
+        seed = changed.get("seed", self.plan.seed)
+        return replace(self, plan=replace(self.plan, seed=seed, settings=replace(self.plan.settings, **changed)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -115,7 +115,7 @@ class Run:
         marked = {
             "code": _code(own.phase, own.backend),
             "contender": asdict(own),
-            "settings": {name: value for name, value in plan.settings.items() if name not in _UNMARKED},
+            "settings": {name: value for name, value in plan.settings.to_dict().items() if name not in _UNMARKED},
             "config": plan.config.to_dict(),
             "recipe": plan.recipe.to_dict(),
             "limits": asdict(plan.limits),
@@ -136,7 +136,7 @@ class Run:
     def evaluate_every(self) -> int:
         """Steps between two evaluations."""
         plan = self.plan
-        return plan.settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, plan.config.seq_len)
+        return plan.settings.eval_every or default_eval_every(plan.recipe, plan.tokens, plan.config.seq_len)
 
 
 _DECIDING = [f"mlx_transformer.{name}" for name in ("trainer", "generate", "plan", "quality", "data.fables")]
@@ -274,20 +274,10 @@ def _check_code(run: Run) -> None:
 
 
 def _ours(run: Run, folder: Path) -> list[str]:
-    """The command of a phase, without python -m."""
-    begun = list_checkpoints(folder / "checkpoints")
-    line = [f"--resume={folder}"] if begun else [*_flags(run.plan.settings), f"--out={folder}"]
-    return [f"phases.phase{run.variant.phase}", *line, "--quiet"]
-
-
-def _flags(settings: dict[str, Any]) -> list[str]:
-    """Settings as a command line has them."""
-    line: list[str] = []
-    for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
-        values = value if isinstance(value, list) else [value]
-        line += [flag] if value is True else [f"{flag}={one}" for one in values]
-    return line
+    """Write the settings of a new run; return the command that trains it, without python -m."""
+    if not list_checkpoints(folder / "checkpoints"):
+        write_settings(folder, run.plan)
+    return [f"phases.phase{run.variant.phase}", f"--resume={folder}", "--quiet"]
 
 
 def _lay_out(run: Run, folder: Path) -> None:
@@ -304,7 +294,7 @@ def _lay_out(run: Run, folder: Path) -> None:
         np.save(folder / f"{name}.npy", values)
     model = plan.make_model()
     save_weights(folder / "weights.npz", model)
-    about = described(plan, model)
+    about = known_before(plan, model)
     about["versions"] = {"torch": importlib.metadata.version("torch"), "python": about["versions"]["python"]}
     task = {
         "phase": run.variant.phase,

@@ -114,7 +114,7 @@ def task_of(run: Run) -> Task:
         size=plan.size,
         config=plan.config,
         recipe=plan.recipe,
-        device=plan.settings.get("device", "auto"),
+        device=plan.settings.device or "auto",
     )
 
 

@@ -71,7 +71,7 @@ class Record:
             "quick": own.quick,
             "machine": self.machine,
             "size": plan.size,
-            "settings": {name: plan.settings[name] for name in SETTINGS if name in plan.settings},
+            "settings": {name: value for name, value in plan.settings.to_dict().items() if name in SETTINGS},
             "corpus": self.corpus,
             "seeds": list(own.seeds),
             "budget_tokens": own.budget,

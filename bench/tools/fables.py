@@ -32,8 +32,9 @@ from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
-from mlx_transformer.run.flags import Device, Folder, Positive, Size, TrainFlags, WholeNumber, parse
+from mlx_transformer.run.flags import Device, Folder, Positive, Size, WholeNumber, parse
 from mlx_transformer.run.plan import DEFAULT_SECONDS
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import check_place, usable
 
@@ -86,7 +87,7 @@ class Task:
         given: dict[str, Any] = {"size": size, "data": "fables", "stories": flags.stories, "device": flags.device}
         runs: list[tuple[str, Run]] = []
         for name, budget in budgets.items():
-            limited = TrainFlags(**given | {name: budget})
+            limited = Settings(**given | {name: budget})
             for one in variants:
                 runs.append((name, Run.of(one, limited, (lambda text: None) if runs else say)))
         return cls(size=size, seeds=range(flags.seeds or SEEDS), budgets=budgets, runs=runs)

@@ -31,9 +31,10 @@ from mlx_transformer.backend import use_device
 from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.flags import Device, Extent, File, Place, Size, TrainFlags, WholeNumber, parse
+from mlx_transformer.run.flags import Device, Extent, File, Place, Size, WholeNumber, parse
 from mlx_transformer.run.plots import write_png
 from mlx_transformer.run.saved import load
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 
 PHASE, TRUNK = 3, "trunk"
@@ -105,7 +106,7 @@ def runs_of(flags: Flags, say: Say) -> list[Run]:
     size = choose_size(flags.size)
     budget = flags.max_tokens or int(SHARE * BUDGETS[size])
     given = {name: getattr(flags, name) for name in ("data", "valid", "device", "seq_len")}
-    train = TrainFlags(size=size, max_tokens=budget, **given)
+    train = Settings(size=size, max_tokens=budget, **given)
     runs: list[Run] = []
     for name in dict.fromkeys(flags.branches or BRANCHES):
         variant = Variant(phase=PHASE, branch=None if name == TRUNK else name)

@@ -24,7 +24,8 @@ from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.backend import matmul_gflops as measure_matmul
 from mlx_transformer.nn.config import SIZES
-from mlx_transformer.run.flags import Device, File, Positive, Text, TrainFlags, parse
+from mlx_transformer.run.flags import Device, File, Positive, Text, parse
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
 
 MACHINES = Path("results/bench/machines")
@@ -65,7 +66,7 @@ def matmul_gflops() -> float:
 
 def train(size: str, seconds: float, device: str, folder: Path) -> dict[str, Any]:
     """The result.json of one run, made in the folder. Raises RunFailed with the run's last words."""
-    flags = TrainFlags(size=size, data=CORPUS, max_seconds=seconds, device=device)
+    flags = Settings(size=size, data=CORPUS, max_seconds=seconds, device=device)
     finished = execute(Run.of(Variant(phase=PHASE), flags), folder)
     if finished.status != "done" or finished.result is None:
         raise RunFailed(f"phase {PHASE} at {size}: {finished.error or finished.status}")

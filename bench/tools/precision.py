@@ -18,7 +18,8 @@ from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, execute
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import use_device
-from mlx_transformer.run.flags import Device, File, Place, Size, Text, TrainFlags, WholeNumber, parse
+from mlx_transformer.run.flags import Device, File, Place, Size, Text, WholeNumber, parse
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.recipe import DTYPES
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 
@@ -55,7 +56,7 @@ def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
     variant = Variant(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
     given = {name: getattr(flags, name) for name in ("data", "valid", "device")}
     steps = flags.steps or STEPS
-    train = TrainFlags(size=flags.size or "nano", max_steps=steps, eval_every=steps, **given)
+    train = Settings(size=flags.size or "nano", max_steps=steps, eval_every=steps, **given)
     runs: dict[str, Run] = {}
     for dtype in DTYPES:
         runs[dtype] = Run.of(variant, replace(train, dtype=dtype), (lambda text: None) if runs else say)

@@ -28,7 +28,8 @@ from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
-from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, TrainFlags, WholeNumber, parse
+from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, WholeNumber, parse
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
 
 SHARE = 0.3  # of a comparison's budget, for each run
@@ -169,7 +170,7 @@ class Task:
     """What is tuned: all runs are those of `flags`, but for rate and seed."""
 
     variant: Variant
-    flags: TrainFlags
+    flags: Settings
     own: Run  # at the recipe's own rate
     seeds: list[int]
     rates: list[float]
@@ -183,7 +184,7 @@ class Task:
         variant = Variant(phase=flags.phase or 1, branch=flags.branch, recipe=recipe)
         given = {name: getattr(flags, name) for name in ("data", "valid", "batch_size", "device")}
         budget = flags.max_tokens or int(SHARE * BUDGETS[size])
-        train = TrainFlags(size=size, max_tokens=budget, **given)
+        train = Settings(size=size, max_tokens=budget, **given)
         own = Run.of(variant, train, say)
         rates = read_rates(flags.rates) or [rounded(own.plan.recipe.learning_rate * 2.0**step) for step in STEPS]
         return cls(variant=variant, flags=train, own=own, seeds=list(range(flags.seeds or SEEDS)), rates=rates)

@@ -1,6 +1,4 @@
-"""A run's folder: whether it may be written, who writes it, and what is said when that fails."""
-
-from __future__ import annotations
+"""A run's folder: whether it may be written, its lock, and errors while it is written."""
 
 import fcntl
 import json
@@ -13,31 +11,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from mlx_transformer.run.flags import TrainFlags
 from mlx_transformer.run.ladder import Experiment
-from mlx_transformer.run.plan import SETTINGS, read_settings
+from mlx_transformer.run.settings import SETTINGS, Settings, read_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.utils.files import check_place, usable
 
 RESULTS = Path("results/phases")
+RECIPE_CODE = "recipe_code"  # folder of the copy of the file that --recipe FILE.py:NAME names
 _FILES = (SETTINGS, "result.json", "curve.jsonl", "report.md", "stories.md", "loss.png", "log.txt")
-_FOLDERS = ("model", "checkpoints", "code", "recipe_code")
+_FOLDERS = ("model", "checkpoints", "code", RECIPE_CODE)
 
 
-def check_folder(flags: TrainFlags) -> None:
-    """Raises BadInput if --out must not be overwritten or cannot be made, or if --resume has nothing to go on from."""
-    with usable(flags.resume or flags.out):
-        if flags.resume is not None:
-            _check_resume(flags.resume)
-        elif flags.out is not None:
-            _check_out(flags.out)
+def check_folder(settings: Settings) -> None:
+    """Raise BadInput if --out cannot be created or must not be overwritten, or if --resume has nothing to resume."""
+    with usable(settings.resume or settings.out):
+        if settings.resume is not None:
+            _check_resume(settings.resume)
+        elif settings.out is not None:
+            _check_out(settings.out)
 
 
 def _check_resume(folder: Path) -> None:
     if _is_finished(folder) and not list_checkpoints(folder / "checkpoints"):
         raise BadInput(
-            f"'{folder}' holds a finished run without its checkpoints, so it cannot go on: "
+            f"'{folder}' holds a finished run without its checkpoints, so it cannot be resumed: "
             f"start a new one from its weights with --init-from {shlex.quote(str(folder))}"
         )
 
@@ -53,13 +51,13 @@ def _check_out(out: Path) -> None:
             )
         if list_checkpoints(out / "checkpoints"):
             raise BadInput(
-                f"--out '{out}' holds an unfinished run: go on with --resume {shlex.quote(str(out))}, "
+                f"--out '{out}' holds an unfinished run: resume it with --resume {shlex.quote(str(out))}, "
                 "or give another folder"
             )
 
 
 def _is_begun(path: Path) -> bool:
-    """Whether this is all that a run killed before its first file leaves."""
+    """Whether a run that was killed before its first file may leave this."""
     return path.name == ".lock" or re.fullmatch(rf"\.{re.escape(SETTINGS)}\.\d+\.tmp", path.name) is not None
 
 
@@ -88,8 +86,8 @@ def new_folder(experiment: Experiment, branch: str | None) -> Path:
 
 
 @contextmanager
-def owned(folder: Path, flags: TrainFlags) -> Iterator[None]:
-    """Make the folder and hold it for this process alone. Raises BadInput if it cannot be made or another holds it."""
+def lock_folder(folder: Path, settings: Settings) -> Iterator[None]:
+    """Create the folder and lock it. Raises BadInput if it cannot be created or another process holds the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock: IO[str] = (folder / ".lock").open("w")
@@ -100,16 +98,16 @@ def owned(folder: Path, flags: TrainFlags) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BadInput(f"'{folder}' is being trained by another process: wait for it, or stop it") from None
-        for left in (*folder.glob(".*.[0-9]*.tmp"), *folder.glob("model/.*.[0-9]*.tmp")):  # by a killed process
+        for left in (*folder.glob(".*.[0-9]*.tmp"), *folder.glob("model/.*.[0-9]*.tmp")):  # of a killed process
             left.unlink()
-        if flags.resume is None:
-            check_folder(flags)  # again: until now another process may have trained here
+        if settings.resume is None:
+            check_folder(settings)  # again: another process may have trained here in the meantime
             _empty(folder)
         yield
 
 
 def _empty(folder: Path) -> None:
-    """Clear away what a run without a checkpoint left, and nothing else."""
+    """Delete the files of a run, and nothing else."""
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     for name in _FOLDERS:
@@ -117,18 +115,15 @@ def _empty(folder: Path) -> None:
 
 
 @contextmanager
-def explained(resume: str, folder: Path) -> Iterator[None]:
-    """Turn what stops a run from outside into one sentence; resume is the command that goes on with it.
-
-    Raises RunFailed for a disk that refuses or memory that is gone, Interrupted for Ctrl-C.
-    """
+def report_failures(resume: str, folder: Path) -> Iterator[None]:
+    """Raise RunFailed for a full disk or memory, Interrupted for Ctrl-C; resume: the command that resumes the run."""
     try:
         yield
     except OSError as error:
         raise RunFailed(f"could not write to '{folder}': {error}; free some space, then: {resume}") from error
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped at once; what was saved before stays; go on with: {resume}") from None
+        raise Interrupted(f"stopped without saving; the last checkpoint stays; resume with: {resume}") from None
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error):  # as MLX says that there is no memory
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):  # MLX's message for a failed allocation
             raise
         raise RunFailed(f"out of memory ({error}): try a smaller --batch-size, --seq-len or --d-model") from error

@@ -29,11 +29,7 @@ class Code:
     @property
     def sha256(self) -> str:
         """Hash of all files and their names."""
-        return hashlib.sha256(json.dumps(self._hashes(), sort_keys=True).encode()).hexdigest()
-
-    def record(self) -> dict[str, Any]:
-        """What config.json, settings.json and result.json say of it: {"file", "sha256", "files": {name: sha256}}."""
-        return {"file": self.path.name, "sha256": self.sha256, "files": self._hashes()}
+        return hashlib.sha256(json.dumps(self.hashes(), sort_keys=True).encode()).hexdigest()
 
     def keep(self, folder: Path) -> None:
         """Copy the files into a folder."""
@@ -42,8 +38,14 @@ class Code:
             target.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(target, content)
 
-    def _hashes(self) -> dict[str, str]:
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file by name."""
         return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(self.files.items())}
+
+
+def record(code: Code | None) -> dict[str, Any] | None:
+    """Return the value of "code" in the JSON files of a run: {"file", "sha256", "files": {name: sha256}}, or None."""
+    return None if code is None else {"file": code.path.name, "sha256": code.sha256, "files": code.hashes()}
 
 
 def code_of(module: ModuleType) -> Code:

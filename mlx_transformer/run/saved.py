@@ -9,7 +9,7 @@ from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_weights, save_arrays
 from mlx_transformer.run.ladder import Experiment, find_experiment
-from mlx_transformer.run.own_code import Code
+from mlx_transformer.run.own_code import Code, record
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import usable, write_json
 from mlx_transformer.utils.trees import by_path
@@ -103,7 +103,7 @@ def save_model(
         {
             "phase": phase,
             "branch": branch,
-            "code": None if code is None else code.record(),
+            "code": record(code),
             "config": model.config.to_dict(),
         },
     )

@@ -1,77 +1,70 @@
-"""A run on disk: its folder, result.json, curve, report and pictures."""
+"""A training run: from settings to a folder with the model, its curve, its report and result.json."""
 
-from __future__ import annotations
-
-import json
-import math
 import re
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.backend import device_info, versions
+from mlx_transformer.backend import device_info
 from mlx_transformer.generate import complete, generate_unconditional
 from mlx_transformer.generate.quality import quality
-from mlx_transformer.nn.config import SIZES
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.console import Console
-from mlx_transformer.run.flags import TrainFlags, parse, train_flags
-from mlx_transformer.run.folder import check_folder, explained, new_folder, owned
-from mlx_transformer.run.ladder import Experiment, split_recipe
-from mlx_transformer.run.own_code import Code
-from mlx_transformer.run.plan import SETTINGS, Plan, make_plan, read_settings
+from mlx_transformer.run.curve import Curve
+from mlx_transformer.run.flags import parse
+from mlx_transformer.run.folder import RECIPE_CODE, check_folder, lock_folder, new_folder, report_failures
+from mlx_transformer.run.help import HELP, HELP_ALL, print_help
+from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.loggers import check_loggers, open_loggers
+from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
+from mlx_transformer.run.result import make_result
 from mlx_transformer.run.saved import CODE, save_model
-from mlx_transformer.train.trainer import (
-    Eval,
-    Event,
-    Progress,
-    Resumed,
-    RunOptions,
-    Step,
-    Stopped,
-    default_eval_every,
-    fit,
-)
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
-from mlx_transformer.utils.files import atomic_write, write_json
+from mlx_transformer.run.settings import Settings, check_unchanged, settings_type, write_settings
+from mlx_transformer.train.trainer import RunOptions, Stopped, default_eval_every, fit
+from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.files import write_json
 from mlx_transformer.utils.trees import by_path
 
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
-_SCHEMA_VERSION = 2
-RECIPE_CODE = "recipe_code"  # folder of the copy of the file that --recipe FILE.py:NAME names
 _JUDGED_STORIES = 100
 
 
 def main(module: ModuleType) -> None:
-    """Run the command line of a module that defines what is trained, `__main__` among them."""
+    """Run the command line of a module that defines what is trained, such as `__main__`."""
 
     def command() -> None:
-        experiment = Experiment.of_module(module)
-        train(experiment, parse(train_flags(experiment), experiment.command, _description(experiment)))
+        experiment, args = Experiment.of_module(module), set(sys.argv[1:])
+        if args & {*HELP, HELP_ALL}:
+            print_help(experiment, everything=HELP_ALL in args)
+        else:
+            train(experiment, parse(settings_type(experiment), experiment.command))
 
     exit_cleanly(command)
 
 
-def train(experiment: Experiment, flags: TrainFlags) -> Path:
-    """Train, evaluate, write stories, save everything; the run's folder.
+def train(experiment: Experiment, settings: Settings) -> Path:
+    """Train, evaluate, generate text, save everything; return the run folder.
 
-    Raises BadInput with nothing written, RunFailed for a run that started and could not go on, Interrupted.
+    Raises BadInput with nothing written, RunFailed for a run that started and failed, Interrupted for a signal.
     """
-    console = Console(quiet=flags.quiet)
-    check_folder(flags)
-    plan = make_plan(experiment, flags, console.say)
+    console = Console(quiet=settings.quiet)
+    check_folder(settings)
+    check_loggers(settings.log)
+    plan = make_plan(experiment, settings, console.say)
     model = plan.make_model()
-    folder = flags.resume or flags.out or new_folder(experiment, plan.settings.get("branch"))
-    with owned(folder, flags), explained(resume_command(experiment.command, folder), folder):
-        settings = {"phase": experiment.phase, "flags": plan.settings, **_identity(plan, folder, flags)}
-        write_json(folder / SETTINGS, settings)
+    folder = settings.resume or settings.out or new_folder(experiment, settings.branch)
+    with lock_folder(folder, settings), report_failures(resume_command(experiment.command, folder), folder):
+        if settings.resume is not None:
+            check_unchanged(folder, plan)
+        write_settings(folder, plan)
         for code, name in ((experiment.code, CODE), (plan.recipe_code, RECIPE_CODE)):
             if code is not None:
                 code.keep(folder / name)
@@ -80,26 +73,31 @@ def train(experiment: Experiment, flags: TrainFlags) -> Path:
         stop = threading.Event()
         with _stop_on_signal(stop):
             stopped, curve = _train(plan, model, folder, console, stop)
-            stop.set()  # all is saved: from here on a signal need not wait
+            stop.set()  # everything is saved: the next signal ends the process at once
             _finish(plan, model, folder, stopped, curve, console)
     return folder
 
 
 def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threading.Event) -> tuple[Stopped, Curve]:
     settings, seq_len = plan.settings, plan.config.seq_len
-    eval_every = settings.get("eval_every") or default_eval_every(plan.recipe, plan.tokens, seq_len)
+    eval_every = settings.eval_every or default_eval_every(plan.recipe, plan.tokens, seq_len)
     options = RunOptions(
         checkpoints=folder / "checkpoints",
         eval_every=eval_every,
-        save_every=settings.get("save_every"),
-        compile=not settings.get("no_compile", False),
+        save_every=settings.save_every,
+        compile=not settings.no_compile,
         should_stop=stop.is_set,
     )
     log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)
     curve = Curve(folder / "curve.jsonl", plan.bits_per_byte, log_every)
-    with console.training(plan.limits):
+    with console.training(plan.limits), ExitStack() as stack:
+        writers = open_loggers(settings.log, folder, settings.to_dict(), log_every)
+        for writer in writers:
+            stack.callback(writer.close)
         for event in fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, options=options):
             curve.write(event)
+            for writer in writers:
+                writer.write(event)
             console.show(event, mx.get_peak_memory())
     assert isinstance(event, Stopped)
     return event, curve
@@ -115,16 +113,16 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
         figures = quality(stories, plan.tokens.train, plan.tokenizer, _fables(plan, model))
         write_stories(folder, stories, figures)
-    experiment, branch = plan.experiment, plan.settings.get("branch")
+    experiment, branch = plan.experiment, plan.settings.branch
     save_model(folder / "model", model, plan.tokenizer, experiment.phase, branch, experiment.code)
-    result = describe(plan, model, stopped, figures)
+    result = make_result(plan, model, stopped, figures)
     write_report(folder, result, curve.lines or [], stories, plan.experiment.command)
     draw_loss(folder / "loss.png", result, curve.lines or [])
     write_json(folder / "result.json", result)
     if stopped.why == "diverged":
         raise RunFailed(stopped.message)
     if stopped.why == "interrupted":
-        raise Interrupted(f"saved; go on with: {resume_command(plan.experiment.command, folder)}")
+        raise Interrupted(f"saved; resume with: {resume_command(plan.experiment.command, folder)}")
     _say_result(console, result, stories, folder)
 
 
@@ -134,150 +132,6 @@ def _fables(plan: Plan, model: Model) -> list[str]:
         return []
     samples = generate_unconditional(model, plan.tokenizer, _JUDGED_STORIES, seed=plan.seed)
     return [sample.text for sample in samples]
-
-
-def describe(plan: Plan, model: Model, stopped: Stopped, figures: dict[str, Any]) -> dict[str, Any]:
-    """result.json, key by key as the schema has it."""
-    measured = _measured(stopped.progress, plan)
-    return {**described(plan, model), **measured, "stopped": stopped.why, "quality": figures}
-
-
-def described(plan: Plan, model: Model) -> dict[str, Any]:
-    """What is known of a run before it starts: the first part of result.json."""
-    tokens, device = plan.tokens, device_info()
-    floor = tokens.floor_bits
-    return {
-        "schema_version": _SCHEMA_VERSION,
-        "phase": plan.experiment.phase,
-        "code": _record(plan.experiment.code),
-        "branch": plan.settings.get("branch"),
-        "recipe_name": _recipe_name(plan.settings.get("recipe")),
-        "seed": plan.seed,
-        "size": plan.size,
-        "device": {"name": device.name, "backend": device.backend, "memory_bytes": device.memory_bytes},
-        "versions": versions(),
-        "corpus": {
-            "name": plan.corpus.name,
-            "sha256": plan.corpus.sha256,
-            "train_tokens": len(tokens.train) - 1,
-            "valid_tokens": len(tokens.valid) - 1,
-            "train_bytes": plan.corpus.train_bytes,
-            "valid_bytes": tokens.valid_bytes,
-            "floor_bpb": None if floor is None else floor / tokens.valid_bytes,
-            "duplicates_removed": plan.corpus.duplicates_removed,
-        },
-        "tokenizer": {
-            "kind": plan.tokenizer.kind,
-            "vocab_size": plan.tokenizer.vocab_size,
-            "unknown_rate": tokens.unknown_rate,
-        },
-        "config": plan.config.to_dict(),
-        "recipe": plan.recipe.to_dict(),
-        "parameters": model.count_parameters(),
-    }
-
-
-def _recipe_name(name: str | None) -> str | None:
-    """Shorten "/home/me/my_idea.py:FAST" to "my_idea.py:FAST"."""
-    named = split_recipe(name or "")
-    return name if named is None else f"{named[0].name}:{named[1]}"
-
-
-def _measured(now: Progress, plan: Plan) -> dict[str, Any]:
-    return {
-        "steps": now.step,
-        "tokens": now.tokens,
-        "epochs": now.epochs,
-        "train_seconds": now.train_seconds,
-        "compile_seconds": now.compile_seconds,
-        "eval_seconds": now.eval_seconds,
-        "tokens_per_second": now.tokens_per_second,
-        "best_valid_loss": now.best_valid_loss,
-        "best_valid_bpb": plan.bits_per_byte(now.best_valid_loss),
-        "final_valid_loss": now.final_valid_loss,
-        "target_loss": plan.limits.target_loss,
-        "seconds_to_target": now.seconds_to_target,
-        "tokens_to_target": now.tokens_to_target,
-        "peak_memory_bytes": now.peak_memory_bytes,
-    }
-
-
-class Curve:
-    """curve.jsonl: a line for each evaluation, and for some of the steps between."""
-
-    def __init__(self, path: Path, bits_per_byte: Callable[[float | None], float | None], log_every: int) -> None:
-        self.path, self.bits_per_byte, self.log_every = path, bits_per_byte, log_every
-        self.lines: list[dict[str, Any]] | None = None  # until the first event tells where the run stands
-
-    def write(self, event: Event) -> None:
-        """Add what belongs into the curve. A resumed run first drops the lines that it will write again."""
-        if self.lines is None:
-            self._begin(event.step if isinstance(event, Resumed) else 0)
-        if isinstance(event, Eval):
-            self._add("eval", event, valid_loss=event.valid_loss, valid_bpb=self.bits_per_byte(event.valid_loss))
-        elif isinstance(event, Step) and event.step % self.log_every == 0:
-            self._add(
-                "log",
-                event,
-                **event.metrics,
-                learning_rate=event.learning_rate,
-                grad_norm=event.gradient_norm,
-                tokens_per_second=event.tokens_per_second,
-                data_wait_share=event.data_wait_share,
-            )
-
-    def _begin(self, step: int) -> None:
-        self.lines = [line for line in _read_lines(self.path) if line["step"] <= step]
-        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
-
-    def _add(self, kind: str, event: Step | Eval, **values: Any) -> None:
-        values = {name: _number(value) for name, value in values.items()}
-        line = {"kind": kind, "step": event.step, "tokens": event.tokens, "seconds": event.seconds, **values}
-        assert self.lines is not None
-        self.lines.append(line)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def _number(value: float | None) -> float | None:
-    """JSON knows no NaN and no infinity."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a curve; a killed run may have left a part of one at the end."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
-
-
-def _identity(plan: Plan, folder: Path, flags: TrainFlags) -> dict[str, Any]:
-    """What must be the same for a run to go on. Raises BadInput if it is not, since the result would be neither's."""
-    own = {
-        "code": _record(plan.experiment.code),
-        "recipe_code": _record(plan.recipe_code),
-        "corpus": plan.corpus.sha256,
-        "config": plan.config.to_dict(),
-        "recipe": plan.recipe.to_dict(),
-        "tokenizer": plan.tokenizer.sha256,
-    }
-    own = json.loads(json.dumps(own))  # tuples become lists, as in the file
-    if flags.resume is not None:
-        stored = read_settings(folder)
-        for name, value in own.items():
-            if stored.get(name) != value:
-                raise BadInput(
-                    f"'{folder}' was begun with another {name} than is found now: it cannot go on; start a new run"
-                )
-    return own
-
-
-def _record(code: Code | None) -> dict[str, Any] | None:
-    return None if code is None else code.record()
 
 
 @contextmanager
@@ -335,21 +189,3 @@ def _say_result(console: Console, result: dict[str, Any], stories: list[dict[str
     for story in stories[:1]:
         console.say(f"\n{story['text']}\n")
     console.say(f"all of it: {folder / 'report.md'}")
-
-
-def _description(experiment: Experiment) -> str:
-    """The idea and its hyperparameters by size, for --help."""
-    title = (experiment.module.__doc__ or f"{experiment}.").splitlines()[0]
-    table = {name: " / ".join(str(SIZES[size][name]) for size in SIZES) for name in SIZES["nano"]}
-    recipes = [experiment.recipe.at(size) for size in SIZES]
-    table["batch_size"] = " / ".join(
-        str(recipe.batch_tokens // SIZES[size]["seq_len"]) for recipe, size in zip(recipes, SIZES, strict=True)
-    )
-    table["learning_rate"] = " / ".join(f"{recipe.learning_rate:g}" for recipe in recipes)
-    dropout = recipes[0].dropout
-    table["dropout"] = f"{experiment.model.Config().dropout if dropout is None else dropout:g}"
-    table["dtype"] = recipes[0].dtype
-    defaults = ", ".join(f"{name} {values}" for name, values in table.items())
-    branches = f" Branches: {', '.join(sorted(experiment.branches))}." if experiment.branches else ""
-    variants = f" Recipes: {', '.join(sorted(experiment.recipes))}." if experiment.recipes else ""
-    return f"{title} Defaults for {' / '.join(SIZES)}: {defaults}.{branches}{variants}"

@@ -10,6 +10,10 @@ import time
 import pytest
 
 from mlx_transformer.run import console
+from mlx_transformer.run.flags import parse
+from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.plan import make_plan
+from mlx_transformer.run.settings import settings_type, write_settings
 from mlx_transformer.train.checkpoint import load_newest
 from mlx_transformer.train.trainer import Saved, Step
 from tests.faults.runs import (
@@ -171,7 +175,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, step, tiny, whole_compiled
     monkeypatch.setattr(console.Console, "show", signalled)
     ended = train(*tiny, "--out", folder)
     assert ended.code == 130
-    assert ended.err == f"saved; go on with: python -m phases.phase1 --resume '{folder}'\n"
+    assert ended.err == f"saved; resume with: python -m phases.phase1 --resume '{folder}'\n"
     assert (result(folder)["stopped"], result(folder)["steps"]) == ("interrupted", step)
     monkeypatch.undo()
     assert train("--resume", folder, "--quiet").code == 0
@@ -204,7 +208,7 @@ def test_a_second_signal_does_not_wait(tiny, whole_compiled, tmp_path, monkeypat
     monkeypatch.setattr(console.Console, "show", signalled)
     ended = train(*tiny, "--out", folder)
     assert ended.code == 130
-    assert ended.err.endswith(f"go on with: python -m phases.phase1 --resume {folder}\n")
+    assert ended.err.endswith(f"resume with: python -m phases.phase1 --resume {folder}\n")
     assert ended.err.count("\n") == 1
     monkeypatch.undo()
     assert train("--resume", folder, "--quiet").code == 0
@@ -231,7 +235,7 @@ def test_a_signal_to_a_real_process(tiny, tmp_path):
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == f"saved; go on with: python -m phases.phase1 --resume {folder}\n"
+    assert said == f"saved; resume with: python -m phases.phase1 --resume {folder}\n"
     assert_nothing_damaged(folder)
 
 
@@ -271,4 +275,12 @@ def test_saving_more_often_changes_nothing(tiny, whole_compiled, tmp_path, monke
     monkeypatch.setattr(console.Console, "show", counted)
     assert train(*tiny, "--save-every", 1, "--out", tmp_path / "run").code == 0
     assert saved == list(range(1, 25))
+    assert_same_run(tmp_path / "run", whole_compiled)
+
+
+def test_a_folder_with_settings_alone_is_trained_from_its_first_step(tiny, whole_compiled, tmp_path):
+    experiment = Experiment.of_phase(1)
+    settings = parse(settings_type(experiment), "p", args=[str(flag) for flag in tiny])
+    write_settings(tmp_path / "run", make_plan(experiment, settings, lambda text: None))
+    assert train("--resume", tmp_path / "run", "--quiet").code == 0
     assert_same_run(tmp_path / "run", whole_compiled)

@@ -17,9 +17,10 @@ from mlx_transformer.nn.model import leaf
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
 from mlx_transformer.nn.position import SinusoidalPosition
 from mlx_transformer.nn.sparse import LongformerAttention
-from mlx_transformer.run.flags import parse, train_flags
+from mlx_transformer.run.flags import parse
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.plan import own_numbers
+from mlx_transformer.run.settings import settings_type
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 from phases import phase1, phase2, phase3
@@ -135,22 +136,23 @@ def test_a_number_that_does_not_fit_is_named(branch, numbers, words):
 
 
 def test_every_number_of_a_branch_has_a_flag():
-    kind = train_flags(Experiment.of_phase(3))
-    assert parse(kind, "p", args=["--n-kv-heads", "1", "--rope-theta=5e4"]).given() == {
+    kind = settings_type(Experiment.of_phase(3))
+    assert parse(kind, "p", args=["--n-kv-heads", "1", "--rope-theta=5e4"]).to_dict() == {
         "n_kv_heads": 1,
         "rope_theta": 5e4,
     }
     with pytest.raises(BadInput, match="--window: '0': expected a whole number of at least 1"):
         parse(kind, "p", args=["--window", "0"])
     with pytest.raises(BadInput, match="--window"):
-        parse(train_flags(Experiment.of_phase(1)), "p", args=["--window", "3"])
+        parse(settings_type(Experiment.of_phase(1)), "p", args=["--window", "3"])
 
 
 def test_a_number_of_another_branch_is_bad_input():
-    given = {"n_kv_heads": 1, "seq_len": 32, "learning_rate": 1e-3}
-    assert own_numbers(Experiment.of_phase(3), BRANCHES["gqa"], given) == {"n_kv_heads": 1, "seq_len": 32}
-    with pytest.raises(BadInput, match="--n-kv-heads is a number of another model, --branch mqa or gqa"):
-        own_numbers(Experiment.of_phase(3), BRANCHES["rope"], given)
+    phase = Experiment.of_phase(3)
+    given = settings_type(phase)(n_kv_heads=1, seq_len=32, learning_rate=1e-3)
+    assert own_numbers(phase, BRANCHES["gqa"], given) == {"n_kv_heads": 1, "seq_len": 32}
+    with pytest.raises(BadInput, match="--n-kv-heads belongs to another model: --branch mqa or gqa"):
+        own_numbers(phase, BRANCHES["rope"], given)
 
 
 # --- heads, norms, feed-forward -------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ import pytest
 
 from mlx_transformer.run import training as run_module
 from mlx_transformer.run.commands import generate
-from mlx_transformer.run.flags import TrainFlags, _meaning
 from mlx_transformer.run.ladder import find_phase
+from mlx_transformer.run.settings import COMMON, GROUPS, Settings, meaning
 from mlx_transformer.utils.errors import exit_cleanly
 from tests.faults.runs import ROOT, TINY, assert_bad, list_runs, result, spawn, train, weights, write_text
 
@@ -229,12 +229,19 @@ def test_a_terminal_that_cannot_show_a_character(finished, monkeypatch):
     assert screen.buffer.getvalue().startswith(b"n??")
 
 
-def test_help():
-    ended = train("--help")
-    assert ended.code == 0
-    for flag in ("--size", "--branch", "--max-seconds", "--resume", "--no-compile", "--top-p"):
-        assert flag in ended.out
-    assert re.search(r"--norm-eps X +added to the variance before the root", ended.out)
+def test_help_shows_the_common_flags_and_help_all_every_one():
+    short, full = train("--help"), train("--help-all")
+    assert (short.code, full.code) == (0, 0)
+    for name in Settings.__dataclass_fields__:
+        flag = rf"--{name.replace('_', '-')}\b"
+        assert re.search(flag, full.out)
+        assert bool(re.search(flag, short.out)) == (name in COMMON)
+    assert "--help-all" in short.out
+    assert re.search(r"--norm-eps X +added to the variance before the root", full.out)
+
+
+def test_every_setting_is_in_one_group_of_the_help():
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(Settings.__dataclass_fields__)
 
 
 def test_what_the_numbers_of_a_branch_mean():
@@ -242,7 +249,7 @@ def test_what_the_numbers_of_a_branch_mean():
         module = find_phase(n)
         for kind in (module.Model, *module.BRANCHES.values()):
             for field in fields(kind.Config):
-                assert field.name in TrainFlags.__dataclass_fields__ or _meaning(kind.Config, field.name) != field.name
+                assert field.name in Settings.__dataclass_fields__ or meaning(kind.Config, field.name) != field.name
 
 
 # The list of runs

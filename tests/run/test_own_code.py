@@ -14,7 +14,7 @@ import pytest
 from mlx_transformer import __main__ as entry
 from mlx_transformer.run import training
 from mlx_transformer.run.ladder import Experiment
-from mlx_transformer.run.own_code import load_code
+from mlx_transformer.run.own_code import load_code, record
 from mlx_transformer.run.saved import load, save
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase3
@@ -88,7 +88,7 @@ def test_what_a_run_keeps(home):
     assert ((run / "code" / "my_idea.py").read_text(), (run / "code" / "bend.py").read_text()) == (IDEA, BEND)
     found = json.loads((run / "result.json").read_text())
     jsonschema.validate(found, json.loads((ROOT / "mlx_transformer" / "run" / "result.schema.json").read_text()))
-    code = Experiment.of_file(home / "my_idea.py").code.record()
+    code = record(Experiment.of_file(home / "my_idea.py").code)
     assert (found["code"]["file"], found["code"]["files"].keys()) == ("my_idea.py", {"my_idea.py", "bend.py"})
     for name in ("result.json", "settings.json", "model/config.json"):
         assert json.loads((run / name).read_text())["code"] == code
@@ -172,7 +172,7 @@ def test_resumed_with_the_same_code_only(copied):
     before = weights(run)
     assert_bad(train("--resume", run, "--max-steps", 5), "is a run of my_idea.py, not of phase 1")
     (copied / "bend.py").write_text(BEND + "# a word\n")
-    assert_bad(own(copied, "--resume", run, "--max-steps", 5), "was begun with another code")
+    assert_bad(own(copied, "--resume", run, "--max-steps", 5), "was started with another code")
     assert weights(run) == before
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from mlx_transformer.run.commands import dispatch
 from mlx_transformer.run.flags import Argument, parse
 from mlx_transformer.run.folder import RESULTS
-from mlx_transformer.run.plan import SETTINGS, read_settings
+from mlx_transformer.run.settings import SETTINGS, read_settings
 from mlx_transformer.utils.errors import BadInput
 
 COMMANDS = {"list": ("mlx_transformer.run.commands.runs:list_command", "show past runs, newest first")}

@@ -25,7 +25,8 @@ from bench.workers import training_step
 from bench.workers.mlx_worker import TrainingRounds
 from bench.workers.process import Ended
 from mlx_transformer.nn.config import SIZES
-from mlx_transformer.run.flags import TrainFlags, parse
+from mlx_transformer.run.flags import parse
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.optim.schedules import BatchWarmup, Linear
 from mlx_transformer.train.trainer import RunOptions, fit
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
@@ -352,9 +353,9 @@ def test_the_lowest_trunk_is_the_baseline(planned, monkeypatch):
 
 def test_evaluations_are_so_dense_that_a_budget_has_ten(planned):
     (run,) = planned("--phases", 1).runs
-    assert run.plan.settings["eval_every"] * run.step_tokens <= BUDGET / 10 < run.plan.recipe.eval_tokens
+    assert run.plan.settings.eval_every * run.step_tokens <= BUDGET / 10 < run.plan.recipe.eval_tokens
     (run,) = planned("--phases", 1, "--max-tokens", 2_000_000).runs
-    assert "eval_every" not in run.plan.settings, "the recipe's own are dense enough"
+    assert run.plan.settings.eval_every is None, "the recipe's own are dense enough"
 
 
 def test_a_forecast_ends_where_the_schedule_does(planned, monkeypatch, tmp_path):
@@ -576,7 +577,7 @@ TINY = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "seq_len": 24, "
 @pytest.fixture
 def tiny(text):
     def make(**settings):
-        flags = TrainFlags(size="nano", data=str(text), max_tokens=2000, eval_every=10, seed=0, **TINY, **settings)
+        flags = Settings(size="nano", data=str(text), max_tokens=2000, eval_every=10, seed=0, **TINY, **settings)
         return Run.of(Variant(phase=1), flags)
 
     return make
@@ -621,7 +622,7 @@ def test_code_that_changes_on_the_way_leaves_no_run(tiny, cache, tmp_path, monke
     made, folder = plan.execute(run, cache).folder, tmp_path / run.fingerprint
 
     def edited(*_):
-        shutil.copytree(made, folder)
+        shutil.copytree(made, folder, dirs_exist_ok=True)
         monkeypatch.setattr(plan, "_checksum", lambda phase, backend: "other")
         return Ended(0, "", "")
 
@@ -662,10 +663,10 @@ def test_steps_are_timed_with_the_full_batch(tmp_path, monkeypatch):
 def test_a_run_that_cannot_be_made_says_why(tiny, tmp_path):
     run = tiny()
     (tmp_path / run.fingerprint).mkdir()
-    (tmp_path / run.fingerprint / "diary.txt").touch()
+    (tmp_path / run.fingerprint / "curve.jsonl").mkdir()
     failed = plan.execute(run, tmp_path)
     assert failed.status == "failed"
-    assert "is not empty and holds no run" in failed.error
+    assert "could not write to" in failed.error
 
 
 def test_an_interrupted_run_raises_once_it_has_ended(tiny, tmp_path, monkeypatch):
@@ -756,7 +757,7 @@ def test_a_reference_sees_our_rows_and_stops_by_our_rule(tiny, cache):
 def test_a_reference_ends_with_its_schedule_as_ours_does(text, tmp_path):
     from bench.reference import train
 
-    run = Run.of(Variant(phase=2), TrainFlags(size="nano", data=str(text), max_tokens=2000, eval_every=10, **TINY))
+    run = Run.of(Variant(phase=2), Settings(size="nano", data=str(text), max_tokens=2000, eval_every=10, **TINY))
     ending = replace(run.plan.recipe, schedule=Linear(warmup_tokens=100, total_tokens=1440))
     run = Run(variant=Variant(phase=2, backend="torch"), plan=replace(run.plan, recipe=ending))
     plan._lay_out(run, tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from bench.compare.plan import Finished, Run, Variant
 from bench.tools import length
-from mlx_transformer.run.flags import TrainFlags
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from phases import phase3
@@ -48,7 +48,7 @@ def test_the_curve_is_what_a_position_behind_the_trained_length_costs():
 
 @pytest.fixture(scope="module")
 def run():
-    flags = TrainFlags(size="nano", data="fables", stories=200, vocab_size=300, max_tokens=1000)
+    flags = Settings(size="nano", data="fables", stories=200, vocab_size=300, max_tokens=1000)
     return Run.of(Variant(phase=3), flags)
 
 

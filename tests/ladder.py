@@ -1,4 +1,4 @@
-"""Every phase and branch that exists, found by looking, and the ideas of ideas.py: what the shared proofs run over."""
+"""All phases, branches and ideas (ideas.py), and small models of them: what the shared tests run over."""
 
 import importlib
 import importlib.util
@@ -18,7 +18,7 @@ def modules():
 
 
 def kinds():
-    """name -> Model class, e.g. "1", "3-rope", "idea-gqa"."""
+    """Return all Model classes by name: "1", "3-rope", "idea-shared"."""
     found = {}
     for n, module in modules().items():
         found[str(n)] = module.Model
@@ -27,7 +27,7 @@ def kinds():
 
 
 def tiny(kind, **numbers):
-    """A small model in evaluation mode, shaken, so that a zero start hides nothing."""
+    """Return a small model in evaluation mode, with noise added to its weights so that no parameter is 0."""
     model = kind(kind.Config(**{**TINY, **numbers}))
     mx.random.seed(5)
     model.update(tree_map(lambda w: w + 0.1 * mx.random.normal(w.shape), model.parameters()))

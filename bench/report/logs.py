@@ -9,6 +9,7 @@ from mlx_transformer.utils.errors import BadInput
 
 KEYS = {  # version 1 -> version 2
     "contestants": "workers",
+    "training_pieces_read": "training_tokens_read",
 }
 _DROPPED = ("pace",)  # of a recipe
 _ADD_ONE = re.compile(r"(^|[/:])alone_(?=\w)")

@@ -75,7 +75,7 @@ class TrainingRounds:
         use_device(device)
         kind = find_branch(find_phase(phase), branch)
         rules = make_recipe(phase, size, batch_size, config["seq_len"], recipe, learning_rate)
-        rules = replace(rules, batch_warmup=None)
+        rules = replace(rules, batch_warmup=None, dropout=None)  # dropout: the config's
         train = np.load(tokens, mmap_mode="r")
         data = Tokens(train, train[: config["seq_len"] + 1], 0, 1, 1, None, 0.0, True)
         log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as in a run

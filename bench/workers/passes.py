@@ -15,14 +15,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
 
 # isort: split
 import mlx.core as mx
-from mlx import optimizers
 from mlx.utils import tree_map
 
 from bench.tools.graph import on_metal, trace, training_step
@@ -74,20 +73,11 @@ def is_about_memory(message: str) -> bool:
     return re.search("alloc|memory", message, re.IGNORECASE) is not None
 
 
-class _Frozen(optimizers.Optimizer):
-    """An optimizer that changes nothing, so that a step ends with the gradients and their norm."""
-
-    def init_single(self, parameter: mx.array, state: dict[str, Any]) -> None:
-        """Keep no state."""
-
-    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, Any]) -> mx.array:
-        return parameter
-
-
-@dataclass(frozen=True)
 class _NoUpdate(UpdateRule):
-    def make(self) -> optimizers.Optimizer:
-        return _Frozen()
+    """Leaves every weight unchanged, so that a step ends with the gradients and their norm."""
+
+    def apply(self, gradient: mx.array, parameter: mx.array, state: Any, learning_rate: mx.array) -> mx.array:
+        return parameter
 
 
 class Passes:

@@ -42,8 +42,8 @@ def load(
 ) -> Tokens:
     """Return the token ids of a corpus, ready for `fit`; `.tokenizer` is the tokenizer that made them.
 
-    source: "fables" (built in), "tinystories" (from the cache or the Hugging Face hub), or the path of a UTF-8 text with
-        a line `<|endoftext|>` between documents.
+    source: "fables" (built in), "tinystories" (from the cache or the Hugging Face hub), or the path of a UTF-8 text
+        with a line `<|endoftext|>` between documents.
     tokenizer: "bpe" or "word" (learned from the training text), the path of a tokenizer.json, or a Tokenizer.
     vocab_size: size of a learned vocabulary; None: 8,192, or fewer where the text supports no more.
     valid: path of a validation text; None: the last 5 % of the documents are held out.

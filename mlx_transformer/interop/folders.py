@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.data.tokenizers import Tokenizer
-from mlx_transformer.interop.formats import FORMATS, Format, Numbers
+from mlx_transformer.interop.formats import FORMATS, ConfigDict, Format
 from mlx_transformer.interop.tokenizer import read_tokenizer, tokenizer_files
-from mlx_transformer.interop.weights import Weights, to_ours, to_theirs
+from mlx_transformer.interop.weights import Weights, from_hf, to_hf
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import check_finite, save_arrays
 from mlx_transformer.utils.errors import BadInput
@@ -43,28 +43,28 @@ def read_model(folder: Path, find_model: FindModel) -> ImportedModel:
     find_model(phase, branch) gives the class of the model. Raises BadInput for an architecture that no phase holds and
     for weights or a tokenizer that do not fit.
     """
-    theirs = _read_json(folder / _CONFIG)
-    form = _find_form(theirs, folder)
-    branch, numbers = form.read(theirs)
+    hf = _read_json(folder / _CONFIG)
+    form = _find_form(hf, folder)
+    branch, values = form.read(hf)
     kind = find_model(form.phase, branch)
-    config = kind.Config(**numbers)
+    config = kind.Config(**values)
     weights = form.clean(_read_weights(folder), branch)
-    if config.n_layers > len(weights):  # before a billion layers are made
-        raise BadInput(f"'{folder}' has {len(weights)} weights: too few for {config.n_layers} layers, as {_CONFIG} has")
+    if config.n_layers > len(weights):  # checked before the layers are made
+        raise BadInput(f"'{folder}' has {len(weights)} weights: too few for the {config.n_layers} layers of {_CONFIG}")
     model = kind(config)
     shapes = {path: value.shape for path, value in by_path(model.parameters()).items()}
-    ours = to_ours(form.weights, weights, shapes)
+    ours = from_hf(form.weights, weights, shapes)
     check_finite(ours, folder)
     model.load_weights(list(ours.items()))
-    tokenizer = read_tokenizer(folder, theirs.get("eos_token_id"))
+    tokenizer = read_tokenizer(folder, hf.get("eos_token_id"))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise BadInput(
             f"'{folder}' has a tokenizer of {tokenizer.vocab_size} tokens and a model of {model.config.vocab_size}: "
             "they do not belong together"
         )
     model.eval()
-    notes = tuple(_notes(form, theirs, branch, numbers, tokenizer))
-    return ImportedModel(model, tokenizer, form.phase, branch, numbers.get("dropout", 0.0), notes)
+    notes = tuple(_notes(form, hf, branch, values, tokenizer))
+    return ImportedModel(model, tokenizer, form.phase, branch, values.get("dropout", 0.0), notes)
 
 
 def write_model(model: Model, tokenizer: Tokenizer, phase: int, branch: str | None, folder: Path) -> str:
@@ -79,7 +79,7 @@ def write_model(model: Model, tokenizer: Tokenizer, phase: int, branch: str | No
     if why := form.transformers(config):
         raise BadInput(f"transformers cannot hold such a model: {why}")
     config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    weights = to_theirs(form.weights, by_path(model.parameters()))
+    weights = to_hf(form.weights, by_path(model.parameters()))
     files = tokenizer_files(tokenizer, model.config.seq_len)
     with new_folder(folder) as temporary:
         save_arrays(temporary / _WEIGHTS, weights)
@@ -102,24 +102,24 @@ def _form_of(phase: int, branch: str | None) -> Format:
     raise BadInput(f"{name} is not exported to Hugging Face: {held} are")
 
 
-def _find_form(theirs: Numbers, folder: Path) -> Format:
+def _find_form(hf: ConfigDict, folder: Path) -> Format:
     for form in FORMATS:
-        if form.fits(theirs):
+        if form.fits(hf):
             return form
     held = ", ".join(f"{form.model_type} (phase {form.phase})" for form in FORMATS)
-    raise BadInput(f"'{folder}' holds a model of type {theirs.get('model_type')!r}: supported are {held}")
+    raise BadInput(f"'{folder}' holds a model of type {hf.get('model_type')!r}: supported are {held}")
 
 
-def _notes(form: Format, theirs: Numbers, branch: str | None, numbers: Numbers, tokenizer: Tokenizer) -> Iterator[str]:
-    """What a person should know who trains or writes with the imported model; its logits are theirs."""
-    back = form.write(branch, numbers)
-    for key in dict.fromkeys([row.theirs for row in form.numbers] + [*form.training]):
-        if theirs.get(key) not in (None, back.get(key)):
-            yield f"note: {key} = {theirs[key]} there is {back[key]} here"
+def _notes(form: Format, hf: ConfigDict, branch: str | None, values: ConfigDict, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield a note for each difference in training or sampling; the logits are the same."""
+    back = form.write(branch, values)
+    for key in dict.fromkeys([key.hf for key in form.config_keys] + [*form.training]):
+        if hf.get(key) not in (None, back.get(key)):
+            yield f"note: {key} = {hf[key]} there is {back[key]} here"
     for what, key, own in (("begin", "bos", tokenizer.bos_id), ("end", "eos", tokenizer.eos_id)):
-        pieces = theirs.get(f"{key}_token_id")
-        if pieces is not None and own not in (pieces if isinstance(pieces, list) else [pieces]):
-            yield f"note: texts {what} with token {pieces} there, and with {own}, the tokenizer's {what} of text, here"
+        ids = hf.get(f"{key}_token_id")
+        if ids is not None and own not in (ids if isinstance(ids, list) else [ids]):
+            yield f"note: texts {what} with token {ids} there, and with {own}, the tokenizer's {key.upper()}, here"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> Weights:
-    """Their arrays by name. Raises BadInput unless they are safetensors."""
+    """Read their weights by name. Raises BadInput unless they are sound safetensors."""
     arrays: Weights = {}
     for path in _weight_files(folder):
         try:
@@ -144,7 +144,7 @@ def _read_weights(folder: Path) -> Weights:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The one file, else those that an index names, as from_pretrained looks for them. Raises BadInput for neither."""
+    """Find the single file, else the files of an index, as from_pretrained does. Raises BadInput for neither."""
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
     if (folder / _INDEX).is_file():
@@ -155,7 +155,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if pickled := sorted(folder.glob("*.bin")):
         raise BadInput(
-            f"'{pickled[0]}' is a pickle, which may run anything when it is read: expected {_WEIGHTS}, "
+            f"'{pickled[0]}' is a pickle, which can run any code when it is read: expected {_WEIGHTS}, "
             "which save_pretrained of transformers writes"
         )
     return [folder / _WEIGHTS]

@@ -1,4 +1,4 @@
-"""Our tokenizers as the files that Hugging Face's library reads, and theirs as ours."""
+"""Conversion of tokenizers to and from Hugging Face's files."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from mlx_transformer.data.tokenizers import HFTokenizer, Tokenizer
 from mlx_transformer.utils.errors import BadInput
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # as which SentencePiece writes a space
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's form of a space
 
 
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json, by which AutoTokenizer gives the same pieces and the same text.
+    """Make tokenizer.json and tokenizer_config.json, with which AutoTokenizer gives the same tokens and the same text.
 
-    With special tokens, which is its default, AutoTokenizer puts in front of a text what our `generate` does. Raises
-    BadInput for the kind word, which has no such form.
+    By default AutoTokenizer adds the special tokens that our `generate` puts in front of a prompt. Raises BadInput for
+    a word tokenizer, which has no such form.
     """
     if tokenizer.kind == "word":
         raise BadInput("a word tokenizer has no form in Hugging Face that gives the same text back: use bpe or hf")
@@ -30,15 +30,15 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     return {"tokenizer.json": content, "tokenizer_config.json": _dump(settings)}
 
 
-def read_tokenizer(folder: Path, end: object) -> HFTokenizer:
-    """The tokenizer.json of a folder of theirs, whose eos_token_id is end: an integer, a list of some, or no number.
+def read_tokenizer(folder: Path, eos: object) -> HFTokenizer:
+    """Read tokenizer.json; eos is the eos_token_id of config.json: an integer, a list of integers, or something else.
 
-    Raises BadInput if it has none or it is damaged.
+    Raises BadInput if the file is missing or damaged.
     """
-    end = end[0] if isinstance(end, list) and end else end
+    eos = eos[0] if isinstance(eos, list) and eos else eos
     path = folder / "tokenizer.json"
     try:
-        return HFTokenizer(path.read_bytes(), end if type(end) is int else None)
+        return HFTokenizer(path.read_bytes(), eos if type(eos) is int else None)
     except OSError as error:
         raise BadInput(
             f"'{path}' cannot be read ({error.strerror}): expected the tokenizer as one file, which "
@@ -51,12 +51,12 @@ def _dump(value: Any) -> bytes:
 
 
 def _bpe(proto: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A SentencePiece model as a tokenizer.json, with the same pieces for every text and the same text for its pieces.
+    """Convert a SentencePiece model to a tokenizer.json that encodes and decodes alike.
 
-    The pieces hold real spaces, so that U+2581 needs no escape: its bytes spell it, as any other non-piece.
-    What differs: a text that holds the boundary's own characters, which their library takes for the boundary unless
-    called with split_special_tokens=True; and bytes that are no character, for each of which, and for the bytes beside
-    it, theirs writes a U+FFFD, where ours writes one for several and keeps those beside it.
+    Its pieces hold real spaces, so that U+2581 needs no escape: it is spelled by its bytes like any other unknown
+    character. Two cases differ: the EOS token's characters in a text, which their library reads as EOS unless called
+    with split_special_tokens=True; and bytes that form no character, where theirs decodes each byte, and those beside
+    it, to a U+FFFD, and ours several to one.
     """
     from sentencepiece import SentencePieceProcessor
 
@@ -96,10 +96,10 @@ def _bpe(proto: bytes, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _merges(ranked: list[int], pieces: dict[int, str]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, the best piece first: SentencePiece has scores where they have a list.
+    """List every pair of pieces that forms a piece, the best piece first: SentencePiece has scores instead of merges.
 
-    The order among the pairs of one piece only matters where two overlap, as in a run of one character; SentencePiece
-    takes the left one, whose own left part is the longer one there.
+    The order among the pairs of one piece matters only where two overlap, as in a run of one character; SentencePiece
+    takes the left one, whose left part is the longer one there.
     """
     known = set(pieces.values())
     return [

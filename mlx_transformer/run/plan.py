@@ -23,7 +23,7 @@ from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.saved import model_folder, read_config
 from mlx_transformer.run.settings import ENDS, Settings, decide, resume_settings
-from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.train.recipe import Recipe, check_groups
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput
 
@@ -57,11 +57,12 @@ class Plan:
     init_from: Path | None
 
     def make_model(self) -> Model:
-        """The model as it starts. Raises BadInput if the device cannot hold it or --init-from's weights do not fit."""
+        """The model as it starts. Raises BadInput if it does not fit the device, the recipe's groups or --init-from."""
         self._check_memory(0, 0)  # before a billion layers are made
         model = self.kind(self.config, self.seed)
         scores = [part.n_scores(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
         self._check_memory(model.count_parameters()["total"], max(scores, default=0))
+        check_groups(self.recipe, model)
         if self.init_from is not None:
             load_weights(model, self.init_from)
         return model
@@ -108,7 +109,7 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     recipe, recipe_code = experiment.find_recipe(settings.recipe)
     recipe = _change_recipe(recipe.at(size), settings)
     config = _make_config(experiment, kind, settings, size, recipe, source)
-    recipe.check_model(config)
+    recipe.check_dropout(config.dropout)
     if settings.batch_size is not None:
         recipe = replace(recipe, batch_tokens=settings.batch_size * config.seq_len)
     limits, sampling = _limits(settings), read_sampling(settings)
@@ -140,7 +141,7 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
 
 
 def _change_recipe(recipe: Recipe, settings: Settings) -> Recipe:
-    changed = {name: getattr(settings, name) for name in ("learning_rate", "dtype")}
+    changed = {name: getattr(settings, name) for name in ("learning_rate", "dtype", "dropout")}
     return replace(recipe, **{name: value for name, value in changed.items() if value is not None}).check()
 
 

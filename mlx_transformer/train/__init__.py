@@ -1,19 +1,9 @@
 """Training: `fit` and what it takes and yields, `evaluate`, and the optimizers (train.optim)."""
 
 from mlx_transformer.train.evaluate import Evaluation, evaluate
-from mlx_transformer.train.recipe import BySize, Recipe
-from mlx_transformer.train.trainer import (
-    Eval,
-    Event,
-    Limits,
-    Progress,
-    Resumed,
-    RunOptions,
-    Saved,
-    Step,
-    Stopped,
-    fit,
-)
+from mlx_transformer.train.events import Eval, Event, Limits, Progress, Resumed, RunOptions, Saved, Step, Stopped
+from mlx_transformer.train.recipe import BySize, Recipe, check_groups
+from mlx_transformer.train.trainer import fit
 
 __all__ = [
     "BySize",
@@ -28,6 +18,7 @@ __all__ = [
     "Saved",
     "Step",
     "Stopped",
+    "check_groups",
     "evaluate",
     "fit",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are whole or not there. Only safetensors and JSON.
+"""Checkpoints of a run: folders that are complete or absent, with safetensors and JSON only.
 
 checkpoints/step_00001200/arrays.safetensors    every array that resuming needs, by dotted path
 checkpoints/step_00001200/state.json            everything else
@@ -18,19 +18,19 @@ from mlx_transformer.nn.weights import save_arrays
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import sync_folder, write_json
 
-KEEP = 2  # the last two: should the newest be damaged, the one before it is still there
+KEEP = 2  # the newest, and the one before it in case the newest is damaged
 _ARRAYS, _STATE, _SUMS = "arrays.safetensors", "state.json", "sums.json"
 
 
 def save_checkpoint(folder: Path, step: int, arrays: dict[str, mx.array], state: dict[str, Any]) -> Path:
-    """Write a checkpoint under a temporary name, sync it, rename it; then drop all but it and the one before.
+    """Write a checkpoint under a temporary name, sync and rename it, then delete all but the last KEEP.
 
-    Raises RunFailed if the disk refuses; the earlier checkpoints stay as they were.
+    Raises RunFailed if it cannot be written; the earlier checkpoints are then unchanged.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    for left in folder.glob(".step_*.tmp"):  # by a process that was killed while it saved
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.glob(".step_*.tmp"):  # of a process that was killed while it saved
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         save_arrays(temporary / _ARRAYS, arrays)
@@ -42,43 +42,43 @@ def save_checkpoint(folder: Path, step: int, arrays: dict[str, mx.array], state:
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunFailed(f"could not save to '{folder}': {error}; free some space, then resume") from error
-    found = list_checkpoints(folder)
-    here = found.index(final)  # what stands behind it was damaged and passed over: it must not count as one to keep
-    for other in found[: max(0, here + 1 - KEEP)] + found[here + 1 :]:
+    present = list_checkpoints(folder)
+    newest = present.index(final)  # any later one was damaged and skipped, so it must not count as one to keep
+    for other in present[: max(0, newest + 1 - KEEP)] + present[newest + 1 :]:
         shutil.rmtree(other, ignore_errors=True)
     return final
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints there, oldest first; temporary ones do not count."""
-    found = {path: re.fullmatch(r"step_(\d+)", path.name) for path in folder.glob("step_*") if path.is_dir()}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name[5:]))
+    """Return the checkpoints in a folder, oldest first, without temporary ones."""
+    folders = (path for path in folder.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d+", path.name))
+    return sorted(folders, key=lambda path: int(path.name[5:]))
 
 
 def load_newest(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any], list[str]] | None:
-    """Arrays, state and one sentence for each damaged checkpoint passed over; None if no checkpoint was ever complete.
+    """Load the newest intact checkpoint: its arrays, its state, one sentence for each damaged one; None without any.
 
     Raises BadInput if there are checkpoints and every one is damaged.
     """
     damaged: list[str] = []
-    found = list_checkpoints(folder)
-    for path in reversed(found):
+    present = list_checkpoints(folder)
+    for path in reversed(present):
         try:
             return *_load(path), damaged
         except (OSError, ValueError, RuntimeError) as error:
-            damaged.append(f"checkpoint '{path}' is damaged ({error}): passed over")
-    if found:
+            damaged.append(f"checkpoint '{path}' is damaged ({error}): skipped")
+    if present:
         raise BadInput(f"every checkpoint under '{folder}' is damaged: start again with another --out")
     return None
 
 
 def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """Raises OSError, ValueError or RuntimeError unless every byte is as it was saved."""
+    """Load one checkpoint. Raises OSError, ValueError or RuntimeError unless every byte is as it was saved."""
     sums = json.loads((path / _SUMS).read_text(encoding="utf-8"))
     if sums != {name: _fingerprint(path / name) for name in (_ARRAYS, _STATE)}:
         raise ValueError("its files are not as they were saved")
     arrays: dict[str, mx.array] = mx.load(str(path / _ARRAYS))  # type: ignore[assignment]
-    mx.eval(arrays)  # MLX reads a file when it needs it, and by then it may be gone
+    mx.eval(arrays)  # MLX reads lazily, and the file may be deleted later
     return arrays, json.loads((path / _STATE).read_text(encoding="utf-8"))
 
 

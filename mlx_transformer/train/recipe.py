@@ -1,25 +1,26 @@
-"""Recipe: the numbers and rules of training, as one frozen value; a phase is `replace(previous.RECIPE, ...)`."""
+"""Recipe: how a model is trained, as one frozen value; a phase's is `replace(previous.RECIPE, ...)`."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from mlx_transformer.nn.config import Config
+from mlx_transformer.nn.model import Model
 from mlx_transformer.train.optim.average import EMA
 from mlx_transformer.train.optim.clip import Clip
-from mlx_transformer.train.optim.groups import Group
+from mlx_transformer.train.optim.groups import Group, assign
 from mlx_transformer.train.optim.scaling import LossScale
 from mlx_transformer.train.optim.schedules import BatchWarmup, Schedule
 from mlx_transformer.train.optim.stopping import StopRule
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.trees import by_path
 
 DTYPES = ("float32", "float16", "bfloat16")
 CHECKPOINTS = ("none", "block")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BySize:
-    """A number that differs by model size; `Recipe.at(size)` picks one."""
+    """A value that differs by model size; `Recipe.at(size)` picks one."""
 
     nano: Any
     small: Any
@@ -28,61 +29,65 @@ class BySize:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is trained. Any field, and any number inside one, may be a BySize.
+    """The training configuration. Any field, and any number inside one, may be a BySize.
 
-    Horizons of schedules, batch warm-up and averages are numbers of tokens; an optimizer, a clip or a loss scale
-    remembers steps.
+    The horizons of the schedule, the batch warm-up and the average are numbers of tokens; those of the optimizers, the
+    clipping and the loss scale are numbers of steps.
     """
 
     batch_tokens: Any  # predicted tokens of a step: batch size = batch_tokens / seq_len
-    learning_rate: Any  # the peak, times the schedule
+    learning_rate: Any  # the peak, which the schedule multiplies
     schedule: Schedule
-    groups: tuple[Group, ...]  # which optimizer owns which parameter
+    groups: tuple[Group, ...]  # which optimizer updates which parameter
     clip: Clip
     stop: StopRule
-    eval_tokens: Any  # training tokens between two evaluations, unless the validation text is longer
-    dtype: str = "float32"  # what forward and backward compute in; the weights stay float32
-    loss_scale: LossScale = field(default_factory=LossScale)  # in float16; the other dtypes need none
+    eval_tokens: Any  # training tokens between two evaluations; at least the validation tokens
+    dtype: str = "float32"  # of the forward and backward pass; the weights stay float32
+    loss_scale: LossScale = field(default_factory=LossScale)  # used in float16 only
     batch_warmup: BatchWarmup | None = None
-    accumulate: Any = 1  # parts of a step that are computed one after the other: the memory of one, the sum of all
-    checkpoint: str = "none"  # block: a block's insides are computed again in the backward pass, not kept in memory
-    label_smoothing: Any = 0.0  # of the training loss; the validation loss is always the plain one
-    average: EMA | None = None  # of the weights: what is evaluated and kept in place of the weights
-    dropout: Any = None  # in place of the Config's, where a run makes its model
+    accumulate: Any = 1  # parts of a step that are computed one after the other, to save memory
+    checkpoint: str = "none"  # gradient checkpointing; "block": recompute each block in the backward pass
+    label_smoothing: Any = 0.0  # of the training loss only
+    average: EMA | None = None  # of the weights: evaluated and kept instead of them
+    dropout: Any = None  # replaces the Config's while training; None: the Config's
 
     def at(self, size: str) -> "Recipe":
-        """The recipe of one model size: every BySize replaced by its number."""
+        """Return the recipe of one model size ("nano", "small", "base"): every BySize replaced by its value."""
         return _pick(self, size)
 
     def check(self) -> "Recipe":
-        """Itself, once sized. Raises BadInput where a number is out of its range."""
+        """Return the recipe itself. Raises BadInput for a BySize that is left, or a number out of its range."""
+        if name := next(_unsized(self), None):
+            raise BadInput(f'the recipe\'s {name} differs by model size: use recipe.at("nano")')
         if self.dtype not in DTYPES:
             raise BadInput(f"dtype = {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         if not 0 < self.learning_rate < float("inf"):
             raise BadInput(f"learning rate = {self.learning_rate}: expected a number above 0")
         if not 0 <= self.label_smoothing < 1:
             raise BadInput(f"label_smoothing = {self.label_smoothing}: expected a number from 0 to below 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise BadInput(f"dropout = {self.dropout!r}: expected a number from 0 up to, not including, 1")
         if self.accumulate < 1:
             raise BadInput(f"accumulate = {self.accumulate}: expected a whole number of at least 1")
         if self.checkpoint not in CHECKPOINTS:
             raise BadInput(f"checkpoint = {self.checkpoint!r}: expected one of {', '.join(CHECKPOINTS)}")
         return self
 
-    def check_model(self, config: Config) -> None:
-        """Raises BadInput where a model of these numbers cannot be trained so."""
-        if self.checkpoint != "none" and config.dropout > 0:
+    def check_dropout(self, dropout: float) -> None:
+        """Raise BadInput if a model with this dropout cannot be trained: with gradient checkpointing it must be 0."""
+        if self.checkpoint != "none" and dropout > 0:
             raise BadInput(
-                f"checkpoint = {self.checkpoint!r} and dropout = {config.dropout}: what is computed twice would drop "
-                "other numbers the second time; give a dropout of 0, or a recipe without checkpointing"
+                f"checkpoint = {self.checkpoint!r} and dropout = {dropout}: the recomputed pass would drop "
+                "other values than the first; give a dropout of 0, or a recipe without checkpointing"
             )
 
     def batch_size(self, seq_len: int, tokens: int | None = None) -> int:
-        """Sequences of the step that begins after `tokens` training tokens (None: after the batch warm-up)."""
+        """Return the sequences of the step that begins after `tokens` training tokens (None: after the warm-up)."""
         full = max(1, self.batch_tokens // seq_len)
         return full if tokens is None or self.batch_warmup is None else self.batch_warmup.batch_size(full, tokens)
 
     def learning_rate_at(self, tokens: int) -> float:
-        """The learning rate of the step after which `tokens` training tokens have been seen."""
+        """Return the learning rate of the step that ends after `tokens` training tokens."""
         return self.learning_rate * self.schedule(tokens)
 
     def is_finished(self, tokens: int) -> bool:
@@ -91,8 +96,13 @@ class Recipe:
         return since > 0 and not any(map(self.learning_rate_at, (since, tokens)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number, with the class name of each part as "kind": what result.json records."""
+        """Return every number, with the class name of each part as "kind": what result.json records."""
         return _described(self)
+
+
+def check_groups(recipe: Recipe, model: Model) -> None:
+    """Raise BadInput unless every parameter of the model is in exactly one of the recipe's groups."""
+    assign(recipe.groups, by_path(model.trainable_parameters()))
 
 
 def _pick(value: Any, size: str) -> Any:
@@ -103,6 +113,18 @@ def _pick(value: Any, size: str) -> Any:
     if is_dataclass(value):
         return replace(value, **{f.name: _pick(getattr(value, f.name), size) for f in fields(value)})  # type: ignore[type-var]
     return value
+
+
+def _unsized(value: Any, name: str = "") -> Iterator[str]:
+    """Yield the dotted names of the BySize values."""
+    if isinstance(value, BySize):
+        yield name
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _unsized(item, f"{name}[{i}]")
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from _unsized(getattr(value, f.name), f"{name}.{f.name}".lstrip("."))
 
 
 def _described(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The training step: what the model computes, compiled, and split over the streams of a CPU."""
+"""The training step: forward, backward, clipping and update, compiled, and split over the streams of a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,29 +7,33 @@ import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 
 from mlx_transformer.backend import divide, in_parts, split
+from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
-from mlx_transformer.train.curvature import drawn_loss
+from mlx_transformer.train.curvature import sampled_loss
 from mlx_transformer.train.optim.clip import sum_of_squares
 from mlx_transformer.train.optim.groups import Optimizers
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.trees import Tree, by_path
 
+Arrays = dict[str, mx.array]
+
 
 class TrainingStep:
-    """Forward, backward, clip, update: one function of a batch and a learning rate, compiled over captured state.
+    """A training step as a function of a batch and a learning rate, compiled over captured state.
 
-    Where a batch is split over several streams, each stream's part of the work is compiled by itself instead: compiled
-    as one, equal constants of two streams become one array of the first stream, which the second has to wait for and
-    cannot fuse (docs/PERFORMANCE.md).
+    Where a batch is split over several streams, each stream's part of the work is compiled by itself. Compiled as one,
+    equal constants of two streams become one array of the first stream, which the second has to wait for and cannot
+    fuse (docs/PERFORMANCE.md). Raises BadInput if a parameter is not in exactly one of the recipe's groups, or the
+    recipe cannot train a model with dropout.
     """
 
     def __init__(self, model: Model, recipe: Recipe, *, compiled: bool = True) -> None:
-        recipe.check_model(model.config)
+        recipe.check_dropout(max((part.p for part in model.modules() if isinstance(part, Dropout)), default=0.0))
         self.model, self.recipe = model, recipe
         self.dtype = getattr(mx, recipe.dtype)
         parameters = by_path(model.trainable_parameters())
         self.optimizers = Optimizers(recipe.groups, parameters)
-        self.memory: dict[str, dict[str, mx.array]] = {
+        self.memory: dict[str, Arrays] = {
             "clip": recipe.clip.start(),
             "scaling": recipe.loss_scale.start() if recipe.dtype == "float16" else {},
             "average": dict(parameters) if recipe.average else {},
@@ -37,52 +41,51 @@ class TrainingStep:
         model.label_smoothing, model.checkpoint = recipe.label_smoothing, recipe.checkpoint
         self.shares = divide({path: value.size for path, value in parameters.items()})
         self.compiled = compiled
-        self._pieces: list[Callable] = [self._gradients, self._mean, self._update]
-        self._looks: list[Callable] = [self._drawn_gradients, self._mean, self._observe]
-        self._built: tuple[Callable[..., tuple[dict[str, mx.array], mx.array]], Callable] | None = None
+        self._step_parts: list[Callable] = [self._gradients, self._mean, self._update]
+        self._curvature_parts: list[Callable] = [self._sampled_gradients, self._mean, self._observe]
+        self._built: tuple[Callable[..., tuple[Arrays, mx.array]], Callable] | None = None
 
     @property
     def state(self) -> list[Any]:
-        """Everything a step reads and changes."""
+        """Everything that a step reads and changes."""
         return [self.model.state, self.optimizers.state, self.memory, mx.random.state]
 
-    def __call__(
-        self, batch: mx.array, rate: float, average_share: float = 1.0
-    ) -> tuple[dict[str, mx.array], mx.array]:
-        """batch (rows, L + 1) int32, the learning rate, the new weights' share in the recipe's average of them.
+    def __call__(self, batch: mx.array, learning_rate: float, average_share: float = 1.0) -> tuple[Arrays, mx.array]:
+        """Take a step on a batch (B, L + 1) int32; average_share: of the new weights in the recipe's average.
 
-        Gives metrics and the gradients' norm before clipping, which is 0 where an overflow made it leave the step out.
+        Returns the metrics and the norm of the gradients before clipping, which is 0 where the step was skipped because
+        of an overflow in float16.
         """
-        if self._built is None:  # built late, so that a restored state is the one captured
+        if self._built is None:  # built late, so that a restored state is captured
             self._built = self._build()
-        take, look = self._built
+        take, estimate_curvature = self._built
         if self.optimizers.want_curvature():
-            look(batch)
-        return take(batch, mx.array(rate), mx.array(average_share))
+            estimate_curvature(batch)
+        return take(batch, mx.array(learning_rate), mx.array(average_share))
 
     def weights_to_keep(self) -> Tree:
-        """What is to be evaluated and kept: the weights, or the recipe's average of them."""
+        """Return what is evaluated and saved: the weights, or the recipe's average of them."""
         average = self.memory["average"]
         return tree_unflatten(list(average.items())) if average else self.model.trainable_parameters()
 
-    def _build(self) -> tuple[Callable[..., tuple[dict[str, mx.array], mx.array]], Callable]:
+    def _build(self) -> tuple[Callable[..., tuple[Arrays, mx.array]], Callable]:
         if self.compiled and len(self.shares) == 1:
-            return self._compile(self._whole), self._compile(self._look)
+            return self._compile(self._take), self._compile(self._estimate_curvature)
         if self.compiled:
-            self._pieces = [self._compile(piece) for piece in self._pieces]
-            self._looks = [self._compile(piece) for piece in self._looks]
-        return self._whole, self._look
+            self._step_parts = [self._compile(part) for part in self._step_parts]
+            self._curvature_parts = [self._compile(part) for part in self._curvature_parts]
+        return self._take, self._estimate_curvature
 
     def _compile(self, function: Callable) -> Callable:
         return mx.compile(function, inputs=self.state, outputs=self.state)
 
-    def _whole(self, batch: mx.array, rate: mx.array, average_share: mx.array) -> tuple[dict[str, mx.array], mx.array]:
-        gradients_of, mean_of, update = self._pieces
-        metrics, means, squares = self._shared_out(gradients_of, mean_of, batch)
+    def _take(self, batch: mx.array, learning_rate: mx.array, average_share: mx.array) -> tuple[Arrays, mx.array]:
+        gradients_of, mean_of, update = self._step_parts
+        metrics, means, squares = self._mean_gradients(gradients_of, mean_of, batch)
         norm = mx.sqrt(sum(squares[1:], squares[0]))
         before = self._changing() if self.memory["scaling"] else []
         self.memory["clip"] = self.recipe.clip.watch(self.memory["clip"], norm)
-        self.optimizers.advance(rate)
+        self.optimizers.advance(learning_rate)
         for (stream, _), mean in zip(self.shares, means, strict=True):
             with mx.stream(stream):
                 update(mean, norm, average_share)
@@ -90,16 +93,16 @@ class TrainingStep:
             norm = self._undo_overflow(metrics, norm, before)
         return metrics, norm
 
-    def _shared_out(
+    def _mean_gradients(
         self, gradients_of: Callable, mean_of: Callable, batch: mx.array
-    ) -> tuple[dict[str, mx.array], list[dict[str, mx.array]], list[mx.array]]:
-        """Metrics of all rows; their mean gradients and the sums of their squares, for each stream's share of paths."""
+    ) -> tuple[Arrays, list[Arrays], list[mx.array]]:
+        """Compute the metrics of the batch, and for each stream its parameters' mean gradients and sum of squares."""
         weights = self.model.trainable_parameters()
-        metrics: dict[str, mx.array] = {}
+        metrics: Arrays = {}
         parts, portions = [], []
-        for stream, rows, portion in split(batch):
+        for stream, sequences, portion in split(batch):
             with mx.stream(stream):
-                values, gradients = gradients_of(rows)
+                values, gradients = gradients_of(sequences)
             self.model.update(weights)  # in float32 again
             _add(metrics, values, portion)
             parts.append(gradients)
@@ -112,23 +115,23 @@ class TrainingStep:
             squares.append(square)
         return metrics, means, squares
 
-    def _look(self, batch: mx.array) -> None:
-        """Let the optimizers see the curvature: the gradients for targets that the model itself draws."""
-        gradients_of, mean_of, observe = self._looks
-        _, means, _ = self._shared_out(gradients_of, mean_of, batch)
+    def _estimate_curvature(self, batch: mx.array) -> None:
+        """Give the optimizers the gradients for targets sampled from the model."""
+        gradients_of, mean_of, observe = self._curvature_parts
+        _, means, _ = self._mean_gradients(gradients_of, mean_of, batch)
         for (stream, _), mean in zip(self.shares, means, strict=True):
             with mx.stream(stream):
                 observe(mean, batch[:, 1:].size)
 
     def _changing(self) -> list[Any]:
-        """What an update changes; a copy, but for the arrays."""
+        """Copy the trees that an update changes; the arrays are shared."""
         return tree_map(
             lambda array: array,
             [self.model.trainable_parameters(), self.optimizers.state, self.memory["clip"], self.memory["average"]],
         )
 
-    def _undo_overflow(self, metrics: dict[str, mx.array], norm: mx.array, before: list[Any]) -> mx.array:
-        """Put back what was before, if the scaled gradients overflowed; adjust the scale; the norm to report."""
+    def _undo_overflow(self, metrics: Arrays, norm: mx.array, before: list[Any]) -> mx.array:
+        """Restore the state before the step if its gradients overflowed, adjust the scale, return the reported norm."""
         finite, scaling = mx.isfinite(norm), self.memory["scaling"]
         weights, states, self.memory["clip"], self.memory["average"] = tree_map(
             lambda new, old: mx.where(finite, new, old), self._changing(), before
@@ -141,30 +144,30 @@ class TrainingStep:
         metrics["skipped_steps"] = self.memory["scaling"]["skipped_steps"]
         return mx.where(mx.logical_or(finite, scaling["scale"] <= 1), norm, 0.0)
 
-    def _gradients(self, batch: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+    def _gradients(self, batch: mx.array) -> tuple[Arrays, Arrays]:
         return self._gradients_of(self.model.loss, batch)
 
-    def _drawn_gradients(self, batch: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-        return self._gradients_of(lambda rows: (drawn_loss(self.model, rows), {}), batch)
+    def _sampled_gradients(self, batch: mx.array) -> tuple[Arrays, Arrays]:
+        return self._gradients_of(lambda sequences: (sampled_loss(self.model, sequences), {}), batch)
 
     def _gradients_of(
-        self, function: Callable[[mx.array], tuple[mx.array, dict[str, mx.array]]], batch: mx.array
-    ) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-        """Metrics and gradients by path, each the mean over the rows, computed in parts, one after the other."""
+        self, function: Callable[[mx.array], tuple[mx.array, Arrays]], batch: mx.array
+    ) -> tuple[Arrays, Arrays]:
+        """Compute the mean metrics and gradients (by path) over a batch, in `accumulate` parts one after the other."""
 
-        def loss_of(weights: Tree, rows: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
-            """The loss, times its scale, as a function of the float32 weights, computed in the recipe's dtype."""
+        def loss_of(weights: Tree, sequences: mx.array) -> tuple[mx.array, Arrays]:
+            """Compute the scaled loss in the recipe's dtype, as a function of the float32 weights."""
             self.model.update(tree_map(lambda w: w.astype(self.dtype), weights))
-            loss, values = function(rows)
+            loss, values = function(sequences)
             return loss * self.memory["scaling"]["scale"] if self.memory["scaling"] else loss, values
 
         weights = self.model.trainable_parameters()
-        metrics: dict[str, mx.array] = {}
-        total: dict[str, mx.array] = {}
-        for rows, portion in in_parts(batch, self.recipe.accumulate):
-            if total:  # else MLX, which goes through a graph breadth first, would have all parts in memory at once
-                rows = mx.depends([rows], list(total.values()))[0]
-            (_, values), gradients = mx.value_and_grad(loss_of)(weights, rows)
+        metrics: Arrays = {}
+        total: Arrays = {}
+        for sequences, portion in in_parts(batch, self.recipe.accumulate):
+            if total:  # else MLX, which evaluates a graph breadth first, would hold all parts in memory at once
+                sequences = mx.depends([sequences], list(total.values()))[0]
+            (_, values), gradients = mx.value_and_grad(loss_of)(weights, sequences)
             _add(metrics, values, portion)
             _add(total, by_path(gradients), portion)
         if self.memory["scaling"]:
@@ -172,15 +175,15 @@ class TrainingStep:
         return metrics, total
 
     @staticmethod
-    def _mean(parts: list[dict[str, mx.array]], portions: list[float]) -> tuple[dict[str, mx.array], mx.array]:
-        """The mean over all rows of gradients from several portions of them, and its sum of squares."""
-        mean: dict[str, mx.array] = {}
+    def _mean(parts: list[Arrays], portions: list[float]) -> tuple[Arrays, mx.array]:
+        """Compute the mean gradients over several portions of a batch, and their sum of squares."""
+        mean: Arrays = {}
         for part, portion in zip(parts, portions, strict=True):
             _add(mean, part, portion)
         return mean, sum_of_squares(mean)
 
-    def _update(self, gradients: dict[str, mx.array], norm: mx.array, average_share: mx.array) -> None:
-        """New weights, and their average, where there are gradients."""
+    def _update(self, gradients: Arrays, norm: mx.array, average_share: mx.array) -> None:
+        """Update the weights that have a gradient here, and their average."""
         weights, average = by_path(self.model.trainable_parameters()), self.memory["average"]
         clipped = self.recipe.clip(gradients, weights, norm, self.memory["clip"])
         new = self.optimizers.update(clipped, weights)
@@ -189,12 +192,12 @@ class TrainingStep:
             for path, weight in new.items():
                 average[path] = average[path] + average_share * (weight - average[path])
 
-    def _observe(self, gradients: dict[str, mx.array], targets: int) -> None:
+    def _observe(self, gradients: Arrays, targets: int) -> None:
         self.optimizers.observe(gradients, targets)
 
 
-def _add(total: dict[str, mx.array], part: dict[str, mx.array], share: float) -> None:
-    """total += share * part, name by name."""
+def _add(total: Arrays, part: Arrays, share: float) -> None:
+    """Compute total += share * part in place, name by name."""
     for name, value in part.items():
         scaled = value if share == 1 else value * share
         total[name] = total[name] + scaled if name in total else scaled

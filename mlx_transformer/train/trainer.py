@@ -1,13 +1,12 @@
-"""fit(): one training loop, a generator of typed events, the one stream that console, log, bench and notebooks read."""
+"""The training loop: `fit` yields typed events, which the console, the log, the bench and notebooks read."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,120 +16,17 @@ from mlx.utils import tree_map_with_path
 from mlx_transformer.backend import divided_blas
 from mlx_transformer.data.stream import Batches, Prefetch
 from mlx_transformer.data.tokens import Tokens
+from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.checkpoint import load_newest, save_checkpoint
 from mlx_transformer.train.evaluate import Evaluator
+from mlx_transformer.train.events import Eval, Event, Limits, Progress, Resumed, RunOptions, Saved, Step, Stopped
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 
-_UNTIMED_STEPS = 5  # tokens per second counts from the step after these: the first ones compile and warm up
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What cuts a run short. None: no limit. They never move a schedule's horizon."""
-
-    max_steps: int | None = None
-    max_tokens: int | None = None
-    max_epochs: float | None = None
-    max_seconds: float | None = None  # of the training clock
-    target_loss: float | None = None  # validation loss, nats per piece
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands: all that is neither an array nor a setting, and what a checkpoint holds of it."""
-
-    step: int = 0
-    tokens: int = 0  # predicted so far
-    epochs: float = 0.0
-    train_seconds: float = 0.0  # the clock: all that a person waits for but evaluation and saving
-    compile_seconds: float = 0.0  # a part of train_seconds
-    eval_seconds: float = 0.0
-    timed_tokens: int = 0  # what tokens per second is computed from
-    timed_seconds: float = 0.0
-    data_seconds: float = 0.0  # spent waiting for a batch
-    best_valid_loss: float | None = None
-    final_valid_loss: float | None = None
-    evaluated_step: int = 0
-    valid_losses: list[float] = field(default_factory=list)  # of every evaluation, which the rule to stop judges
-    seconds_to_target: float | None = None
-    tokens_to_target: int | None = None
-    peak_memory_bytes: int = 0
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Tokens over the clock from the sixth step on; None under ten steps."""
-        return self.timed_tokens / self.timed_seconds if self.step >= 10 and self.timed_seconds else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A finished step. metrics: the loss and whatever the model recorded; seconds: the clock."""
-
-    step: int
-    tokens: int
-    epochs: float
-    seconds: float
-    metrics: dict[str, float]
-    learning_rate: float
-    gradient_norm: float
-    tokens_per_second: float | None
-    data_wait_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eval:
-    """An evaluation over the whole validation split: nats per piece."""
-
-    step: int
-    tokens: int
-    seconds: float
-    valid_loss: float
-    improved: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """A checkpoint is complete on disk."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stopped:
-    """The end; the model holds the best weights. why: plateau, max_steps, ..., target, interrupted, diverged."""
-
-    why: str
-    progress: Progress
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resumed:
-    """A run goes on from a checkpoint; notes: one sentence for each damaged one passed over."""
-
-    step: int
-    notes: list[str] = field(default_factory=list)
-
-
-Event = Step | Eval | Saved | Stopped | Resumed
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How a run is kept, as against how the model is trained. `eval_every` decides what is judged, and when."""
-
-    checkpoints: Path | None = None  # the folder; None: nothing is saved
-    eval_every: int | None = None  # steps; None: from the recipe's eval_tokens
-    save_every: int | None = None  # steps; None: at each evaluation and at least every save_seconds
-    save_seconds: float = 60.0
-    compile: bool = True
-    should_stop: Callable[[], bool] = lambda: False  # asked after each step; True saves and stops
-    clock: Callable[[], float] = time.monotonic  # stands still while the machine sleeps
+_UNTIMED_STEPS = 5  # excluded from the throughput: the first steps compile
 
 
 def fit(
@@ -139,33 +35,51 @@ def fit(
     data: Tokens,
     *,
     seed: int = 0,
-    limits: Limits = Limits(),
-    options: RunOptions = RunOptions(),
+    limits: Limits | None = None,
+    options: RunOptions | None = None,
 ) -> Iterator[Event]:
-    """Train model in place and yield what happens; goes on from habits.checkpoints if it holds a checkpoint.
+    """Train a model in place and yield events; resumes if options.checkpoints holds a checkpoint.
 
-    The recipe is sized (`Recipe.at`). Raises BadInput if the training text is shorter than one sequence, the recipe
-    cannot train the model (gradient checkpointing with dropout), or the checkpoint is another model's or damaged;
-    RunFailed if the disk refuses a checkpoint.
+    The last event is Stopped, and the model then has the best weights. Nothing is computed before the first event is
+    asked for. recipe: of one size (`Recipe.at`). seed: of batches and dropout; the same seed gives the same weights.
+
+    Raises BadInput if the recipe has a value out of range, or several sizes; a parameter is not in exactly one of its
+    groups; it combines gradient checkpointing with dropout; the training text is shorter than one sequence; or the
+    checkpoint belongs to another model or is damaged. Raises RunFailed if a checkpoint cannot be written.
     """
-    with divided_blas(), _Run(model, recipe, data, seed, limits, options) as run:
+    recipe.check()
+    limits, options = limits or Limits(), options or RunOptions()
+    with divided_blas(), _dropout(model, recipe.dropout), _Run(model, recipe, data, seed, limits, options) as run:
         yield from run.events()
 
 
+@contextmanager
+def _dropout(model: Model, p: float | None) -> Iterator[None]:
+    """Set the probability of every Dropout of a model, and restore it at the end; None: unchanged."""
+    before = [(part, part.p) for part in model.modules() if isinstance(part, Dropout)]
+    for part, own in before:
+        part.p = own if p is None else p
+    try:
+        yield
+    finally:
+        for part, own in before:
+            part.p = own
+
+
 def default_eval_every(recipe: Recipe, data: Tokens, seq_len: int) -> int:
-    """Steps between evaluations: the recipe's tokens, no fewer than the validation text has, which costs a third."""
+    """Return the steps between evaluations: those of eval_tokens, but at least one pass over the validation tokens."""
     return -(-max(recipe.eval_tokens, len(data.valid)) // (recipe.batch_size(seq_len) * seq_len))
 
 
 class _Run:
-    """One run of fit(): the state that its parts share."""
+    """The state of one call of `fit`."""
 
     def __init__(
         self, model: Model, recipe: Recipe, data: Tokens, seed: int, limits: Limits, options: RunOptions
     ) -> None:
         self.model, self.recipe, self.limits, self.options = model, recipe, limits, options
         seq_len = model.config.seq_len
-        self.pieces = len(data.train) - 1  # the opening boundary is never predicted
+        self.epoch_tokens = len(data.train) - 1  # the first separator is never predicted
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         mx.random.seed(seed)
         self.batches = Batches(data.train, partial(recipe.batch_size, seq_len), seq_len, seed)
@@ -191,7 +105,7 @@ class _Run:
         self.mark, self.started = self.options.clock(), self.progress.step
         why, message = self._verdict() or self._limit_reached(), ""
         if self.progress.evaluated_step != self.progress.step and (why or self._evaluation_is_due()):
-            yield from self._evaluated()  # an interrupted run stopped without
+            yield from self._evaluated()  # an interrupted run stops without one
             why = self._verdict() or why
         while not why:
             event = self._step()
@@ -214,9 +128,9 @@ class _Run:
 
     def _step(self) -> Step:
         now, clock = self.progress, self.options.clock
-        asked = clock()
+        waiting = clock()
         batch = next(self.prefetch)
-        now.data_seconds += clock() - asked
+        now.data_seconds += clock() - waiting
         step_tokens = batch[:, 1:].size
         tokens = now.tokens + step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
@@ -225,7 +139,7 @@ class _Run:
         mx.eval(metrics, norm, self.take_step.state)
         before, self.mark = self.mark, clock()
         spent = self.mark - before
-        now.step, now.tokens, now.epochs = now.step + 1, tokens, tokens / self.pieces
+        now.step, now.tokens, now.epochs = now.step + 1, tokens, tokens / self.epoch_tokens
         now.train_seconds += spent
         self._time(spent, step_tokens)
         return Step(
@@ -241,7 +155,7 @@ class _Run:
         )
 
     def _time(self, spent: float, step_tokens: int) -> None:
-        """Sort one step's seconds: the first of a process is compilation but for what the second one takes."""
+        """Count one step's seconds; compilation = the first step of a process minus the second one."""
         now, nth = self.progress, self.progress.step - self.started
         if nth == 1:
             now.compile_seconds += spent
@@ -256,14 +170,14 @@ class _Run:
         return self.progress.step % self.eval_every == 0
 
     def _evaluated(self) -> Iterator[Eval | Saved]:
-        """An evaluation and a checkpoint; none of weights whose validation loss is no number."""
+        """Evaluate, then save unless the validation loss is not finite."""
         event = self._evaluation()
         yield event
         if math.isfinite(event.valid_loss):
             yield from self._save()
 
     def _evaluation(self) -> Eval:
-        now, begun = self.progress, self.options.clock()
+        now, started = self.progress, self.options.clock()
         training, kept = self.model.trainable_parameters(), self.take_step.weights_to_keep()
         self.model.update(kept)
         loss = self.evaluate()
@@ -275,18 +189,18 @@ class _Run:
         now.final_valid_loss, now.evaluated_step = loss, now.step
         self._note_target()
         self.mark = self.options.clock()
-        now.eval_seconds += self.mark - begun
+        now.eval_seconds += self.mark - started
         return Eval(step=now.step, tokens=now.tokens, seconds=now.train_seconds, valid_loss=loss, improved=improved)
 
     def _target_is_met(self) -> bool:
-        """Whether the last step had an evaluation that met the target."""
+        """Whether the last step was evaluated and reached the target loss."""
         now, target = self.progress, self.limits.target_loss
         if target is None or now.final_valid_loss is None or now.evaluated_step != now.step:
             return False
         return now.final_valid_loss <= target
 
     def _note_target(self) -> None:
-        """When the target was met, which ends a run; a resumed one may have another target than before."""
+        """Record when the target was reached; a resumed run may have another target than before."""
         now = self.progress
         if not self._target_is_met():
             now.seconds_to_target = now.tokens_to_target = None
@@ -294,7 +208,7 @@ class _Run:
             now.seconds_to_target, now.tokens_to_target = now.train_seconds, now.tokens
 
     def _verdict(self) -> str:
-        """What the last evaluation, if the last step had one, decides."""
+        """Return why the last step's evaluation, if there was one, ends the run; "" if it does not."""
         now = self.progress
         if now.final_valid_loss is None or now.evaluated_step != now.step:
             return ""
@@ -344,7 +258,7 @@ class _Run:
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
             raise BadInput(
-                f"the checkpoint under '{self.options.checkpoints}' is of another model or version: "
+                f"the checkpoint under '{self.options.checkpoints}' belongs to another model or version: "
                 f"{error} does not fit"
             ) from error
         self.model.update(weights)
@@ -356,9 +270,9 @@ class _Run:
 
 
 def _filled(name: str, tree: Any, arrays: dict[str, mx.array]) -> Any:
-    """A tree like the given one, of the stored arrays. Raises KeyError for one that is missing or of another shape.
+    """Return a tree like the given one with the stored arrays. Raises KeyError if one is missing or its shape differs.
 
-    Not tree_unflatten, which would make branches of the dots in the optimizers' keys: they are whole paths.
+    tree_unflatten would split the optimizers' keys, which are dotted paths, at their dots.
     """
 
     def stored(path: str, value: mx.array) -> mx.array:
@@ -376,6 +290,6 @@ def _figures(event: Step) -> str:
 
 def _divergence(step: int, figures: str) -> str:
     return (
-        f"diverged at step {step}: {figures}; the weights kept are those of the best evaluation before it, "
-        "the checkpoints those of before: try a lower --learning-rate"
+        f"diverged at step {step}: {figures}; the weights of the best evaluation before it are kept: try a lower "
+        "--learning-rate"
     )

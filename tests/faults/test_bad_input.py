@@ -415,7 +415,7 @@ def test_resuming_past_a_damaged_checkpoint_says_so(copied, finished):
     (copied / "checkpoints" / "step_00000012" / "arrays.safetensors").write_bytes(b"\0")
     ended = train("--resume", copied)
     assert ended.code == 0
-    assert re.search("checkpoint '.*step_00000012' is damaged .*: passed over", ended.out)
+    assert re.search("checkpoint '.*step_00000012' is damaged .*: skipped", ended.out)
     assert "going on from step 10" in ended.out
     assert weights(copied) == weights(finished)
     assert result(copied) == result(finished)

@@ -1,4 +1,4 @@
-"""The quality figures against their definitions written out, and against what a person can count."""
+"""The quality figures, against their definitions written out and against counts by hand."""
 
 import sys
 import types
@@ -14,7 +14,6 @@ from mlx_transformer.generate.quality import (
     distinct,
     fables_shares,
     known_words,
-    longest_copied_span,
     quality,
     repetition,
     words,
@@ -22,17 +21,17 @@ from mlx_transformer.generate.quality import (
 
 
 class Letters:
-    """A tokenizer whose pieces are characters; 0 is the boundary."""
+    """A tokenizer whose tokens are characters; 0 is EOS."""
 
     eos_id = 0
 
-    def decode(self, pieces):
-        assert self.eos_id not in pieces
-        return "".join(map(chr, pieces))
+    def decode(self, ids):
+        assert self.eos_id not in ids
+        return "".join(map(chr, ids))
 
 
 def tokens_of(documents):
-    return np.array([0, *(piece for text in documents for piece in [*map(ord, text), 0])], np.uint16)
+    return np.array([0, *(token for text in documents for token in [*map(ord, text), 0])], np.uint16)
 
 
 def test_words_are_lower_case_without_punctuation():
@@ -42,15 +41,15 @@ def test_words_are_lower_case_without_punctuation():
     assert words(" ... \ufffd") == []
 
 
-def test_distinct_counts_n_grams_within_stories():
+def test_distinct_counts_n_grams_within_texts():
     stories = [list("abab"), list("ab")]
     assert distinct(stories, 1) == 2 / 6
-    assert distinct(stories, 2) == 2 / 4  # ab, ba, ab | ab: none crosses from one story into the next
+    assert distinct(stories, 2) == 2 / 4  # ab, ba, ab | ab: none spans two texts
     assert distinct(stories, 3) == 2 / 2
     assert distinct([[1, 2], []], 3) is None
 
 
-def test_repetition_is_what_stood_earlier_in_the_same_story():
+def test_repetition_is_what_occurs_earlier_in_the_same_text():
     assert repetition([list("abcde")] * 2) == 0
     assert repetition([list("abcdabcd")]) == pytest.approx(1 / 5)
     assert repetition([list("aaaaaa"), list("abcd")]) == pytest.approx(2 / 4)
@@ -72,7 +71,7 @@ def test_copied_span_is_the_longest_common_run(text, training):
 
     runs = [text[i:j] for i in range(len(text)) for j in range(i, len(text) + 1)]
     longest = max(len(run) for run in [*runs, []] if not run or stands(run))
-    found = longest_copied_span(" ".join(text), map(" ".join, training))
+    found = TrainingText(map(" ".join, training)).longest_copied_span(" ".join(text))
     assert len(found) == longest
     assert not found or stands(found)
 
@@ -105,11 +104,11 @@ def test_quality_of_nothing_is_null_not_an_error():
     assert figures["distinct_1"] is figures["repetition"] is figures["known_words"] is None
 
 
-def test_a_long_training_text_is_read_up_to_the_cap_which_is_said(monkeypatch):
-    monkeypatch.setattr(module, "MAX_TRAINING_PIECES", 10)
+def test_a_long_training_text_is_read_up_to_the_limit(monkeypatch):
+    monkeypatch.setattr(module, "MAX_TRAINING_TOKENS", 10)
     figures = quality([{"prompt": "", "text": "one two three"}], tokens_of(["one two", "three"]), Letters())
     assert figures["longest_copied_span"] == 2
-    assert figures["training_pieces_read"] == 10
+    assert figures["training_tokens_read"] == 10
     assert figures["training_share_read"] == 10 / 15
 
 
@@ -117,7 +116,7 @@ def test_shares_of_no_sentence_are_not_known():
     assert fables_shares(["", " "])["consistent_sentences"] is None
 
 
-def test_fables_are_scored_whole_and_those_cut_off_counted_apart(monkeypatch):
+def test_fables_are_scored_whole_and_those_cut_off_are_counted_apart(monkeypatch):
     def score(text):
         facts = {"sentences": text.count("."), "grammatical_share": 1.0, "consistent_share": 0.5 * ("sat" in text)}
         right = {"grammatical": text.startswith("A cat"), "consistent": "sat" in text, "complete": text.endswith(".")}

@@ -1,4 +1,4 @@
-"""What the tests of Hugging Face's formats share: no network, a text and a tokenizer of ours."""
+"""Fixtures of the tests of Hugging Face's formats: no network, a text and a tokenizer of ours."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Hugging Face in and out: the same logits, the same greedy text, the same pieces; nothing silently dropped."""
+"""GPT-2 from and to Hugging Face: equal logits, greedy text and tokens; nothing silently dropped."""
 
 import json
 
@@ -16,7 +16,7 @@ from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.generate import complete, decode
 from mlx_transformer.generate.decoding import GREEDY
 from mlx_transformer.interop.formats import FORMATS, GPT2
-from mlx_transformer.interop.weights import Part, Row, to_ours, to_theirs
+from mlx_transformer.interop.weights import Part, Row, from_hf, to_hf
 from mlx_transformer.run import training
 from mlx_transformer.run.commands import evaluate as evaluate_command
 from mlx_transformer.run.commands import interop as command_line
@@ -43,7 +43,7 @@ THEIRS = {
 
 
 def byte_level(folder, end="<|endoftext|>"):
-    """A tokenizer.json of 257 pieces, as GPT-2's are made."""
+    """Write a tokenizer.json of 257 tokens, made as GPT-2's is."""
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = library.decoders.ByteLevel()
@@ -56,7 +56,7 @@ def byte_level(folder, end="<|endoftext|>"):
 
 
 def write_theirs(folder, **numbers):
-    """A random model of theirs in a folder, and the model."""
+    """Write a random model of theirs to a folder; return the model."""
     torch.manual_seed(len(numbers))
     config = transformers.GPT2Config(
         **{"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.4, **numbers}
@@ -75,16 +75,16 @@ def their_logits(model, tokens):
         return model(torch.tensor(np.array(tokens))).logits.numpy()
 
 
-def their_greedy(model, pieces, count):
+def their_greedy(model, ids, count):
     with torch.no_grad():
-        tokens = torch.tensor([pieces])
+        tokens = torch.tensor([ids])
         for _ in range(count):
             tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
-    return tokens[0, len(pieces) :].tolist()
+    return tokens[0, len(ids) :].tolist()
 
 
-def greedy(model, pieces, count):
-    return [drawn[0] for drawn in decode(model, [pieces], count)]
+def greedy(model, ids, count):
+    return [drawn[0] for drawn in decode(model, [ids], count)]
 
 
 def weights(model):
@@ -92,7 +92,7 @@ def weights(model):
 
 
 def assert_same(ours, theirs, length, vocabulary):
-    """Logits within 1e-4 and equal greedy continuations."""
+    """Check that logits agree within 1e-4 and greedy continuations are equal."""
     tokens = mx.random.randint(0, vocabulary, (2, length), key=mx.random.key(1))
     np.testing.assert_allclose(np.array(ours(tokens)), their_logits(theirs, tokens), atol=1e-4)
     start = tokens[0, :3].tolist()
@@ -100,7 +100,7 @@ def assert_same(ours, theirs, length, vocabulary):
 
 
 def assert_same_text(ours, tokenizer, theirs, folder, length):
-    """Equal greedy texts, each through its own tokenizer and its own generate."""
+    """Check that greedy texts are equal, each through its own tokenizer and its own generate."""
     auto = transformers.AutoTokenizer.from_pretrained(folder)
     for prompt in ("the cat 123", "a", "né 🙂"):
         completion = complete(ours, tokenizer, [prompt], sampling=GREEDY)[0]
@@ -111,7 +111,7 @@ def assert_same_text(ours, tokenizer, theirs, folder, length):
 
 
 def write_ours(folder, tokenizer, branch=None, **numbers):
-    """A run of ours with a shaken model, and the model; it writes no lone bytes, so that its text is text."""
+    """Write a run of ours with a perturbed model that generates no lone bytes; return the model."""
     kind = find_branch(phase3, branch)
     sizes = {"d_model": 15, "n_layers": 2, "n_heads": 3, "d_ff": 22, "seq_len": 30, "max_len": 37}
     model = kind(kind.Config(**{"vocab_size": tokenizer.vocab_size, **sizes, **numbers}))
@@ -133,7 +133,7 @@ def interop(*args):
 
 
 @pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
-def test_what_is_imported_computes_the_same(numbers, tmp_path):
+def test_an_imported_model_computes_the_same(numbers, tmp_path):
     theirs = write_theirs(tmp_path / "theirs", **numbers)
     ended = interop("import", tmp_path / "theirs", tmp_path / "run")
     assert (ended.code, ended.err) == (0, "")
@@ -143,7 +143,7 @@ def test_what_is_imported_computes_the_same(numbers, tmp_path):
     assert_same(ours, theirs, numbers["n_positions"], numbers.get("vocab_size", 257))
 
 
-def test_what_is_imported_has_their_loss(tmp_path):
+def test_an_imported_model_has_their_loss(tmp_path):
     theirs = write_theirs(tmp_path / "theirs", **THEIRS["untied"])
     import_model(tmp_path / "theirs", tmp_path / "run")
     (tmp_path / "text.txt").write_text("the cat sat on a mat")  # in one sequence of 33
@@ -158,7 +158,7 @@ def test_what_is_imported_has_their_loss(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "[EOS]"])
-def test_what_is_imported_writes_the_same(end, tmp_path):
+def test_an_imported_model_generates_the_same(end, tmp_path):
     theirs = write_theirs(tmp_path / "theirs", **THEIRS["another epsilon"])
     byte_level(tmp_path / "theirs", end)
     import_model(tmp_path / "theirs", tmp_path / "run")
@@ -171,7 +171,7 @@ def test_what_is_imported_writes_the_same(end, tmp_path):
 
 
 def test_the_end_of_text_is_theirs(tmp_path):
-    """eos_token_id rather than a usual name, where it is a special piece; it goes out again."""
+    """eos_token_id rather than a usual name, where it is a special token; it is exported again."""
     write_theirs(tmp_path / "theirs", **THEIRS["rows to spare"])
     path = tmp_path / "theirs" / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -187,7 +187,7 @@ def test_the_end_of_text_is_theirs(tmp_path):
 
 
 @pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
-def test_what_goes_in_comes_out_again(numbers, tmp_path):
+def test_an_import_exported_again_is_the_original(numbers, tmp_path):
     theirs = write_theirs(tmp_path / "theirs", **numbers)
     import_model(tmp_path / "theirs", tmp_path / "run")
     export_model(tmp_path / "run", tmp_path / "back")
@@ -203,8 +203,8 @@ def test_what_goes_in_comes_out_again(numbers, tmp_path):
     assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (tmp_path / "theirs" / "tokenizer.json").read_bytes()
 
 
-def test_files_of_other_times(tmp_path):
-    """Names with no prefix, the causal mask among the weights, the tied matrix twice, half precision, shards."""
+def test_older_files(tmp_path):
+    """Names without prefix, the causal mask among the weights, the tied matrix twice, half precision, shards."""
     theirs = write_theirs(tmp_path / "theirs", **THEIRS["tied"])
     path = tmp_path / "theirs" / "model.safetensors"
     arrays = {name.removeprefix("transformer."): value for name, value in mx.load(str(path)).items()}
@@ -226,8 +226,8 @@ def test_files_of_other_times(tmp_path):
     assert_same(ours, theirs, 21, 257)
 
 
-def test_training_goes_on_from_what_was_imported(text, tmp_path):
-    """--init-from gives their weights and numbers; --resume goes on; the result goes out again."""
+def test_training_continues_from_an_imported_run(text, tmp_path):
+    """--init-from takes their weights and configuration; --resume continues; the result can be exported."""
     numbers = {**THEIRS["another epsilon"], "n_positions": 40}
     write_theirs(tmp_path / "theirs", **numbers)
     import_model(tmp_path / "theirs", tmp_path / "run")
@@ -261,7 +261,7 @@ def test_a_model_with_rows_to_spare_can_be_trained(text, tmp_path):
     assert load(tmp_path / "on")[0].config.vocab_size == 311
 
 
-def test_what_differs_in_training_is_said(tmp_path):
+def test_differences_in_training_are_noted(tmp_path):
     write_theirs(tmp_path / "theirs", **THEIRS["tied"], resid_pdrop=0.2, embd_pdrop=0.3)
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "eos_token_id": [5, 7]}))
@@ -269,7 +269,7 @@ def test_what_differs_in_training_is_said(tmp_path):
     assert said[:4] == [
         "note: embd_pdrop = 0.3 there is 0.2 here",
         "note: attn_pdrop = 0.1 there is 0.0 here",
-        "note: texts end with token [5, 7] there, and with 0, the tokenizer's end of text, here",  # 5 is a plain piece
+        "note: texts end with token [5, 7] there, and with 0, the tokenizer's EOS, here",  # 5 is a plain token
         "note: dropout is 0.2 there, and 0.0 in training here without --dropout",
     ]
     train = "python -m phases.phase3 --branch tied --init-from"
@@ -282,7 +282,7 @@ def test_what_differs_in_training_is_said(tmp_path):
 
 @pytest.mark.parametrize("numbers", [{}, {"d_model": 12, "n_heads": 4, "d_ff": 48, "n_layers": 1}], ids=["odd", "even"])
 @pytest.mark.parametrize("branch", [None, "tied"])
-def test_what_is_exported_computes_the_same(branch, numbers, bpe, tmp_path):
+def test_an_exported_model_computes_the_same(branch, numbers, bpe, tmp_path):
     ours = write_ours(tmp_path / "run", bpe, branch, **numbers)
     ended = interop("export", tmp_path / "run", tmp_path / "theirs")
     assert (ended.code, ended.err) == (0, "")
@@ -299,7 +299,7 @@ def test_what_is_exported_computes_the_same(branch, numbers, bpe, tmp_path):
     assert tokenizer.decode([*bpe.encode("the cat 123"), *completion.tokens]) == completion.text
 
 
-def test_an_exported_run_with_a_tokenizer_of_theirs_writes_the_same(tmp_path):
+def test_an_exported_run_with_an_imported_tokenizer_generates_the_same(tmp_path):
     byte_level(tmp_path)
     tokenizer = HFTokenizer.read(tmp_path / "tokenizer.json")
     ours = write_ours(tmp_path / "run", tokenizer)
@@ -309,7 +309,7 @@ def test_an_exported_run_with_a_tokenizer_of_theirs_writes_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("branch", [None, "tied"])
-def test_what_goes_out_comes_in_again(branch, bpe, tmp_path):
+def test_an_export_imported_again_is_the_original(branch, bpe, tmp_path):
     ours = write_ours(tmp_path / "run", bpe, branch)
     export_model(tmp_path / "run" / "model", tmp_path / "theirs")
     import_model(tmp_path / "theirs", tmp_path / "back")
@@ -321,7 +321,7 @@ def test_what_goes_out_comes_in_again(branch, bpe, tmp_path):
     assert (tokenizer.eos_id, tokenizer.lossless) == (bpe.eos_id, True)
 
 
-def test_mlx_lm_loads_what_it_can_hold(bpe, tmp_path):
+def test_mlx_lm_loads_an_export(bpe, tmp_path):
     mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: pip install mlx-lm")
     ours = write_ours(tmp_path / "run", bpe, "tied", d_ff=60)
     assert "mlx-lm can hold it too" in export_model(tmp_path / "run", tmp_path / "theirs")
@@ -333,7 +333,7 @@ def test_mlx_lm_loads_what_it_can_hold(bpe, tmp_path):
 
 
 @pytest.mark.parametrize(("branch", "why"), [(None, "no head of its own"), ("tied", "a d_ff of 4 d_model")])
-def test_what_mlx_lm_cannot_hold_is_said(branch, why, bpe, tmp_path):
+def test_what_mlx_lm_cannot_load_is_noted(branch, why, bpe, tmp_path):
     write_ours(tmp_path / "run", bpe, branch)
     assert f"mlx-lm cannot hold it: its GPT-2 has {why}" in export_model(tmp_path / "run", tmp_path / "theirs")
 
@@ -359,16 +359,16 @@ def auto(bpe, tmp_path_factory):
 @example(text="")
 @example(text="\u2581\u2581 \u2581")
 @example(text=" leading and trailing ")
-def test_their_tokenizer_gives_the_same_pieces_and_the_same_text(bpe, auto, text):
-    pieces = bpe.encode(text)
-    assert auto(text, add_special_tokens=False).input_ids == pieces
-    assert auto(text).input_ids == [bpe.eos_id, *pieces]
-    assert auto.decode(pieces) == text
-    assert auto.decode([bpe.eos_id, *pieces], skip_special_tokens=True) == text
+def test_their_tokenizer_gives_the_same_tokens_and_the_same_text(bpe, auto, text):
+    ids = bpe.encode(text)
+    assert auto(text, add_special_tokens=False).input_ids == ids
+    assert auto(text).input_ids == [bpe.eos_id, *ids]
+    assert auto.decode(ids) == text
+    assert auto.decode([bpe.eos_id, *ids], skip_special_tokens=True) == text
 
 
 def test_their_tokenizer_over_real_texts(shared_data, tmp_path):
-    """A vocabulary of real size, over other texts than it learned from."""
+    """A vocabulary of realistic size, on other texts than it was trained on."""
     names = ("tinystories-valid.txt", "wikitext2-valid.txt", "shakespeare.txt")
     texts = {name: (shared_data / name).read_text(encoding="utf-8")[:100_000] for name in names}
     (tmp_path / "text.txt").write_text(texts[names[0]], encoding="utf-8")
@@ -379,13 +379,13 @@ def test_their_tokenizer_over_real_texts(shared_data, tmp_path):
     for text in texts.values():
         for start in range(0, len(text), 1000):
             part = text[start : start + 1000].replace("<|endoftext|>", "")
-            pieces = tokenizer.encode(part)
-            assert auto(part, add_special_tokens=False).input_ids == pieces
-            assert auto.decode(pieces) == part
+            ids = tokenizer.encode(part)
+            assert auto(part, add_special_tokens=False).input_ids == ids
+            assert auto.decode(ids) == part
 
 
 def test_where_the_tokenizers_differ(bpe, auto):
-    """The two cases that the docstring of the export names."""
+    """The two cases that the docstring of `_bpe` names."""
     text = "a<|endoftext|>b"
     assert auto(text, add_special_tokens=False).input_ids == [*bpe.encode("a"), bpe.eos_id, *bpe.encode("b")]
     assert auto(text, add_special_tokens=False, split_special_tokens=True).input_ids == bpe.encode(text)
@@ -402,8 +402,8 @@ def test_every_row_of_a_table_is_used_and_every_parameter_has_one(form):
         kind = find_branch(find_phase(form.phase), branch)
         model = kind(kind.Config(vocab_size=11, d_model=6, n_layers=2, n_heads=3, d_ff=5, seq_len=4))
         own = weights(model)
-        theirs = to_theirs(form.weights, own)
-        back = to_ours(form.weights, theirs, {path: value.shape for path, value in own.items()})
+        theirs = to_hf(form.weights, own)
+        back = from_hf(form.weights, theirs, {path: value.shape for path, value in own.items()})
         assert all(mx.array_equal(back[path], own[path]) for path in own)
         used = {row.ours for row in form.weights if any(row.find(path) for path in own)}
         assert {row.ours for row in form.weights} - used <= {"head"}
@@ -415,20 +415,20 @@ def test_a_part_is_read_as_it_was_written(parts, out, into, transposed):
     rows = tuple(Row(f"b.{{i}}.p{n}", "l.{i}.fused", Part(n, parts, transposed)) for n in range(parts))
     ours = {f"b.7.p{n}.weight": mx.random.normal((out, into)) for n in reversed(range(parts))}
     ours |= {f"b.7.p{n}.bias": mx.random.normal((out,)) for n in range(parts)}
-    theirs = to_theirs(rows, ours)
+    theirs = to_hf(rows, ours)
     assert {name: value.shape for name, value in theirs.items()} == {
         "l.7.fused.weight": (into, parts * out) if transposed else (parts * out, into),
         "l.7.fused.bias": (parts * out,),
     }
-    back = to_ours(rows, theirs, {path: value.shape for path, value in ours.items()})
+    back = from_hf(rows, theirs, {path: value.shape for path, value in ours.items()})
     assert all(mx.array_equal(back[path], ours[path]) for path in ours)
 
 
 def test_a_parameter_without_a_row_or_with_two_is_named():
     with pytest.raises(ValueError, match=r"for blocks\.0\.secret\.weight, b\.weight"):
-        to_theirs(GPT2.weights, {"blocks.0.secret.weight": mx.ones(2), "b.weight": mx.ones(2)})
+        to_hf(GPT2.weights, {"blocks.0.secret.weight": mx.ones(2), "b.weight": mx.ones(2)})
     with pytest.raises(ValueError, match=r"for a\.weight"):
-        to_theirs((Row("a", "b"), Row("a", "c")), {"a.weight": mx.ones(2)})
+        to_hf((Row("a", "b"), Row("a", "c")), {"a.weight": mx.ones(2)})
 
 
 # Folders that cannot be used
@@ -441,7 +441,7 @@ def theirs(tmp_path):
 
 
 def refused(theirs, *said):
-    """One sentence, and nothing left behind."""
+    """Check that an import fails with one sentence and leaves nothing behind."""
     target = theirs.parent / "run"
     assert_bad(interop("import", theirs, target), *said)
     assert not target.exists()
@@ -496,20 +496,20 @@ def test_numbers_that_are_absent_are_their_defaults(theirs):
 
 
 @pytest.mark.parametrize("key", ["add_cross_attention", "reorder_and_upcast_attn", "scale_attn_weights"])
-def test_null_is_as_good_as_absent(key, theirs, tmp_path):
+def test_null_is_absent(key, theirs, tmp_path):
     change(theirs, **{key: None})
     assert interop("import", theirs, tmp_path / "run").code == 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "\x00", "[" * 100_000])
-def test_a_config_that_is_none(text, theirs):
+def test_a_damaged_config(text, theirs):
     (theirs / "config.json").write_text(text)
     refused(theirs, "config.json")
 
 
 def test_more_layers_than_weights_are_refused_before_they_are_made(theirs):
     change(theirs, n_layer=10**9)
-    refused(theirs, "too few for 1000000000 layers, as config.json has")
+    refused(theirs, "too few for the 1000000000 layers of config.json")
 
 
 def without_one(arrays):
@@ -574,7 +574,7 @@ def test_weights_that_do_not_fit(wrong, theirs):
     refused(theirs, said)
 
 
-def test_weights_that_are_no_safetensors(theirs):
+def test_weights_in_other_formats(theirs):
     path = theirs / "model.safetensors"
     raw = path.read_bytes()
     for content in (b"", raw[:100], raw[:-1], b"PK\x03\x04"):
@@ -604,8 +604,8 @@ def test_an_index_that_names_no_shards(index, theirs):
     refused(theirs)
 
 
-def test_an_index_left_from_another_time(theirs, tmp_path):
-    """from_pretrained reads the whole file where there is one, and so do we."""
+def test_an_index_beside_the_single_file(theirs, tmp_path):
+    """Like from_pretrained, the import prefers the single file to an index."""
     (theirs / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     assert interop("import", theirs, tmp_path / "run").code == 0
 
@@ -625,7 +625,7 @@ def test_a_tokenizer_that_does_not_belong_to_it(theirs):
     refused(theirs, "tokenizer.json", "save_pretrained")
 
 
-def test_a_run_that_has_no_form_elsewhere(bpe, text, tmp_path):
+def test_a_run_that_cannot_be_exported(bpe, text, tmp_path):
     model = phase1.Model(phase1.Config(vocab_size=bpe.vocab_size, d_model=8, n_layers=1, n_heads=2, d_ff=8, seq_len=8))
     save_model(tmp_path / "run" / "model", model, bpe, 1, None)
     held = "phase 3/tied, phase 3, phase 5/tied, phase 5, phase 5/mistral_tied, "

@@ -1,4 +1,4 @@
-"""Llama, Mistral and Qwen3 of Hugging Face's, in and out: the same logits, the same greedy text, the same weights."""
+"""Llama, Mistral and Qwen3 from and to Hugging Face: equal logits, greedy text and weights."""
 
 import json
 
@@ -64,7 +64,7 @@ CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3"}
 
 
 def write_theirs(folder, kind, **numbers):
-    """A random model of theirs in a folder, and the model."""
+    """Write a random model of theirs to a folder; return the model."""
     torch.manual_seed(len(numbers))
     config = getattr(transformers, f"{CLASSES[kind]}Config")(
         **{"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3, **SIZES, **numbers}
@@ -87,7 +87,7 @@ def change(folder, **values):
 
 
 @everyone
-def test_what_is_imported_computes_the_same_and_comes_out_again(kind, branch, numbers, tmp_path):
+def test_an_imported_model_computes_the_same_and_is_exported_unchanged(kind, branch, numbers, tmp_path):
     theirs = write_theirs(tmp_path / "theirs", kind, **numbers)
     ended = interop("import", tmp_path / "theirs", tmp_path / "run")
     assert (ended.code, ended.err) == (0, "")
@@ -110,7 +110,7 @@ def test_what_is_imported_computes_the_same_and_comes_out_again(kind, branch, nu
 
 
 def with_an_opening(folder):
-    """Give a folder's tokenizer the piece <s>, number 257, and a template that puts it in front of every text."""
+    """Give a folder's tokenizer the token <s>, id 257, and a template that puts it in front of every text."""
     path = str(folder / "tokenizer.json")
     tokenizer = library.Tokenizer.from_file(path)
     tokenizer.add_special_tokens(["<s>"])
@@ -118,32 +118,32 @@ def with_an_opening(folder):
     tokenizer.save(path)
 
 
-def test_texts_begin_as_theirs_do(tmp_path):
-    """With a piece that is another one than the end's, as Llama's <s>."""
+def test_prompts_begin_with_their_bos(tmp_path):
+    """With a BOS token other than EOS, as Llama's <s>."""
     write_theirs(tmp_path / "theirs", "llama", vocab_size=258, bos_token_id=257)
     with_an_opening(tmp_path / "theirs")
     ended = interop("import", tmp_path / "theirs", tmp_path / "run")
     assert (ended.code, "note" in ended.out) == (0, False)
     _, ours = load(tmp_path / "run")
-    pieces = encode_prompt(ours, "a cat", LENGTH)
-    assert pieces[0] == 257
+    ids = encode_prompt(ours, "a cat", LENGTH)
+    assert ids[0] == 257
     export_model(tmp_path / "run", tmp_path / "back")
     config = read_config(tmp_path / "back")
     assert (config["bos_token_id"], config["eos_token_id"]) == (257, 0)
     for folder in ("theirs", "back"):
         path = str(tmp_path / folder / "tokenizer.json")
-        assert transformers.PreTrainedTokenizerFast(tokenizer_file=path)("a cat").input_ids == pieces
+        assert transformers.PreTrainedTokenizerFast(tokenizer_file=path)("a cat").input_ids == ids
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "back").bos_token == "<s>"
 
 
-def test_another_beginning_is_said(tmp_path):
+def test_another_bos_is_noted(tmp_path):
     write_theirs(tmp_path / "theirs", "llama", bos_token_id=5)
     ended = interop("import", tmp_path / "theirs", tmp_path / "run")
-    assert "note: texts begin with token 5 there, and with 0, the tokenizer's begin of text, here" in ended.out
+    assert "note: texts begin with token 5 there, and with 0, the tokenizer's BOS, here" in ended.out
 
 
-def test_a_window_shorter_than_the_text_is_felt(tmp_path):
-    """The comparison above would see a window that is left out."""
+def test_a_window_shorter_than_the_text_matters(tmp_path):
+    """The comparison above would fail without the window."""
     theirs = write_theirs(tmp_path / "theirs", "mistral", sliding_window=7)
     change(tmp_path / "theirs", sliding_window=None)
     import_model(tmp_path / "theirs", tmp_path / "run")
@@ -152,8 +152,8 @@ def test_a_window_shorter_than_the_text_is_felt(tmp_path):
 
 
 @pytest.mark.parametrize("rope", [LLAMA3, {"rope_type": "default", "rope_theta": 3e5}], ids=["llama3", "default"])
-def test_files_of_other_times(rope, tmp_path):
-    """rope_theta and rope_scaling of transformers 4, the oldest name of the type, absent numbers, frequencies."""
+def test_older_files(rope, tmp_path):
+    """rope_theta and rope_scaling of transformers 4, the oldest name of the type, absent keys, frequencies."""
     theirs = write_theirs(tmp_path / "theirs", "llama", rope_parameters=rope, num_key_value_heads=6)
     config = read_config(tmp_path / "theirs")
     scaling = {key: value for key, value in config.pop("rope_parameters").items() if key != "rope_theta"}
@@ -182,7 +182,7 @@ def test_files_of_other_times(rope, tmp_path):
     ],
     ids=["mistral", "qwen3"],
 )
-def test_an_absent_number_is_what_that_architecture_means_by_it(kind, numbers, absent, tmp_path):
+def test_absent_keys_have_the_defaults_of_the_architecture(kind, numbers, absent, tmp_path):
     theirs = write_theirs(tmp_path / "theirs", kind, **numbers)
     config = read_config(tmp_path / "theirs")
     for key in absent:
@@ -193,8 +193,8 @@ def test_an_absent_number_is_what_that_architecture_means_by_it(kind, numbers, a
 
 
 @pytest.mark.parametrize(("kind", "branch", "window"), [("llama", None, {}), ("mistral", "mistral", {"window": 9})])
-def test_training_goes_on_from_what_was_imported(kind, branch, window, text, tmp_path):
-    """--init-from gives their weights and numbers; --resume goes on; the result goes out again."""
+def test_training_continues_from_an_imported_run(kind, branch, window, text, tmp_path):
+    """--init-from takes their weights and configuration; --resume continues; the result can be exported."""
     odd = {"head_dim": 10, "rope_parameters": LLAMA3} | ({"sliding_window": 9} if window else {})
     write_theirs(tmp_path / "theirs", kind, **odd)
     ended = interop("import", tmp_path / "theirs", tmp_path / "run")
@@ -217,7 +217,7 @@ def test_training_goes_on_from_what_was_imported(kind, branch, window, text, tmp
 
 
 def write_ours(folder, tokenizer, branch, **numbers):
-    """A run of ours with a shaken model, and the model; it writes no lone bytes, so that its text is text."""
+    """Write a run of ours with a perturbed model that generates no lone bytes; return the model."""
     kind = find_branch(phase5, branch)
     sizes = {"d_model": 15, "n_layers": 2, "n_heads": 5, "head_dim": 8, "d_ff": 22, "seq_len": 30, "max_len": 37}
     model = kind(kind.Config(**{"vocab_size": tokenizer.vocab_size, **sizes, **numbers}))
@@ -240,7 +240,7 @@ OURS = [
 
 
 @pytest.mark.parametrize(("branch", "numbers"), OURS, ids=str)
-def test_what_is_exported_computes_the_same_and_comes_in_again(branch, numbers, bpe, tmp_path):
+def test_an_exported_model_computes_the_same_and_is_imported_unchanged(branch, numbers, bpe, tmp_path):
     ours = write_ours(tmp_path / "run", bpe, branch, **numbers)
     export_model(tmp_path / "run", tmp_path / "theirs")
     theirs, loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
@@ -261,7 +261,7 @@ def test_what_is_exported_computes_the_same_and_comes_in_again(branch, numbers, 
 
 
 @pytest.mark.parametrize(("branch", "numbers"), [*OURS[:2], ("mistral", {"window": 37}), *OURS[3:]], ids=str)
-def test_mlx_lm_loads_what_it_can_hold(branch, numbers, bpe, tmp_path):
+def test_mlx_lm_loads_an_export(branch, numbers, bpe, tmp_path):
     mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: pip install mlx-lm")
     ours = write_ours(tmp_path / "run", bpe, branch, **numbers)
     assert "mlx-lm can hold it too" in export_model(tmp_path / "run", tmp_path / "theirs")
@@ -272,7 +272,7 @@ def test_mlx_lm_loads_what_it_can_hold(branch, numbers, bpe, tmp_path):
     assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == completion.continuation
 
 
-def test_what_another_library_cannot_hold_is_said(bpe, tmp_path):
+def test_what_other_libraries_cannot_load_is_noted(bpe, tmp_path):
     write_ours(tmp_path / "short", bpe, "mistral", window=6)
     said = export_model(tmp_path / "short", tmp_path / "theirs")
     assert "mlx-lm cannot hold it: its Mistral has no window, which is another model after 6 tokens" in said

@@ -1,4 +1,4 @@
-"""The pieces that the ladder's proofs do not reach: numbers, Ctx, slots, recipes, schedules."""
+"""Config, leaf, initialization, Ctx and recipes: what the tests over the whole ladder do not cover."""
 
 from dataclasses import FrozenInstanceError, replace
 from typing import ClassVar
@@ -22,7 +22,7 @@ from phases import phase1, phase4
 from tests.ladder import tiny, tokens
 
 
-def test_the_parameters_of_each_size_are_those_of_the_design():
+def test_parameter_counts_of_the_three_sizes():
     def count(size):
         return phase1.Model(phase1.Config(**SIZES[size])).count_parameters()["total"]
 
@@ -55,7 +55,7 @@ def test_config_is_a_frozen_keyword_only_value_extended_by_inheritance():
         ({"vocab_size": 1.5}, "vocab_size = 1.5"),
     ],
 )
-def test_a_number_out_of_range_is_named(numbers, words):
+def test_a_field_out_of_range_is_named(numbers, words):
     with pytest.raises(BadInput, match=words):
         Config(**numbers)
 
@@ -79,7 +79,7 @@ def test_a_leaf_combines_mixins_of_fields_and_slots():
     assert phase4.Model.Position is not RotaryPosition
     config = kind.Config(**SIZES["nano"])
     assert isinstance(config, phase4.Config)
-    assert (config.rope_theta, config.window, config.n_kv_heads) == (500.0, 32, 2)  # phase 4's own is derived as well
+    assert (config.rope_theta, config.window, config.n_kv_heads) == (500.0, 32, 2)  # n_kv_heads is derived by phase 4
     assert kind.Config(**config.to_dict()) == config
     for field, words in (("window", "window = -1"), ("n_heads", "n_heads = -1"), ("rope_theta", "rope_theta = nan")):
         with pytest.raises(BadInput, match=words):
@@ -95,12 +95,12 @@ def test_a_leaf_with_an_unknown_slot_is_an_error():
         leaf(phase4.Model, Positions=RotaryPosition)
 
 
-def test_layers_take_the_classes_of_a_tuple_in_turn():
+def test_a_tuple_in_a_slot_is_used_cyclically_over_the_layers():
     assert [class_for_layer((int, str), i) for i in range(4)] == [int, str, int, str]
     assert class_for_layer(int, 3) is int
 
 
-def test_the_ledger_adds_weighted_values_and_reports_means():
+def test_auxiliary_losses_are_weighted_sums_and_metrics_are_means():
     ctx = tiny(phase1.Model).context(tokens())
     ctx.at(0).record("balance", mx.array(2.0), weight=0.5)
     ctx.at(1).record("balance", mx.array(4.0), weight=0.5)
@@ -118,10 +118,10 @@ def test_sinusoids_are_those_of_the_paper(position, d_model):
     np.testing.assert_allclose(np.array(encoding[0]), expected, atol=2e-6 * max(1, position))
 
 
-def test_an_extra_mask_hides_what_it_says():
+def test_ctx_mask_hides_a_token():
     net, x = tiny(phase1.Model), tokens()
     ctx = net.context(x)
-    blind = replace(ctx, mask=mx.arange(17)[None, :] != 3)  # nobody sees token 3
+    blind = replace(ctx, mask=mx.arange(17)[None, :] != 3)  # token 3 is hidden from all
     changed = mx.array(np.array(x))
     changed[:, 3] = (x[:, 3] + 1) % 67
     other = replace(net.context(changed), mask=blind.mask)

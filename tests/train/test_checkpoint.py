@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and what is damaged is passed over."""
+"""Checkpoints are complete or absent, and damaged ones are skipped."""
 
 import errno
 import os

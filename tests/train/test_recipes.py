@@ -12,7 +12,7 @@ from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase2
-from tests.faults.runs import TINY, command, result, write_text
+from tests.faults.runs import TINY, assert_bad, command, result, write_text
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,9 @@ def test_the_recipe_decides_the_dropout_and_the_flag_over_it(tiny, tmp_path):
     for i, flags in enumerate(([], ["--recipe", "without_no_dropout"], ["--dropout", 0.3])):
         folder = tmp_path / str(i)
         assert train(*tiny, *flags, "--out", folder).code == 0
-        found.append(result(folder)["config"]["dropout"])
-    assert found == [0.0, phase1.Config().dropout, 0.3]
+        written = result(folder)
+        found.append((written["config"]["dropout"], written["recipe"]["dropout"]))
+    assert found == [(0.0, 0.0), (phase1.Config().dropout, None), (0.3, 0.3)]
 
 
 def test_the_original_recipe_is_recorded_resumed_and_logged(tiny, tmp_path):
@@ -80,3 +81,12 @@ def test_help_names_the_recipes_and_the_dropout(capsys):
     told = train("--help")
     assert "original" in told.out
     assert "dropout 0" in " ".join(told.out.replace("│", " ").split())
+
+
+def test_groups_that_share_a_parameter_are_refused_before_a_folder_is_made(tiny, tmp_path, monkeypatch):
+    matrices, vectors = phase2.RECIPES["original"].groups
+    twice = replace(phase2.RECIPES["original"], groups=(matrices, vectors, replace(vectors, name="again")))
+    monkeypatch.setitem(phase2.RECIPES, "twice", twice)
+    refused = train(*tiny, "--recipe", "twice", "--out", tmp_path / "run")
+    assert_bad(refused, "'vectors' and 'again'")
+    assert not (tmp_path / "run").exists()

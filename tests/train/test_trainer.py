@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_transformer.data.tokens import Tokens
+from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.train import trainer
 from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.train.optim.average import EMA
@@ -16,6 +17,7 @@ from mlx_transformer.train.optim.clip import GlobalNorm
 from mlx_transformer.train.optim.groups import Group, UpdateRule
 from mlx_transformer.train.optim.schedules import InverseSqrt, Linear
 from mlx_transformer.train.optim.stopping import Plateau
+from mlx_transformer.train.recipe import BySize
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.train.trainer import Eval, Limits, Resumed, RunOptions, Saved, Step, Stopped, fit
 from mlx_transformer.utils.errors import BadInput
@@ -332,9 +334,9 @@ def test_a_target_given_when_resuming(tmp_path, scripted):
 
 def test_a_checkpoint_of_another_model_is_bad_input(tmp_path):
     train(options={"checkpoints": tmp_path})
-    with pytest.raises(BadInput, match=r"of another model or version: .* does not fit"):
+    with pytest.raises(BadInput, match=r"to another model or version: .* does not fit"):
         train(make_model(d_ff=32), options={"checkpoints": tmp_path})
-    with pytest.raises(BadInput, match=r"of another model or version: .* does not fit"):
+    with pytest.raises(BadInput, match=r"to another model or version: .* does not fit"):
         train(make_model(n_layers=3), options={"checkpoints": tmp_path})
 
 
@@ -485,3 +487,22 @@ def test_an_average_is_waited_for(steps, end):
     )
     *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
     assert (last.step, stopped.why) == (end, "plateau"), "the rate is 0 from step 7 on"
+
+
+@pytest.mark.parametrize(("ours", "recipe_s"), [(0.1, 0.0), (0.0, 0.2)])
+def test_the_recipe_s_dropout_replaces_the_model_s_while_training(ours, recipe_s):
+    model = make_model(dropout=ours)
+    _, expected = train(make_model(dropout=recipe_s))
+    train(model, recipe=replace(RECIPE, dropout=recipe_s))
+    assert_equal_weights(model, expected)
+    assert {part.p for part in model.modules() if isinstance(part, Dropout)} == {ours}
+    with pytest.raises(AssertionError):
+        assert_equal_weights(train(make_model(dropout=ours))[1], expected)
+
+
+def test_a_recipe_of_several_sizes_is_bad_input():
+    with pytest.raises(BadInput, match=r'the recipe\'s batch_tokens differs by model size: use recipe\.at\("nano"\)'):
+        train(recipe=phase1.RECIPE)
+    schedule = InverseSqrt(warmup_tokens=BySize(nano=1, small=2, base=3))
+    with pytest.raises(BadInput, match=r"schedule\.warmup_tokens"):
+        train(recipe=replace(RECIPE, schedule=schedule))

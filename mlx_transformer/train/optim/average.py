@@ -1,4 +1,4 @@
-"""An average of the weights over the steps, to evaluate and to keep; training goes on from the weights themselves."""
+"""An average of the weights over the steps, which is evaluated and kept; training continues from the weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,12 @@ from typing import Any
 class EMA:
     """An exponential moving average (Polyak & Juditsky 1992; in this form Szegedy et al. 2016, sec. 8).
 
-    average += share * (weights - average), share = step_tokens / window: the window is the last tenth of the run so
-    far, so that the bad weights of the start are soon forgotten, and horizon_tokens at most.
+    average += share * (weights - average), share = step_tokens / window. The window is the last tenth of the run so
+    far, which leaves out the poor early weights, but at most horizon_tokens.
     """
 
-    horizon_tokens: Any  # int, or in an unsized recipe a BySize
+    horizon_tokens: Any  # int, or a BySize
 
     def share(self, step_tokens: int, tokens: int) -> float:
-        """Of the new weights in the average, after a step of step_tokens that made it so many tokens in all."""
+        """Return the share of the new weights in the average, after a step of step_tokens that ended at `tokens`."""
         return min(1.0, step_tokens / min(self.horizon_tokens, tokens / 10))

@@ -1,4 +1,4 @@
-"""Gradient clipping, applied to any share of the parameters once the norm of all gradients is known."""
+"""Gradient clipping, applied to any subset of the gradients once the norm of all of them is known."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,25 +6,25 @@ from typing import Protocol
 import mlx.core as mx
 
 Arrays = dict[str, mx.array]  # by path
-Memory = dict[str, mx.array]  # what a rule knows of the steps before, by name; a part of the compiled state
-_TINY = 1e-6  # no division by zero, as PyTorch has it
+Memory = dict[str, mx.array]  # the state that a rule keeps between steps, by name
+_TINY = 1e-6  # prevents division by zero, as in PyTorch
 
 
 class Clip(Protocol):
     """A rule that bounds gradients."""
 
     def start(self) -> Memory:
-        """What it remembers before the first step."""
+        """Return the state before the first step."""
 
     def watch(self, memory: Memory, norm: mx.array) -> Memory:
-        """Once a step, first: what it remembers of it; norm: scalar, float32, of all gradients together."""
+        """Return the state after a step, before it clips; norm: of all gradients together, scalar, float32."""
 
     def __call__(self, gradients: Arrays, weights: Arrays, norm: mx.array, memory: Memory) -> Arrays:
-        """Some gradients, their weights, the norm of all gradients, the memory with this step -> the clipped ones."""
+        """Clip some gradients; weights: theirs; norm: of all gradients; memory: what `watch` returned for this step."""
 
 
-class _Forgetful:
-    """A rule without a memory."""
+class _Stateless:
+    """A rule that keeps no state between steps."""
 
     def start(self) -> Memory:
         return {}
@@ -34,8 +34,8 @@ class _Forgetful:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalNorm(_Forgetful):
-    """All gradients scaled together so that their joint norm is at most max_norm (Pascanu et al. 2013, algorithm 1)."""
+class GlobalNorm(_Stateless):
+    """Scale all gradients together so that their joint norm is at most max_norm (Pascanu et al. 2013, algorithm 1)."""
 
     max_norm: float
 
@@ -44,8 +44,8 @@ class GlobalNorm(_Forgetful):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByValue(_Forgetful):
-    """Each number of each gradient by itself, to -max_value ... max_value: it turns the gradient's direction."""
+class ByValue(_Stateless):
+    """Clip each element to -max_value ... max_value, which changes the gradient's direction."""
 
     max_value: float
 
@@ -54,12 +54,12 @@ class ByValue(_Forgetful):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AGC(_Forgetful):
-    """Adaptive gradient clipping (Brock et al. 2021, arXiv 2102.06171, eq. 3): unit by unit, relative to the weights.
+class AGC(_Stateless):
+    """Adaptive gradient clipping (Brock et al. 2021, arXiv 2102.06171, eq. 3): by unit, relative to the weights.
 
-    A unit is a row of a matrix, all weights into one output, or a whole vector. Its gradient's norm is at most
-    `ratio` times its weights' norm, which counts as `eps` at least, so that what starts at zero can move. As in the
-    paper, sec. 4.1, the last linear map is left alone.
+    A unit is a row of a matrix (all weights into one output) or a whole vector. The norm of its gradient is at most
+    `ratio` times the norm of its weights, or `ratio * eps` for smaller weights, so that zeros can move. As in the
+    paper, sec. 4.1, the last linear map is not clipped.
     """
 
     ratio: float
@@ -76,10 +76,10 @@ class AGC(_Forgetful):
 
 @dataclass(frozen=True, kw_only=True)
 class ZClip:
-    """Clips spikes alone (Kumar et al. 2025, arXiv 2504.02507): a norm too far above those of the steps before.
+    """Clip spikes only (Kumar et al. 2025, arXiv 2504.02507): a norm far above those of the previous steps.
 
-    With the running mean m and deviation s of the norms, z = (norm - m) / s above z_max is cut back to z_max^2 / z.
-    A spike enters the statistics as it was cut. Differs from the paper: m and s are exact while they are younger than
+    With the running mean m and deviation s of the norms, z = (norm - m) / s above z_max is reduced to z_max^2 / z.
+    A spike enters the statistics after clipping. Differs from the paper: m and s are exact over the first
     1 / (1 - decay) steps, and moving averages from then on. Nothing is clipped in the first warmup_steps.
     """
 
@@ -106,17 +106,17 @@ class ZClip:
 
 
 def sum_of_squares(gradients: Arrays) -> mx.array:
-    """The square of their joint norm: scalar, float32."""
+    """Compute the square of the gradients' joint norm: scalar, float32."""
     squares = [g.astype(mx.float32).square().sum() for g in gradients.values()]
     return sum(squares[1:], squares[0])
 
 
 def _scaled(gradients: Arrays, factor: mx.array) -> Arrays:
-    """By the factor, where it is below 1."""
+    """Multiply by the factor if it is below 1."""
     factor = mx.minimum(1.0, factor)
     return {path: g * factor.astype(g.dtype) for path, g in gradients.items()}
 
 
 def _unit_norm(x: mx.array) -> mx.array:
-    """Norms of the rows (..., n) -> (..., 1) of matrices and stacks of them; of a vector as a whole."""
+    """Compute the norm of each row, (..., n) -> (..., 1), or of a whole vector."""
     return mx.linalg.norm(x, axis=-1, keepdims=True) if x.ndim > 1 else mx.linalg.norm(x)

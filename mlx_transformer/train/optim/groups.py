@@ -1,7 +1,6 @@
-"""Which optimizer owns which parameter: a table of groups in which every parameter has exactly one place."""
+"""Optimizer groups: a table that assigns each parameter to exactly one optimizer."""
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,20 +8,22 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx import optimizers
 
+from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import Tree, by_path
 
 Arrays = dict[str, mx.array]  # by path
 
 
 class Selector(Protocol):
-    """Which parameters a group takes."""
+    """A rule that selects a group's parameters."""
 
-    def __call__(self, path: str, parameter: mx.array) -> bool: ...
+    def __call__(self, path: str, parameter: mx.array) -> bool:
+        """Whether the group takes the parameter with this dotted path."""
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """Every parameter of two or more axes: linear maps, the embedding, the head."""
+    """Selects parameters of two or more axes: linear maps, the embedding, the head."""
 
     def __call__(self, path: str, parameter: mx.array) -> bool:
         return parameter.ndim >= 2
@@ -30,7 +31,7 @@ class Matrices:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Every parameter of fewer than two axes: biases, gains, scalars."""
+    """Selects parameters of fewer than two axes: biases, gains, scalars."""
 
     def __call__(self, path: str, parameter: mx.array) -> bool:
         return parameter.ndim < 2
@@ -38,7 +39,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Paths:
-    """Every parameter whose whole path matches a regular expression."""
+    """Selects parameters whose whole path matches a regular expression."""
 
     pattern: str
 
@@ -47,36 +48,62 @@ class Paths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateRule(ABC):
-    """The numbers of an optimizer, and how it updates parameters."""
+class UpdateRule:
+    """An optimizer's hyperparameters and its update equation.
 
-    weight_decay: float = 0.0  # decoupled: each step takes away this share of the weights, times the learning rate
+    A subclass, a frozen dataclass if it has hyperparameters, overrides either `apply` (and `init`, if it keeps state)
+    or `make`, to take an optimizer of mlx.optimizers.
+    """
 
-    @abstractmethod
+    weight_decay: float = 0.0  # decoupled: a step subtracts learning rate * weight_decay * weight
+
+    def init(self, parameter: mx.array) -> Arrays:
+        """Return the state of one parameter before the first step, by name."""
+        return {}
+
+    def apply(self, gradient: mx.array, parameter: mx.array, state: Arrays, learning_rate: mx.array) -> mx.array:
+        """Return the new value of one parameter; change the state in place."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither apply nor make")
+
     def make(self) -> optimizers.Optimizer:
-        """The optimizer, which holds the state; its learning rate is set at every step."""
+        """Make the optimizer, which holds the state; its learning rate is set before each step."""
+        return _Optimizer(self)
 
     def update(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
-        """The new parameters, of those that have a gradient here: one by one; an heir may take several at once."""
+        """Return the new value of each parameter that has a gradient; a subclass may update several at once."""
         return {
             path: optimizer.apply_single(gradient, parameters[path], optimizer.state[path])
             for path, gradient in gradients.items()
         }
 
     def wants_curvature(self, optimizer: optimizers.Optimizer) -> bool:
-        """Whether the coming step is to be preceded by a look at the curvature, which `observe` then takes in."""
+        """Whether `observe` is to be called before the next step."""
         return False
 
     def observe(self, optimizer: optimizers.Optimizer, gradients: Arrays, targets: int) -> None:
-        """Gradients of the mean loss over so many targets, each drawn from what the model predicts in its place."""
-        return  # most rules do not look
+        """Take in gradients of the mean loss over `targets` tokens sampled from the model's predictions."""
+        return  # most rules do not use the curvature
+
+
+class _Optimizer(optimizers.Optimizer):
+    """The optimizer of a rule that has its equation in `apply`, or in `update`."""
+
+    def __init__(self, rule: UpdateRule) -> None:
+        super().__init__()
+        self.rule, self.learning_rate = rule, 0.0
+
+    def init_single(self, parameter: mx.array, state: Arrays) -> None:
+        state.update(self.rule.init(parameter))
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: Arrays) -> mx.array:
+        return self.rule.apply(gradient, parameter, state, self.learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(UpdateRule):
     """Adam with bias correction (Kingma & Ba 2015, alg. 1) and decoupled decay (Loshchilov & Hutter 2019, alg. 2).
 
-    mlx.optimizers does the work; its bias correction is off by default and on here.
+    That of mlx.optimizers, with bias correction.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -88,20 +115,17 @@ class AdamW(UpdateRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One row of the table: the parameters it takes and their optimizer."""
+    """Parameters that share an optimizer and its hyperparameters."""
 
     name: str
     select: Selector
     optimizer: UpdateRule
-    lr_multiplier: Any = 1.0  # times the recipe's learning rate
-    optional: bool = False  # a model may have no such parameter, as one with a tied head has no matrix of its own
+    lr_multiplier: Any = 1.0  # of the recipe's learning rate
+    optional: bool = False  # may select nothing, as a head's group in a model with a tied head
 
 
 class Optimizers:
-    """The optimizers of a model's parameters, one for each group.
-
-    Raises ValueError if a parameter falls into no group or into several, or if a group that is not optional is empty.
-    """
+    """The optimizers of a model's parameters, one for each group. Raises BadInput as `assign` does."""
 
     def __init__(self, groups: Sequence[Group], parameters: Tree) -> None:
         flat = by_path(parameters)
@@ -112,13 +136,13 @@ class Optimizers:
             optimizer.init({path: flat[path] for path in self.paths[group.name]})
 
     def advance(self, learning_rate: mx.array) -> None:
-        """Begin a step at the schedule's learning rate, a scalar."""
+        """Begin a step at this learning rate, a scalar."""
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
             optimizer.learning_rate = learning_rate * group.lr_multiplier
             optimizer.state["step"] = optimizer.step + 1
 
     def update(self, gradients: Arrays, parameters: Arrays) -> Arrays:
-        """The new parameters by path, of those that have a gradient here: all of them, or a stream's share."""
+        """Return the new value of each parameter that has a gradient, by path: all, or one stream's share."""
         new: Arrays = {}
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
             own = {path: gradients[path] for path in self.paths[group.name] if path in gradients}
@@ -126,19 +150,19 @@ class Optimizers:
         return new
 
     def want_curvature(self) -> bool:
-        """Whether any of them wants it before the coming step."""
+        """Whether any optimizer needs `observe` before the next step."""
         pairs = zip(self.groups, self.optimizers, strict=True)
         return any(group.optimizer.wants_curvature(optimizer) for group, optimizer in pairs)
 
     def observe(self, gradients: Arrays, targets: int) -> None:
-        """Hand every optimizer the gradients by path, all or a stream's share, for its curvature (see `UpdateRule`)."""
+        """Pass gradients by path, all or one stream's share, to `UpdateRule.observe` of their optimizers."""
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
             own = {path: gradients[path] for path in self.paths[group.name] if path in gradients}
             group.optimizer.observe(optimizer, own, targets)
 
     @property
     def state(self) -> list[dict[str, Any]]:
-        """Everything the optimizers remember, for the compiled step and the checkpoint."""
+        """The state of all optimizers, for the compiled step and the checkpoint."""
         return [optimizer.state for optimizer in self.optimizers]
 
     @state.setter
@@ -148,21 +172,21 @@ class Optimizers:
 
 
 def assign(groups: Sequence[Group], parameters: Arrays) -> dict[str, list[str]]:
-    """Group name -> the paths it owns. By path, not by count: a sum is right too with one missing and one twice.
+    """Return the paths of each group's parameters, by the group's name.
 
-    Raises ValueError for a parameter in no group or in two, and for a group without any that is not optional.
+    Raises BadInput for a parameter in no group or in several, for two groups of one name, and for a group without
+    parameters that is not optional.
     """
-    owners = {
-        path: [group.name for group in groups if group.select(path, parameter)]
-        for path, parameter in parameters.items()
-    }
-    for path, names in owners.items():
+    if repeated := [group.name for i, group in enumerate(groups) if group.name in {g.name for g in groups[:i]}]:
+        raise BadInput(f"two optimizer groups are called '{repeated[0]}': give each a name of its own")
+    paths: dict[str, list[str]] = {group.name: [] for group in groups}
+    for path, parameter in parameters.items():
+        names = [group.name for group in groups if group.select(path, parameter)]
         if len(names) != 1:
-            raise ValueError(
-                f"parameter '{path}' falls into {names or 'no group'}, expected exactly one optimizer group"
-            )
-    paths = {group.name: [path for path, names in owners.items() if names == [group.name]] for group in groups}
+            where = " and ".join(f"'{name}'" for name in names) or "none"
+            raise BadInput(f"parameter '{path}' must be in one optimizer group, and is in {where}: change a selector")
+        paths[names[0]].append(path)
     for group in groups:
         if not (paths[group.name] or group.optional):
-            raise ValueError(f"optimizer group '{group.name}' has no parameter")
+            raise BadInput(f"optimizer group '{group.name}' has no parameter: remove it, or make it optional=True")
     return paths

@@ -1,4 +1,4 @@
-"""Lion: the sign of a momentum."""
+"""Lion: an update by the sign of a momentum."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from mlx_transformer.train.optim.groups import UpdateRule
 class Lion(UpdateRule):
     """Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675, alg. 2.
 
-    w <- w - rate (sign(b1 m + (1 - b1) g) + weight_decay w), then m <- b2 m + (1 - b2) g. As every weight moves by the
-    rate, it is to be 3 to 10 times smaller than AdamW's, and the decay as much larger (sec. 5). mlx.optimizers does
-    the work.
+    w <- w - lr (sign(b1 m + (1 - b1) g) + weight_decay w), then m <- b2 m + (1 - b2) g. As every weight moves by lr,
+    the paper takes a learning rate 3 to 10 times smaller than AdamW's, and a decay as much larger (sec. 5). The
+    implementation is that of mlx.optimizers.
     """
 
     betas: tuple[float, float] = (0.9, 0.99)

@@ -1,4 +1,4 @@
-"""Sophia-G: a momentum divided by an estimate of the Hessian's diagonal, and clipped."""
+"""Sophia-G: a momentum divided by an estimate of the Hessian's diagonal, clipped."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from mlx_transformer.train.optim.groups import Arrays, UpdateRule
 class Sophia(UpdateRule):
     """Liu et al. 2023, arXiv 2305.14342, alg. 3, with the Gauss-Newton-Bartlett estimator of alg. 2 (Sophia-G).
 
-    m <- b1 m + (1 - b1) g; before the first step and every `every` steps from there h <- b2 h + (1 - b2) B g' g', where
-    g' is the mean gradient for B targets that the model itself draws, a backward pass of its own (`curvature.py`); then
-    w <- w - rate weight_decay w - rate clip(m / max(gamma h, eps), -1, 1). Differs from the paper: the estimate takes
-    the step's whole batch, where theirs takes a part of it.
+    m <- b1 m + (1 - b1) g. Before the first step, and every `every` steps, h <- b2 h + (1 - b2) B g' g', where g' is
+    the mean gradient for B targets sampled from the model, in a separate backward pass (`curvature.py`). Then
+    w <- w - lr weight_decay w - lr clip(m / max(gamma h, eps), -1, 1). Differs from the paper: the estimate uses the
+    step's whole batch, not a part of it.
     """
 
     betas: tuple[float, float] = (0.96, 0.99)
@@ -24,18 +24,14 @@ class Sophia(UpdateRule):
     weight_decay: float = 0.0
     every: int = 10  # k of the paper
 
-    def make(self) -> optimizers.Optimizer:
-        return _MomentumAndHessian()
+    def init(self, parameter: mx.array) -> Arrays:
+        return {"m": mx.zeros_like(parameter), "h": mx.zeros_like(parameter)}
 
-    def update(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
-        rate, beta = optimizer.learning_rate, self.betas[0]
-        new: Arrays = {}
-        for path, gradient in gradients.items():
-            held, w = optimizer.state[path], parameters[path]
-            held["m"] = beta * held["m"] + (1 - beta) * gradient
-            direction = mx.clip(held["m"] / mx.maximum(self.gamma * held["h"], self.eps), -1, 1)
-            new[path] = w * (1 - rate * self.weight_decay) - rate * direction
-        return new
+    def apply(self, gradient: mx.array, parameter: mx.array, state: Arrays, learning_rate: mx.array) -> mx.array:
+        beta = self.betas[0]
+        state["m"] = beta * state["m"] + (1 - beta) * gradient
+        direction = mx.clip(state["m"] / mx.maximum(self.gamma * state["h"], self.eps), -1, 1)
+        return parameter * (1 - learning_rate * self.weight_decay) - learning_rate * direction
 
     def wants_curvature(self, optimizer: optimizers.Optimizer) -> bool:
         return int(optimizer.step.item()) % self.every == 0
@@ -43,18 +39,6 @@ class Sophia(UpdateRule):
     def observe(self, optimizer: optimizers.Optimizer, gradients: Arrays, targets: int) -> None:
         beta = self.betas[1]
         for path, gradient in gradients.items():
-            held, estimate = optimizer.state[path], targets * gradient * gradient
-            new = beta * held["h"] + (1 - beta) * estimate
-            held["h"] = mx.where(mx.isfinite(estimate), new, held["h"])  # float16 may overflow
-
-
-class _MomentumAndHessian(optimizers.Optimizer):
-    """The state of Sophia: m, the running mean of the gradients, and h, that of the Hessian's diagonal."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.learning_rate = 0.0
-
-    def init_single(self, parameter: mx.array, state: Arrays) -> None:
-        state["m"] = mx.zeros_like(parameter)
-        state["h"] = mx.zeros_like(parameter)
+            state, estimate = optimizer.state[path], targets * gradient * gradient
+            new = beta * state["h"] + (1 - beta) * estimate
+            state["h"] = mx.where(mx.isfinite(estimate), new, state["h"])  # float16 may overflow

@@ -1,4 +1,4 @@
-"""Rules that end a run early: functions of the validation losses so far, so that they can be compared on one curve."""
+"""Early stopping: rules as functions of the validation losses so far, so that they can be compared on one curve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,25 +7,25 @@ from typing import Protocol
 
 
 class StopRule(Protocol):
-    """When no more is to be expected."""
+    """A rule for when to stop."""
 
     def __call__(self, losses: Sequence[float]) -> bool:
-        """Validation losses (nats per piece, one at least, the last the newest) -> whether to stop now."""
+        """Whether to stop now; losses: validation losses so far (nats per token, at least one, oldest first)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """Stop after `patience` evaluations in a row without a gain of `min_improvement` nats on the best so far."""
+    """Stop after `patience` evaluations in a row that do not improve the best loss by `min_improvement` nats."""
 
     patience: int
     min_improvement: float
 
     def __call__(self, losses: Sequence[float]) -> bool:
-        best, without_gain = losses[0], 0
+        best, stale = losses[0], 0
         for loss in losses[1:]:
-            without_gain = 0 if loss < best - self.min_improvement else without_gain + 1
+            stale = 0 if loss < best - self.min_improvement else stale + 1
             best = min(best, loss)
-        return without_gain >= self.patience
+        return stale >= self.patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class SuccessiveRises:
 
 @dataclass(frozen=True)
 class NoStop:
-    """Only the limits end a run."""
+    """Never stop; only limits and the schedule end the run."""
 
     def __call__(self, losses: Sequence[float]) -> bool:
         return False

@@ -1,5 +1,6 @@
 """Lion and Sophia: the steps of their papers' algorithms by hand, and the curvature that Sophia is shown."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import mlx.core as mx
@@ -10,11 +11,10 @@ from hypothesis import strategies as st
 
 from mlx_transformer.run import training
 from mlx_transformer.run.ladder import find_phase
-from mlx_transformer.train.curvature import draw, drawn_loss
+from mlx_transformer.train.curvature import sample_targets, sampled_loss
 from mlx_transformer.train.optim.groups import AdamW, Group, Optimizers, Paths
 from mlx_transformer.train.optim.lion import Lion
 from mlx_transformer.train.optim.sophia import Sophia
-from mlx_transformer.train.recipe import BySize
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.trees import by_path
 from phases import phase5
@@ -88,7 +88,7 @@ def test_targets_are_drawn_as_the_model_predicts(monkeypatch):
         "mlx_transformer.train.curvature.CHUNK_ELEMENTS", 3000 * V
     )  # several chunks, the last one shorter
     mx.random.seed(0)
-    drawn = draw(net, h)
+    drawn = sample_targets(net, h)
     assert drawn.shape == (40, 500)
     found = np.bincount(np.array(drawn).ravel(), minlength=V) / drawn.size
     expected = np.array(mx.softmax(net.unembed(h[0, 0])))
@@ -105,7 +105,7 @@ def test_the_estimate_is_the_gauss_newton_diagonal_of_the_head():
 
     def loss(weight):
         net.head.weight = weight
-        return drawn_loss(net, batch)
+        return sampled_loss(net, batch)
 
     weight, look = net.head.weight, mx.grad(loss)
     mx.random.seed(0)
@@ -118,7 +118,12 @@ def test_the_estimate_is_the_gauss_newton_diagonal_of_the_head():
     assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.97
 
 
-OFTEN = phase5.by(Sophia(every=2), BySize(nano=1e-3, small=1e-3, base=1e-3)).at("nano")
+_SOPHIA = phase5.RECIPES["sophia"].at("nano")
+OFTEN = replace(
+    _SOPHIA,
+    groups=tuple(replace(group, optimizer=Sophia(every=2)) for group in _SOPHIA.groups),
+    learning_rate=1e-3,
+)
 
 
 def trained(recipe, steps, compiled=True):

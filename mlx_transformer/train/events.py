@@ -1,0 +1,113 @@
+"""What a run is told and what it reports: limits, options, progress and events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What ends a run early; None: no limit. The schedule does not depend on them."""
+
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    max_epochs: float | None = None
+    max_seconds: float | None = None  # of training, as Progress.train_seconds counts them
+    target_loss: float | None = None  # validation loss, nats per token
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Evaluation, checkpoints and compilation of a run, which are not part of the recipe."""
+
+    checkpoints: Path | None = None  # the folder; None: no checkpoints
+    eval_every: int | None = None  # steps; None: from the recipe's eval_tokens
+    save_every: int | None = None  # steps; None: at each evaluation and at least every save_seconds
+    save_seconds: float = 60.0
+    compile: bool = True
+    should_stop: Callable[[], bool] = lambda: False  # called after each step; True saves and stops
+    clock: Callable[[], float] = time.monotonic  # does not count the time that the machine sleeps
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The state of a run besides its arrays and settings; a part of each checkpoint."""
+
+    step: int = 0
+    tokens: int = 0  # predicted so far
+    epochs: float = 0.0
+    train_seconds: float = 0.0  # everything but evaluation and saving
+    compile_seconds: float = 0.0  # a part of train_seconds
+    eval_seconds: float = 0.0
+    timed_tokens: int = 0  # for tokens_per_second: the first steps, which compile, do not count
+    timed_seconds: float = 0.0
+    data_seconds: float = 0.0  # spent waiting for a batch
+    best_valid_loss: float | None = None
+    final_valid_loss: float | None = None
+    evaluated_step: int = 0
+    valid_losses: list[float] = field(default_factory=list)  # of every evaluation: the input of the stop rule
+    seconds_to_target: float | None = None
+    tokens_to_target: int | None = None
+    peak_memory_bytes: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Training throughput from the sixth step on; None under ten steps."""
+        return self.timed_tokens / self.timed_seconds if self.step >= 10 and self.timed_seconds else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A finished step. metrics: the loss and what the model recorded; seconds: of training so far."""
+
+    step: int
+    tokens: int
+    epochs: float
+    seconds: float
+    metrics: dict[str, float]
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float | None
+    data_wait_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """An evaluation over the whole validation split: nats per token."""
+
+    step: int
+    tokens: int
+    seconds: float
+    valid_loss: float
+    improved: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A checkpoint was written."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """The last event; the model has the best weights. why: plateau, max_steps, ..., target, interrupted, diverged."""
+
+    why: str
+    progress: Progress
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """The run resumes from a checkpoint; notes: one sentence for each damaged one that was skipped."""
+
+    step: int
+    notes: list[str] = field(default_factory=list)
+
+
+Event = Step | Eval | Saved | Stopped | Resumed

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from mlx_transformer import data as data
     from mlx_transformer import nn as nn
     from mlx_transformer import train as train
+    from mlx_transformer.generate import generate as generate
     from mlx_transformer.nn.config import Config as Config
     from mlx_transformer.nn.model import Model as Model
     from mlx_transformer.run.saved import load as load
     from mlx_transformer.run.saved import save as save
     from mlx_transformer.train import optim as optim
+    from mlx_transformer.train.evaluate import evaluate as evaluate
     from mlx_transformer.train.recipe import Recipe as Recipe
     from mlx_transformer.train.trainer import fit as fit
 

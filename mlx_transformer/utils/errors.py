@@ -21,9 +21,6 @@ class Interrupted(Exception):
     """Ctrl-C; everything is saved and the sentence says how to resume (exit code 130)."""
 
 
-_EXIT_CODES = {BadInput: 2, RunFailed: 1, Interrupted: 130}
-
-
 def exit_cleanly(command: Callable[[], None]) -> NoReturn:
     """Run a command line's body; turn the three errors above into one line on stderr and their exit code."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while the command was imported
@@ -43,15 +40,19 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
             raise
         _write_no_more()
         print("error: no space is left where the output goes: make room, then try again", file=sys.stderr)
-        sys.exit(_EXIT_CODES[RunFailed])
-    except tuple(_EXIT_CODES) as error:
+        sys.exit(1)
+    except (BadInput, RunFailed, Interrupted) as error:
         sentence = " ".join(str(error).splitlines())  # what other libraries say may have several
         print(sentence if isinstance(error, Interrupted) else f"error: {sentence}", file=sys.stderr)
-        sys.exit(_EXIT_CODES[type(error)])
+        sys.exit(_exit_code(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _exit_code(error: Exception) -> int:
+    return 2 if isinstance(error, BadInput) else 130 if isinstance(error, Interrupted) else 1
 
 
 def _fill_closed() -> None:

@@ -3,8 +3,6 @@
 import json
 import shutil
 import struct
-import subprocess
-import sys
 
 import mlx.core as mx
 import numpy as np
@@ -77,18 +75,6 @@ def test_saved_again_is_the_same_bytes(run, tmp_path):
     for path in sorted((run / "model").iterdir()):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_load_imports_mlx_only_when_it_is_asked_for():
-    code = (
-        "import sys, mlx_transformer; assert 'mlx.core' not in sys.modules; "
-        "from mlx_transformer import load; assert 'mlx.core' in sys.modules and callable(load); "
-        "import mlx_transformer as mt; assert not hasattr(mt, 'nothing_of_this_name'); "
-        "from phases import phase1; assert issubclass(phase1.Model, mt.Model) and type(phase1.RECIPE) is mt.Recipe; "
-        "assert issubclass(phase1.Config, mt.Config) and mt.optim is mt.train.optim and mt.__version__"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # Folders that are no model

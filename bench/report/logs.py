@@ -2,9 +2,11 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
+from mlx_transformer.nn.config import SIZES
 from mlx_transformer.utils.errors import BadInput
 
 KEYS = {  # version 1 -> version 2
@@ -36,6 +38,7 @@ def migrate(log: Any, phase: int | None = None) -> Any:
     if not isinstance(log, dict):
         return log
     phase = log["phase"] if isinstance(log.get("phase"), int) else phase
+    log = _migrate_sweep(log) if log.get("schema_version") == 1 else log
     renamed = {**KEYS, "rate": "lr_multiplier"} if {"optimizer", "select"} <= log.keys() else KEYS
     if isinstance(log.get("rows"), int):
         renamed = {**renamed, "rows": "batch_size"}
@@ -45,6 +48,25 @@ def migrate(log: Any, phase: int | None = None) -> Any:
         if key not in _DROPPED
     }
     return new | ({"schema_version": 2} if "schema_version" in new else {})
+
+
+def _migrate_sweep(log: dict[str, Any]) -> dict[str, Any]:
+    """Name the variant in every setting of a sweep, and turn a log of `longcontext` into one of a sweep."""
+    if log.get("measures") == "sweep":
+        name = {"name": f"phase {log['phase']}"}
+        return log | {key: [name | one for one in log[key]] for key in ("settings", "best")} | {"names": [name["name"]]}
+    if log.get("measures") != "longcontext":
+        return log
+    settings = []
+    for row in log["rows"]:
+        branch = "" if row["name"] == "trunk" else f"/{row['name']}"
+        setting = {"name": f"phase {log['phase']}{branch}", "seq_len": row["length"], "batch_size": 1}
+        setting |= {"d_model": SIZES[log["size"]]["d_model"], "status": row["status"]}
+        if row["status"] == "done":
+            setting["pass_seconds"] = {"gradients": row["pass_seconds"], "decode": row["decode_seconds"]}
+            setting["peak_bytes"] = {"gradients": statistics.median(row["peak_bytes"])}
+        settings.append(setting)
+    return {key: value for key, value in log.items() if key != "rows"} | {"measures": "sweep", "settings": settings}
 
 
 def _migrate_name(name: str, phase: int | None) -> str:

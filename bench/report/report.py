@@ -237,17 +237,15 @@ def length_table(log: Mapping[str, Any]) -> str:
 
 
 def longcontext_table(log: Mapping[str, Any]) -> str:
-    """Time and memory of one row at each length, of a log of bench longcontext: medians over the rounds."""
+    """Table of a log of `bench sweep` with passes gradients and decode: time and memory by sequence length."""
     rows = []
-    for row in log["rows"]:
-        found = [row["status"]] * 3
-        if row["status"] == "done":
-            seconds, peak, step = (
-                statistics.median(row[key]) for key in ("pass_seconds", "peak_bytes", "decode_seconds")
-            )
-            found = [f"{seconds:.3f}", f"{peak / 1e6:,.0f}", f"{step * 1e3:.2f}"]
-        rows.append((f"{row['length']:,}", row["name"], *found))
-    return table(("length", "phase 3", "forward and backward (s)", "peak memory (MB)", "a step of decoding (ms)"), rows)
+    for one in log["settings"]:
+        cells = [one["status"]] * 3
+        if one["status"] == "done":
+            seconds, token = (statistics.median(one["pass_seconds"][name]) for name in ("gradients", "decode"))
+            cells = [f"{seconds:.3f}", f"{one['peak_bytes']['gradients'] / 1e6:,.0f}", f"{token * 1e3:.2f}"]
+        rows.append((f"{one['seq_len']:,}", one["name"], *cells))
+    return table(("length", "variant", "forward and backward (s)", "peak memory (MB)", "decoding a token (ms)"), rows)
 
 
 def machines_table(machines: Sequence[Mapping[str, Any]]) -> str:

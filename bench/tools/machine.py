@@ -1,4 +1,4 @@
-"""How fast this machine trains phase 1: a minute at each size, one JSON named by chip for the community's table.
+"""Throughput of phase 1 on this machine: a minute at each size, one JSON file named by chip for the published table.
 
 `python -m bench machine` runs `python -m phases.phase1` at nano, small and base on the built-in fables, each in a
 process of its own, and writes results/bench/machines/CHIP.json as bench/machine.schema.json describes it. A person who
@@ -19,10 +19,10 @@ from bench import logfile
 from bench.compare.plan import Run, Variant, execute
 from bench.tools.roofline import Flags as RooflineFlags
 from bench.tools.roofline import asked, chips
+from bench.tools.throughput import best_matmul_gflops
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.backend import device_info, use_device
-from mlx_transformer.backend import matmul_gflops as measure_matmul
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Device, File, Positive, Text, parse
 from mlx_transformer.run.settings import Settings
@@ -30,7 +30,7 @@ from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
 
 MACHINES = Path("results/bench/machines")
 SECONDS = 60.0  # of training at each size
-PHASE, CORPUS = 1, "fables"  # the same for everybody: they need nothing but this checkout
+PHASE, CORPUS = 1, "fables"  # need nothing but this checkout
 _MEASURED = ("tokens_per_second", "best_valid_loss", "best_valid_bpb", "peak_memory_bytes", "tokens", "train_seconds")
 
 
@@ -41,7 +41,7 @@ class Flags:
     sizes: Text = None
     """of nano, small, base, with commas (default: all three)"""
     seconds: Positive = None
-    """of training at each size (default: 60; other values do not belong into the table)"""
+    """of training at each size (default: 60, as the published table requires)"""
     device: Device = None
     """where to compute (default: auto)"""
     out: File = None
@@ -49,23 +49,18 @@ class Flags:
 
 
 def slug(chip: str) -> str:
-    """A chip's name as a file's: "Apple M1 Max" -> "apple-m1-max"."""
+    """Turn a chip's name into a file name: "Apple M1 Max" -> "apple-m1-max"."""
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", chip.lower())).strip("-") or "unknown"
 
 
 def predicted(chip: str, size: str) -> float | None:
-    """Tokens per second by bench roofline; None for a chip that it does not know."""
+    """Predict tokens per second by `bench roofline`; None for a chip that it does not know."""
     known = chips().get(slug(chip).removeprefix("apple-"))
     return None if known is None else asked(RooflineFlags(phase=PHASE, size=size))[1].tokens_per_second(known)
 
 
-def matmul_gflops() -> float:
-    """What this machine's matmul reaches: the best of four half seconds, so that a disturbance lowers it no more."""
-    return max(measure_matmul(0.5) for _ in range(4))
-
-
 def train(size: str, seconds: float, device: str, folder: Path) -> dict[str, Any]:
-    """The result.json of one run, made in the folder. Raises RunFailed with the run's last words."""
+    """Train in the folder; the run's result.json. Raises RunFailed with the run's last words."""
     flags = Settings(size=size, data=CORPUS, max_seconds=seconds, device=device)
     finished = execute(Run.of(Variant(phase=PHASE), flags), folder)
     if finished.status != "done" or finished.result is None:
@@ -74,9 +69,9 @@ def train(size: str, seconds: float, device: str, folder: Path) -> dict[str, Any
 
 
 def describe(
-    results: dict[str, dict[str, Any]], machine: dict[str, Any], rate: float, seconds: float
+    results: dict[str, dict[str, Any]], machine: dict[str, Any], gflops: float, seconds: float
 ) -> dict[str, Any]:
-    """The JSON of this machine, from the result.json of each size."""
+    """Return the JSON of this machine, from the result.json of each size."""
     corpus, chip = next(iter(results.values()))["corpus"], device_info().name
     return {
         "schema_version": 1,
@@ -85,7 +80,7 @@ def describe(
         "date": time.strftime("%Y-%m-%d"),
         "seconds": seconds,
         "corpus": {"name": corpus["name"], "sha256": corpus["sha256"]},
-        "matmul_gflops": rate,
+        "matmul_gflops": gflops,
         "sizes": {
             size: {
                 **{name: result[name] for name in (*_MEASURED, "stopped")},
@@ -100,17 +95,17 @@ def describe(
 
 
 def show(log: dict[str, Any]) -> Table:
-    """What was found, for people."""
+    """Return a table for people."""
     caption = f"{log['device']}; a float32 matmul of 2048 x 2048: {log['matmul_gflops']:,.0f} GFLOP/s"
     heads = ("size", "tokens/s", "predicted", "parameters", "memory", "best validation loss")
     table = Table(*heads, title=f"phase {PHASE} on {CORPUS}, {log['seconds']:g} s each", caption=caption)
     for size, one in log["sizes"].items():
-        rate, guess, loss = (
+        measured, guess, loss = (
             one[name] for name in ("tokens_per_second", "predicted_tokens_per_second", "best_valid_loss")
         )
         table.add_row(
             size,
-            "fewer than 10 steps" if rate is None else f"{rate:,.0f}",
+            "fewer than 10 steps" if measured is None else f"{measured:,.0f}",
             "" if guess is None else f"{guess:,.0f}",
             f"{one['parameters']:,}",
             f"{one['peak_memory_bytes'] / 1e9:.2f} GB",
@@ -120,7 +115,7 @@ def show(log: dict[str, Any]) -> Table:
 
 
 def read_sizes(text: str | None) -> list[str]:
-    """--sizes. Raises BadInput for an unknown one."""
+    """Read --sizes. Raises BadInput for an unknown one."""
     sizes = list(SIZES) if text is None else [name.strip() for name in text.split(",")]
     for size in sizes:
         if size not in SIZES:
@@ -129,7 +124,7 @@ def read_sizes(text: str | None) -> list[str]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench machine")
     sizes, seconds, device = read_sizes(flags.sizes), flags.seconds or SECONDS, flags.device or "auto"
@@ -137,19 +132,19 @@ def main() -> None:
     out = flags.out or MACHINES / f"{slug(chip)}.json"
     logfile.check_out(out)
     terminal, machine = Console(width=120), describe_machine()
-    terminal.print(f"{machine['device']}: {len(sizes)} runs of {seconds:g} s each; let the machine do nothing else")
-    rate = matmul_gflops()
+    terminal.print(f"{machine['device']}: {len(sizes)} runs of {seconds:g} s each; leave the machine idle otherwise")
+    gflops = best_matmul_gflops()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             terminal.print(f"training at {size}")
             results[size] = train(size, seconds, device, Path(folder))
-    log = describe(results, machine, rate, seconds)
+    log = describe(results, machine, gflops, seconds)
     logfile.write_log(out, log)
     terminal.print(show(log))
     whole = seconds == SECONDS and set(results) == set(SIZES)
     share = "to share it, copy it to results/published/machines/ and open a pull request"
-    rest = share if whole else "not for the table, which wants a minute at each size"
+    rest = share if whole else "not for the published table, which requires a minute at each size"
     terminal.print(f"{out}: {rest}", soft_wrap=True)
 
 

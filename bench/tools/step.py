@@ -1,16 +1,16 @@
-"""Tokens per second of a training step, ours against PyTorch's, measured interleaved in one run.
+"""Throughput of a training step, MLX against PyTorch, measured interleaved in one run.
 
-`python -m bench step --size base --batch-size 32 --seq-len 64 --rounds 8 --out FILE.json`. Contestants:
+`python -m bench step --size base --batch-size 32 --seq-len 64 --rounds 8 --out FILE.json`. Workers:
 
-    mlx              the real fit() with its curve and console; a round is the next so many of its Step events
-    torch            the reference of the phase, with the allocator settings that ours makes for itself
+    mlx              fit() with its curve and console; a round is the next so many of its Step events
+    torch            the PyTorch reference of the phase, with the allocator settings that MLX's worker sets for itself
     torch-compile    the same with torch.compile
     torch-installed  torch without the allocator settings
-    gemm             the matrix products of ours alone: its ratio is the share that they have in a step's time
-    plain            MLX as installed: ours with MLX_TRANSFORMER_PLAIN=1, one round only, since it is some 40x slower
+    gemm             the matrix products of MLX's step alone: its ratio is their share of the step's time
+    plain            MLX as installed, MLX_TRANSFORMER_PLAIN=1: one round only, since it is some 40x slower
 
-All start from the same weights, see the same batches and have the same threads; while nothing is dropped out, their
-losses must agree over the warm-up.
+All start from the same weights and have the same batches and threads; without dropout, their losses must agree over the
+warm-up.
 """
 
 import tempfile
@@ -25,66 +25,42 @@ from rich.table import Table
 
 from bench import logfile
 from bench.options import read_names
+from bench.tools.throughput import StepFlags, describe
 from bench.workers import training_step
 from bench.workers.interleave import Ratio, interleave, speed_ratio
 from bench.workers.machine import check_torch, describe_machine
-from bench.workers.mlx_worker import make_recipe
 from bench.workers.process import Worker, WorkerProcess, started
 from bench.workers.training_step import BATCHES, WARM_UP, Task
-from mlx_transformer.backend import use_device
-from mlx_transformer.nn.config import SIZES, choose_size
-from mlx_transformer.run.flags import Device, Extent, File, Number, Size, Text, WholeNumber, parse
-from mlx_transformer.run.ladder import find_phase
+from mlx_transformer.run.flags import File, Number, Text, WholeNumber, parse
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import RunFailed, exit_cleanly
 
 AGAINST = ("torch", "torch-compile", "torch-installed", "gemm", "plain")
-ROUND_SECONDS = 2.0  # of the fastest contestant, at least
-MOST_APART = 1e-3  # nats between the losses of two contestants during the warm-up
+ROUND_SECONDS = 2.0  # of the fastest worker, at least
+MOST_APART = 1e-3  # nats between the losses of two workers during the warm-up
 
 
 @dataclass
-class Flags:
-    """Measure tokens per second of a training step, interleaved with PyTorch's."""
+class Flags(StepFlags):
+    """Measure the throughput of a training step, interleaved with PyTorch's."""
 
-    phase: WholeNumber = None
-    """of the ladder (default: 1)"""
-    size: Size = None
-    """nano, small or base (default: small on a CPU, base on a GPU)"""
-    batch_size: Extent = None
-    """rows of a step (default: the recipe's)"""
-    seq_len: Extent = None
-    """tokens of a row (default: by size)"""
     dropout: Number = None
-    """share of activations dropped on all sides (default: 0)"""
+    """dropout of all workers (default: 0)"""
     rounds: WholeNumber = None
-    """of every contestant (default: 8)"""
+    """rounds of every worker (default: 8)"""
     steps: WholeNumber = None
-    """of a round (default: as many as the fastest contestant makes in 2 seconds)"""
+    """steps of a round (default: as many as the fastest worker makes in 2 seconds)"""
     against: Text = None
     """torch, torch-compile, torch-installed, gemm, plain, with commas (default: the first three)"""
-    device: Device = None
-    """where to compute (default: auto)"""
     out: File = None
-    """write every measured number to this JSON file"""
-
-
-def read_task(flags: Flags) -> Task:
-    """Raises BadInput for a phase or numbers that cannot be."""
-    device = flags.device or "auto"
-    use_device(device)
-    phase, size = flags.phase or 1, choose_size(flags.size)
-    numbers = {**SIZES[size], "dropout": flags.dropout or 0.0}
-    numbers |= {"seq_len": flags.seq_len} if flags.seq_len else {}
-    config = find_phase(phase).Config(**numbers)
-    recipe = make_recipe(phase, size, flags.batch_size, config.seq_len)
-    training_step.check_tokens(recipe.batch_size(config.seq_len), config.seq_len)
-    return Task(phase=phase, size=size, config=config, recipe=recipe, device=device)
+    """write everything that was measured to this JSON file"""
 
 
 def make_workers(task: Task, against: list[str], folder: Path) -> list[Worker]:
-    """mlx, then the others; what they share lies in the folder."""
-    pieces = training_step.text_like(BATCHES * task.step_tokens + 1, task.config.vocab_size)
-    training_step.lay_out(task, find_phase(task.phase).Model(task.config), pieces, BATCHES, folder)
+    """Return mlx and the others; the folder holds what they share."""
+    tokens = training_step.text_like(BATCHES * task.step_tokens + 1, task.config.vocab_size)
+    model = find_branch(find_phase(task.phase), task.branch)(task.config)
+    training_step.lay_out(task, model, tokens, BATCHES, folder)
 
     def other(name: str) -> Worker:
         if name == "gemm":
@@ -98,13 +74,13 @@ def make_workers(task: Task, against: list[str], folder: Path) -> list[Worker]:
 
 
 def measure(
-    task: Task, children: dict[str, WorkerProcess], count: int, steps: int | None, say: Callable[[str], None]
+    task: Task, workers: dict[str, WorkerProcess], count: int, steps: int | None, say: Callable[[str], None]
 ) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Answers by contestant, the warm-up's first; and the steps of a round."""
-    fast = {name: child for name, child in children.items() if name != "plain"}
+    """Measure; the answers by worker, beginning with the warm-up, and the steps of a round."""
+    fast = {name: worker for name, worker in workers.items() if name != "plain"}
     answers = training_step.warm_up(fast, say)
-    if "plain" in children:
-        answers["plain"] = [children["plain"].ask(steps=1) for _ in range(2)]
+    if "plain" in workers:
+        answers["plain"] = [workers["plain"].ask(steps=1) for _ in range(2)]
     if steps is None:
         seconds = {name: answers[name][-1]["seconds"] for name in fast}
         tokens = dict.fromkeys(fast, task.step_tokens)
@@ -115,62 +91,58 @@ def measure(
 
 
 def check_losses(losses: dict[str, list[float]]) -> None:
-    """Raises RunFailed if a contestant computes something else."""
+    """Raise RunFailed if a worker computes something else than mlx."""
     for name, own in losses.items():
         for i, (theirs, expected) in enumerate(zip(own[:WARM_UP], losses["mlx"], strict=False)):
-            if not abs(theirs - expected) <= MOST_APART:  # nor if one is no number
+            if not abs(theirs - expected) <= MOST_APART:  # also where one is NaN
                 raise RunFailed(f"step {i + 1}: {name} has loss {theirs:.4f}, mlx {expected:.4f}: no comparison")
 
 
 def compare(
     task: Task, against: list[str], count: int, steps: int | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure; everything that was found, as the log holds it."""
+    """Measure; the log."""
     machine = describe_machine()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        started(make_workers(task, against, Path(folder))) as children,
-    ):
-        answers, steps = measure(task, children, count, steps, say)
-        facts = {name: child.describe() for name, child in children.items()}
+    with tempfile.TemporaryDirectory() as folder, started(make_workers(task, against, Path(folder))) as workers:
+        answers, steps = measure(task, workers, count, steps, say)
+        facts = {name: worker.describe() for name, worker in workers.items()}
     losses = {name: [loss for answer in own for loss in answer["losses"]] for name, own in answers.items()}
     if not task.config.dropout:
         check_losses(losses)
-    # The plain one has no rounds of its own: its second warm-up step is its figure.
+    # plain has no rounds: its second warm-up step is its figure
     per_step = {
         name: [own[1]["seconds"]] if name == "plain" else [answer["seconds"] / steps for answer in own[2:]]
         for name, own in answers.items()
     }
-    found = {
-        name: {
-            "tokens_per_second": task.step_tokens / float(np.median(per_step[name])),
-            "seconds_per_step": per_step[name],
-            "answers": answers[name],
-            "facts": facts[name],
-        }
-        for name in answers
-    }
-    described = {"phase": task.phase, "size": task.size, "batch_size": task.batch_size}
-    described["config"] = task.config.to_dict()
-    described |= {"recipe": task.recipe.to_dict(), "rounds": count, "steps_per_round": steps, "warm_up": WARM_UP}
-    ratios = [asdict(speed_ratio("mlx", name, per_step)) for name in against]
     return {
         "schema_version": 2,
         "measures": "step",
         "machine": machine,
-        **described,
-        "workers": found,
-        "ratios": ratios,
+        **describe(task),
+        "recipe": task.recipe.to_dict(),
+        "rounds": count,
+        "steps_per_round": steps,
+        "warm_up": WARM_UP,
+        "workers": {
+            name: {
+                "tokens_per_second": task.step_tokens / float(np.median(per_step[name])),
+                "seconds_per_step": per_step[name],
+                "answers": answers[name],
+                "facts": facts[name],
+            }
+            for name in answers
+        },
+        "ratios": [asdict(speed_ratio("mlx", name, per_step)) for name in against],
     }
 
 
 def show(log: dict[str, Any]) -> Table:
-    """What was found, for people."""
-    config, rows = log["config"], log["batch_size"]
-    title = f"phase {log['phase']}, {log['size']}, batch {rows} x {config['seq_len']}, dropout {config['dropout']:g}"
-    table = Table(
-        "contestant", "tokens/s", "ms a step", "mlx is faster by (95 %)", title=title, caption=log["machine"]["device"]
-    )
+    """Return a table for people."""
+    config, branch = log["config"], f"/{log['branch']}" if log["branch"] else ""
+    shape = f"batch {log['batch_size']} x {config['seq_len']}, dropout {config['dropout']:g}"
+    title = f"phase {log['phase']}{branch}, {log['size']}, {shape}"
+    heads = ("worker", "tokens/s", "ms per step", "speedup of mlx (95 %)")
+    table = Table(*heads, title=title, caption=log["machine"]["device"])
     ratios = {one["b"]: str(Ratio(**one)) for one in log["ratios"]}
     for name, one in log["workers"].items():
         milliseconds = 1000 * float(np.median(one["seconds_per_step"]))
@@ -179,10 +151,10 @@ def show(log: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m bench step")
     against = read_names(flags.against, AGAINST, AGAINST[:3])
-    task = read_task(flags)
+    task = flags.task(dropout=flags.dropout or 0.0)
     if any(name.startswith("torch") for name in against):
         check_torch(task.phase)
     logfile.check_out(flags.out)

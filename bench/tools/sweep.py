@@ -1,11 +1,14 @@
-"""Tokens per second and memory of a training step over batch size, sequence length and width.
+"""Throughput and memory of a training step over batch size, sequence length and width.
 
-`python -m bench sweep --phase 1 --size small` measures every setting in a process of its own: the forward pass alone,
-forward and backward, and the whole step, in turn. A setting that needs more than --max-memory (predicted from its
-graph, said by the allocator, or ended by the system) counts as out of memory, and none that is larger is tried. It
-writes sweep.json and a heat map, sweep.png. One setting is measured minutes after another, so that small differences
-are the machine's: bench step compares. MFU is the share of the machine's own matmul rate (float32, 2048 x 2048) by the
-formula of bench/passes.py.
+`python -m bench sweep --size small` measures every setting in a process of its own: the forward pass, forward and
+backward, and the whole step, interleaved; several --phases are interleaved too. A setting that needs more than
+--max-memory (predicted from its graph, refused by the allocator, or killed by the system) is out of memory, and no
+larger one is tried. It writes sweep.json and plots. Settings are measured minutes apart, so small differences between
+them are the machine's: `bench step` compares. MFU is the share of the machine's matmul throughput (float32,
+2048 x 2048) by the formula in bench/workers/passes.py.
+
+The cost of a long context: `python -m bench sweep --phases 3 3/longformer --seq-lens 256,512,1024,2048,4096
+--d-models 128 --batch-sizes 1 --passes gradients,decode`.
 """
 
 import itertools
@@ -16,51 +19,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
-from bench.options import read_numbers
-from bench.tools import heatmap
-from bench.tools.machine import matmul_gflops
+from bench.compare.compare import Phases
+from bench.compare.plan import DEFAULT, Variant
+from bench.options import read_names, read_numbers
+from bench.tools import sweep_plots
 from bench.tools.roofline import FOR_THE_GPU
+from bench.tools.throughput import best_matmul_gflops, make_task, measure_passes, median_seconds
 from bench.workers.machine import describe_machine
-from bench.workers.mlx_worker import make_recipe
-from bench.workers.passes import FULL, is_about_memory
-from bench.workers.process import Worker, WorkerFailed, end_as_by_ctrl_c, measure_once
-from bench.workers.training_step import check_tokens
+from bench.workers.passes import FULL, PASSES
+from bench.workers.process import end_as_by_ctrl_c
+from bench.workers.training_step import Task
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
-from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, WholeNumber, parse
-from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, parse
 from mlx_transformer.utils.errors import BadInput, Interrupted, exit_cleanly
 from mlx_transformer.utils.files import check_place, usable
 
 AXES = ("d_model", "seq_len", "batch_size")
 LOG = "sweep.json"
 SECONDS = 3.0  # of timing, for each setting
-_SAME = ("phase", "branch", "size", "device", "seconds", "max_memory_bytes")  # where a sweep goes on
+_SAME = ("names", "size", "device", "passes", "seconds", "max_memory_bytes")  # of a log that resumes
 
 Setting = dict[str, Any]
 
 
 @dataclass
 class Flags:
-    """Measure tokens per second and memory of a training step over batch size, sequence length and width."""
+    """Measure throughput and memory of a training step over batch size, sequence length and width."""
 
-    phase: WholeNumber = None
-    """of the ladder (default: 1)"""
-    branch: Text = None
-    """one idea on top of the phase's trunk"""
+    phases: Phases = ()
+    """such as 2, 3/BRANCH, 2:RECIPE, measured interleaved (default: 1)"""
     size: Size = None
     """nano, small or base: what is varied (default: small on a CPU, base on a GPU)"""
     batch_sizes: Text = None
-    """rows of a step, with commas (default: 1/16, 1/4, 1 and 4 times the recipe's)"""
+    """sequences of a step, with commas (default: 1/16, 1/4, 1 and 4 times the recipe's)"""
     seq_lens: Text = None
-    """tokens of a row, with commas (default: half, once and twice the size's)"""
+    """tokens of a sequence, with commas (default: half, once and twice the size's)"""
     d_models: Text = None
     """widths, with commas, multiples of the size's head (default: half, once and twice the size's)"""
+    passes: Text = None
+    """of forward, gradients, step and decode, with commas (default: the first three)"""
     seconds: Positive = None
     """of timing for each setting (default: 3)"""
     max_memory: Positive = None
@@ -68,146 +70,141 @@ class Flags:
     device: Device = None
     """where to compute (default: auto)"""
     out: Folder = None
-    """where sweep.json and sweep.png go; goes on with the sweep that is there (default: results/bench/sweep_<time>)"""
+    """folder of sweep.json and the plots; a sweep in it resumes (default: results/bench/sweep_<time>)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is swept, and how."""
+    """The settings to measure, and how."""
 
-    phase: int
-    branch: str | None
+    variants: tuple[Variant, ...]
     size: str
     device: str
+    passes: list[str]
     seconds: float
     max_memory_bytes: int
     axes: tuple[list[int], ...]  # values of AXES, ascending
 
     @classmethod
     def read(cls, flags: Flags) -> "Grid":
-        """Raises BadInput for a phase, a branch or numbers that cannot be."""
-        device, phase = flags.device or "auto", flags.phase or 1
+        """Read the flags. Raises BadInput for a phase, a branch or a number that cannot be."""
+        device = flags.device or "auto"
         use_device(device)
         size = choose_size(flags.size)
-        own = SIZES[size]
-        rows = make_recipe(phase, size, None, own["seq_len"]).batch_size(own["seq_len"])
+        variants = tuple(dict.fromkeys(Variant.read(text) for text in flags.phases or ("1",)))
+        d_model, seq_len = SIZES[size]["d_model"], SIZES[size]["seq_len"]
+        batch_size = make_task(variants[0].phase, size, device).batch_size
         memory = flags.max_memory * 1e9 if flags.max_memory else FOR_THE_GPU * device_info().memory_bytes
         grid = cls(
-            phase=phase,
-            branch=flags.branch,
+            variants=variants,
             size=size,
             device=device,
+            passes=read_names(flags.passes, PASSES, PASSES[:3]),
             seconds=flags.seconds or SECONDS,
             max_memory_bytes=int(memory),
             axes=(
-                read_numbers("--d-models", flags.d_models) or _around(own["d_model"], 0.5, 1, 2),
-                read_numbers("--seq-lens", flags.seq_lens) or _around(own["seq_len"], 0.5, 1, 2),
-                read_numbers("--batch-sizes", flags.batch_sizes) or _around(rows, 1 / 16, 1 / 4, 1, 4),
+                read_numbers("--d-models", flags.d_models) or _around(d_model, 0.5, 1, 2),
+                read_numbers("--seq-lens", flags.seq_lens) or _around(seq_len, 0.5, 1, 2),
+                read_numbers("--batch-sizes", flags.batch_sizes) or _around(batch_size, 1 / 16, 1 / 4, 1, 4),
             ),
         )
         for setting in grid.settings():
-            grid.config(setting)
+            grid.tasks(setting)
         return grid
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the variants."""
+        return [variant.name for variant in self.variants]
+
     def settings(self) -> list[Setting]:
-        """Every setting, none behind one that is larger in everything."""
+        """Return all settings; none comes after one that is larger on every axis."""
         return [dict(zip(AXES, values, strict=True)) for values in itertools.product(*self.axes)]
 
-    def config(self, setting: Setting) -> dict[str, Any]:
-        """The numbers of a setting's model: heads of the size's width, d_ff in the size's proportion."""
-        own, width = SIZES[self.size], setting["d_model"]
-        head = own["d_model"] // own["n_heads"]
+    def tasks(self, setting: Setting) -> dict[str, Task]:
+        """Return the step of every variant in a setting: heads of the size's width, d_ff in the size's proportion."""
+        sizes, width = SIZES[self.size], setting["d_model"]
+        head = sizes["d_model"] // sizes["n_heads"]
         if width % head:
             raise BadInput(f"--d-models {width}: expected multiples of {head}, the width of a head at {self.size}")
-        check_tokens(setting["batch_size"], setting["seq_len"])
-        numbers = {"d_model": width, "n_heads": width // head, "d_ff": own["d_ff"] * width // own["d_model"]}
-        kind = find_branch(find_phase(self.phase), self.branch)
-        recipe = make_recipe(self.phase, self.size, setting["batch_size"], setting["seq_len"])
-        dropout = {} if recipe.dropout is None else {"dropout": recipe.dropout}
-        return kind.Config(**{**own, **numbers, **dropout, "seq_len": setting["seq_len"]}).to_dict()
+        shape = {"d_model": width, "n_heads": width // head, "d_ff": sizes["d_ff"] * width // sizes["d_model"]}
+        return {variant.name: self._task(variant, setting, shape) for variant in self.variants}
+
+    def _task(self, variant: Variant, setting: Setting, shape: dict[str, Any]) -> Task:
+        recipe = None if variant.recipe == DEFAULT else variant.recipe
+        shared: dict[str, Any] = {"branch": variant.branch, "recipe": recipe, "batch_size": setting["batch_size"]}
+        return make_task(variant.phase, self.size, self.device, **shared, **shape, seq_len=setting["seq_len"])
+
+    def measure(self, setting: Setting, names: Sequence[str]) -> dict[str, Setting]:
+        """Measure these variants in a setting, interleaved; what was found by name."""
+        tasks = {name: task for name, task in self.tasks(setting).items() if name in names}
+        return measure_passes(tasks, self.passes, self.seconds, self.max_memory_bytes // len(self.variants))
 
 
 def _around(value: int, *factors: float) -> list[int]:
     return sorted({max(1, int(value * factor)) for factor in factors})
 
 
-def measure(grid: Grid, setting: Setting) -> Setting:
-    """What a process of its own finds of a setting. Raises RunFailed if it ends for another reason than memory."""
-    numbers = {name: getattr(grid, name) for name in ("phase", "branch", "size", "device", "seconds")}
-    task = numbers | {
-        "config": grid.config(setting),
-        "batch_size": setting["batch_size"],
-        "most_bytes": grid.max_memory_bytes,
-    }
-    try:
-        answer = measure_once(Worker(name=_name(setting), target="bench.workers.passes:Setting", settings=task))
-    except WorkerFailed as error:
-        if error.code < 0 or is_about_memory(error.reason):  # a signal: the system's, or an allocation that failed
-            return setting | {"status": FULL, "why": error.reason}
-        raise
-    del answer["facts"]
-    return setting | answer
-
-
 def sweep(grid: Grid, log: dict[str, Any], save: Callable[[], None], say: Callable[[str], None]) -> None:
-    """Put every setting that log["settings"] lacks there, in order."""
+    """Measure every setting that log["settings"] lacks, in order."""
     known = {_place(one): one for one in log["settings"]}
     for setting in grid.settings():
-        place = _place(setting)
-        if place in known:
-            continue
-        full = next((one for at, one in known.items() if one["status"] == FULL and _is_within(at, place)), None)
-        if full is None:
-            found = measure(grid, setting)
-        else:
-            found = setting | {"status": FULL, "why": f"larger than {_name(full)}"}
-        known[place] = judge(found, log["matmul_gflops"])
-        log["settings"] = sorted(known.values(), key=_place)
+        found: dict[str, Setting] = {}
+        missing = [name for name in grid.names if _place({"name": name, **setting}) not in known]
+        for name in missing:
+            own = (one for one in known.values() if one["status"] == FULL and one["name"] == name)
+            if full := next((one for one in own if all(one[axis] <= setting[axis] for axis in AXES)), None):
+                found[name] = {"status": FULL, "why": f"larger than {_describe(full)}"}
+        if rest := [name for name in missing if name not in found]:
+            found |= grid.measure(setting, rest)
+        for name in missing:
+            one = judge({"name": name, **setting, **found[name]}, log["matmul_gflops"])
+            known[_place(one)] = one
+            log["settings"].append(one)
+            say(f"{_describe(one)}: {_summary(one)}")
         save()
-        say(f"{_name(setting)}: {_told(known[place])}")
 
 
-def judge(found: Setting, gflops: float) -> Setting:
-    """With the rate and the share of the matmul rate that follow from the seconds."""
-    if found["status"] == FULL:
-        return found
-    tokens = found["batch_size"] * found["seq_len"]
-    rates = {name: tokens / float(np.median(seconds)) for name, seconds in found["pass_seconds"].items()}
-    share = rates["step"] * found["flops_per_token"] / (gflops * 1e9)
-    return found | {"tokens_per_second": rates["step"], "matmul_share": share}
+def judge(setting: Setting, gflops: float) -> Setting:
+    """Add throughput and share of the matmul throughput, if the whole step was measured."""
+    if setting["status"] == FULL or "step" not in setting["pass_seconds"]:
+        return setting
+    throughput = setting["batch_size"] * setting["seq_len"] / median_seconds(setting, "step")
+    share = throughput * setting["flops_per_token"] / (gflops * 1e9)
+    return setting | {"tokens_per_second": throughput, "matmul_share": share}
 
 
-def _place(setting: Setting) -> tuple[int, ...]:
-    return tuple(setting[name] for name in AXES)
+def _place(setting: Setting) -> tuple[Any, ...]:
+    return tuple(setting[name] for name in ("name", *AXES))
 
 
-def _is_within(small: Sequence[int], large: Sequence[int]) -> bool:
-    return all(a <= b for a, b in zip(small, large, strict=True))
+def _describe(setting: Setting) -> str:
+    shape = f"d_model {setting['d_model']}, batch {setting['batch_size']} x {setting['seq_len']}"
+    return f"{setting['name']}, {shape}"
 
 
-def _name(setting: Setting) -> str:
-    return f"d_model {setting['d_model']}, batch {setting['batch_size']} x {setting['seq_len']}"
-
-
-def _told(found: Setting) -> str:
-    if found["status"] == FULL:
-        return f"{FULL} ({found['why']})"
-    return f"{found['tokens_per_second']:,.0f} tokens/s, {found['peak_bytes']['step'] / 1e9:.2f} GB"
+def _summary(setting: Setting) -> str:
+    if setting["status"] == FULL:
+        return f"{FULL} ({setting['why']})"
+    throughput = f"{setting['tokens_per_second']:,.0f} tokens/s, " if "tokens_per_second" in setting else ""
+    return f"{throughput}{max(setting['peak_bytes'].values()) / 1e9:.2f} GB"
 
 
 def best(settings: Sequence[Setting]) -> list[Setting]:
-    """Of each width, the setting with the most tokens per second."""
-    done = [one for one in settings if one["status"] != FULL]
-    widths = sorted({one["d_model"] for one in done})
-    return [max((o for o in done if o["d_model"] == d), key=lambda o: o["tokens_per_second"]) for d in widths]
+    """Return the setting with the highest throughput of every variant and width."""
+    done = [one for one in settings if "tokens_per_second" in one]
+    groups = dict.fromkeys((one["name"], one["d_model"]) for one in done)
+    return [
+        max((o for o in done if (o["name"], o["d_model"]) == key), key=lambda o: o["tokens_per_second"])
+        for key in groups
+    ]
 
 
 def show(log: dict[str, Any]) -> Table:
-    """What was found, for people; the best of each width in bold."""
-    title = f"phase {log['phase']}{'/' + log['branch'] if log['branch'] else ''}, {log['size']}"
+    """Return a table for people: medians; the best of every variant and width in bold."""
     caption = f"{log['machine']['device']}; matmul: {log['matmul_gflops']:,.0f} GFLOP/s"
-    heads = ("d_model", "seq_len", "batch", "tokens/s", "forward", "backward", "update", "peak memory", "MFU")
-    table = Table(*heads, title=title, caption=caption)
+    heads = ("", *AXES, "tokens/s", *log["passes"], "peak memory", "MFU")
+    table = Table(*heads, title=f"passes of a training step, {log['size']}", caption=caption)
     for column in table.columns:
         column.justify = "right"
     top = best(log["settings"])
@@ -216,20 +213,20 @@ def show(log: dict[str, Any]) -> Table:
         if one["status"] == FULL:
             table.add_row(*place, FULL, style="dim")
             continue
-        forward, gradients, step = (1000 * float(np.median(seconds)) for seconds in one["pass_seconds"].values())
+        measured = "tokens_per_second" in one
         table.add_row(
             *place,
-            f"{one['tokens_per_second']:,.0f}",
-            *(f"{ms:,.1f} ms" for ms in (forward, gradients - forward, step - gradients)),
-            f"{one['peak_bytes']['step'] / 1e9:.2f} GB",
-            f"{one['matmul_share']:.0%}",
+            f"{one['tokens_per_second']:,.0f}" if measured else "",
+            *(f"{1000 * median_seconds(one, name):,.1f} ms" for name in log["passes"]),
+            f"{max(one['peak_bytes'].values()) / 1e9:.2f} GB",
+            f"{one['matmul_share']:.0%}" if measured else "",
             style="bold" if one in top else "",
         )
     return table
 
 
 def open_log(path: Path, grid: Grid) -> dict[str, Any]:
-    """The log of a sweep that goes on, or a new one. Raises BadInput if what is there is another sweep's."""
+    """Read the log of a sweep to resume, or begin one. Raises BadInput if anything else is there."""
     mine = {name: getattr(grid, name) for name in _SAME}
     if logfile.exists(path):
         try:
@@ -237,7 +234,7 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
             theirs = {name: log[name] for name in _SAME}
             machine, now = log["machine"], describe_machine()
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"'{path}' is no log of a sweep ({error}): give another --out") from error
+            raise BadInput(f"'{path}' is not the log of a sweep ({error}): give another --out") from error
         for name in ("device", "versions", "commit"):
             mine[name], theirs[name] = now[name], machine[name]
         for name, value in mine.items():
@@ -249,12 +246,12 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
         if path.parent.is_dir() and any(path.parent.iterdir()):
             raise BadInput(f"--out '{path.parent}' holds something else than a sweep: give another")
     logfile.check_out(path)
-    log = {"schema_version": 1, "measures": "sweep", "complete": False, "machine": describe_machine(), **mine}
-    return log | {"matmul_gflops": matmul_gflops(), "settings": [], "best": []}
+    log = {"schema_version": 2, "measures": "sweep", "complete": False, "machine": describe_machine(), **mine}
+    return log | {"matmul_gflops": best_matmul_gflops(), "settings": [], "best": []}
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench sweep")
     grid = Grid.read(flags)
@@ -263,20 +260,20 @@ def main() -> None:
     log = open_log(path, grid)
 
     def save() -> None:
-        log["best"] = [dict(zip(AXES, _place(one), strict=True)) for one in best(log["settings"])]
-        log["complete"] = set(map(_place, grid.settings())) <= set(map(_place, log["settings"]))
+        log["best"] = [{name: one[name] for name in ("name", *AXES)} for one in best(log["settings"])]
+        log["complete"] = len(log["settings"]) >= len(grid.settings()) * len(grid.variants)
         logfile.write_log(path, log)
 
     save()
     try:
         sweep(grid, log, save, lambda text: terminal.print(text, soft_wrap=True))
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped; the same command with --out {folder} goes on") from None
-    save()
+        raise Interrupted(f"stopped; the same command with --out {folder} resumes") from None
     terminal.print(show(log))
     for one in best(log["settings"]):
-        terminal.print(f"best at {_name(one)}: {_told(one)}", soft_wrap=True)
-    terminal.print(f"all of it: {path}, {heatmap.draw(log).write(folder)}", soft_wrap=True)
+        terminal.print(f"best at {_describe(one)}: {_summary(one)}", soft_wrap=True)
+    plots = [str(picture.write(folder)) for picture in sweep_plots.draw(log)]
+    terminal.print(f"written: {', '.join([str(path), *plots])}", soft_wrap=True)
 
 
 if __name__ == "__main__":

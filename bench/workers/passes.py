@@ -10,13 +10,16 @@ twice the forward pass. Masked scores count, since they are computed; recomputat
 tests/bench/tools/test_sweep.py checks it against the matmuls of real graphs.
 """
 
+import functools
+import math
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
 
@@ -26,10 +29,13 @@ from mlx.utils import tree_map
 
 from bench.tools.graph import on_metal, trace, training_step
 from bench.tools.kernels import peak_bytes
-from bench.workers.mlx_worker import make_recipe
+from bench.workers.mlx_worker import describe_runtime, make_recipe
 from bench.workers.training_step import text_like
 from mlx_transformer.backend import device_info, divided_blas, split, use_device
+from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.nn.model import Model
+from mlx_transformer.ops import fastmath
+from mlx_transformer.ops import loss as ops_loss
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.optim.groups import UpdateRule
 from mlx_transformer.train.recipe import Recipe
@@ -37,7 +43,8 @@ from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.trees import by_path
 
 FULL = "out of memory"
-LEAST_ROUNDS = 2
+PASSES = ("forward", "gradients", "step", "decode")
+DECODED = 16  # tokens that are timed
 _LEARNING_RATE = 1e-5  # small: the weights hardly move
 _TABLES = re.compile(r"(.*\.)?(value_)?embedding\.|position\.")
 
@@ -81,25 +88,34 @@ class _NoUpdate(UpdateRule):
 
 
 class Passes:
-    """A model, a batch, and the passes to time: forward, gradients, step; each is evaluated before it returns."""
+    """A model, a batch, and its passes; each is evaluated before it returns."""
 
     def __init__(self, model: Model, recipe: Recipe, batch_size: int) -> None:
         config, random = model.config, [mx.random.state]
         tokens = text_like(batch_size * (config.seq_len + 1), config.vocab_size)
         self.model, self.dtype = model, getattr(mx, recipe.dtype)
+        self.loss: Any = math.nan
         self.batch = mx.array(tokens.reshape(batch_size, -1).astype("int32"))
         frozen: Any = tuple(replace(group, optimizer=_NoUpdate()) for group in recipe.groups)
         self._gradients, self._step = TrainingStep(model, replace(recipe, groups=frozen)), TrainingStep(model, recipe)
-        self._loss = mx.compile(self._mean_loss, inputs=[model.state, *random], outputs=random)
+        self._forward = mx.compile(self._mean_loss, inputs=[model.state, *random], outputs=random)
         model.train()
         mx.eval(self._step.state)
+
+    def seconds(self, name: str) -> float:
+        """Run a pass, one of PASSES; its seconds."""
+        if name == "decode":
+            return self.decode()
+        start = time.perf_counter()
+        getattr(self, name)()
+        return time.perf_counter() - start
 
     def forward(self) -> None:
         """Compute the loss alone."""
         losses = []
         for stream, part, _ in split(self.batch):
             with mx.stream(stream):
-                losses.append(self._loss(part))
+                losses.append(self._forward(part))
         mx.eval(losses, mx.random.state)
 
     def gradients(self) -> None:
@@ -107,90 +123,103 @@ class Passes:
         self._run(self._gradients)
 
     def step(self) -> None:
-        """Compute the loss, its clipped gradients and the update."""
+        """Compute the loss, the gradients, their clipping and the update."""
         self._run(self._step)
 
-    def _run(self, step: TrainingStep) -> None:
-        mx.eval(*step(self.batch, _LEARNING_RATE), step.state)
+    def decode(self) -> float:
+        """Decode at the end of the context; seconds per token, without prefill and compilation."""
+        self.model.eval()
+        prompts: Any = self.batch[:, : max(1, self.batch.shape[1] - DECODED - 3)].tolist()
+        tokens = Decoder(self.model)(prompts, DECODED + 2)
+        next(tokens), next(tokens)  # the prefill; the compilation
+        start = time.perf_counter()
+        for _ in range(DECODED):
+            next(tokens)
+        seconds = (time.perf_counter() - start) / DECODED
+        self.model.train()
+        return seconds
 
-    def _mean_loss(self, batch: mx.array) -> mx.array:
-        """Compute the loss as evaluation does, without gradients, but in training mode and the recipe's dtype."""
+    def peak_bytes(self, name: str) -> int:
+        """Run a pass twice, the first time compiling; the peak memory."""
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        for _ in range(2):
+            self.seconds(name)
+        return mx.get_peak_memory()
+
+    def _run(self, step: TrainingStep) -> None:
+        metrics, norm = step(self.batch, _LEARNING_RATE)
+        mx.eval(metrics, norm, step.state)
+        self.loss = metrics["loss"].item()
+
+    def _mean_loss(self, part: mx.array) -> mx.array:
+        """Compute the loss as in evaluation, without gradients, but in training mode and the recipe's dtype."""
         weights = self.model.trainable_parameters()
         self.model.update(tree_map(lambda w: w.astype(self.dtype), weights))
-        ctx, targets = self.model.inputs(batch)
+        ctx, targets = self.model.inputs(part)
         loss = self.model.token_loss(self.model.hidden(ctx), targets).mean()
         self.model.update(weights)
         return loss
 
 
-class Setting:
-    """One setting to measure. most_bytes: the memory that the process may use."""
+class PassRounds:
+    """The worker: passes of one model on one batch.
+
+    max_bytes: limit of this process's memory. plain_ops: with the plain form of every operation, on the same BLAS and
+    streams.
+    """
 
     def __init__(
         self,
         *,
         phase: int,
         branch: str | None,
+        recipe: str | None,
         size: str,
         config: dict[str, Any],
         batch_size: int,
         device: str,
-        most_bytes: int,
-        seconds: float,
+        max_bytes: int | None = None,
+        plain_ops: bool = False,
     ) -> None:
         use_device(device)
         self.kind = find_branch(find_phase(phase), branch)
         self.config = self.kind.Config(**config)
-        self.recipe = make_recipe(phase, size, batch_size, self.config.seq_len)
-        self.batch_size, self.most, self.time = batch_size, most_bytes, seconds
-        if sys.platform == "linux" and device_info().backend == "cpu":  # before the system kills other programs
-            resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+        self.recipe = make_recipe(phase, size, batch_size, self.config.seq_len, recipe)
+        self.batch_size, self.max_bytes = batch_size, max_bytes
+        for module in (ops_loss, fastmath) if plain_ops else ():
+            patch.object(module, "is_plain", lambda: True).start()
+        if max_bytes and sys.platform == "linux" and device_info().backend == "cpu":
+            resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))  # before the system kills other programs
 
     def facts(self) -> dict[str, Any]:
-        """Describe nothing: the log has the machine."""
-        return {}
+        """Describe what the speed depends on."""
+        return describe_runtime()
 
-    def round(self) -> dict[str, Any]:
-        """Measure the setting; `status` says whether the memory sufficed."""
-        predicted = predict_bytes(self.kind, self.config, self.recipe, self.batch_size, self.most)
-        answer: dict[str, Any] = {"predicted_bytes": predicted}
-        if predicted > self.most:
-            return answer | {"status": FULL, "why": "by prediction"}
+    def round(self, passes: Sequence[str], peaks: bool = False) -> dict[str, Any]:
+        """Run each pass once; `status` is "done" or FULL. peaks: before that, measure each one's peak memory."""
+        found: dict[str, Any] = {}
+        if peaks and self.max_bytes:
+            predicted = predict_bytes(self.kind, self.config, self.recipe, self.batch_size, self.max_bytes)
+            found["predicted_bytes"] = predicted
+            if predicted > self.max_bytes:
+                return found | {"status": FULL, "why": "by prediction"}
         try:
-            return answer | {"status": "done", **self._measure()}
+            with divided_blas():
+                found |= self._peaks(passes) if peaks else {}
+                seconds = {name: self.passes.seconds(name) for name in passes}
         except (MemoryError, RuntimeError) as error:
             if not is_about_memory(repr(error)):
                 raise
-            return answer | {"status": FULL, "why": str(error)}
+            return found | {"status": FULL, "why": str(error)}
+        return found | {"status": "done", "pass_seconds": seconds, "loss": self.passes.loss}
 
-    def _measure(self) -> dict[str, Any]:
-        model = self.kind(self.config)
-        passes = Passes(model, self.recipe, self.batch_size)
-        timed = {name: getattr(passes, name) for name in ("forward", "gradients", "step")}
-        with divided_blas():
-            peaks = {name: self._peak(run) for name, run in timed.items()}
-            seconds = interleaved_seconds(timed, self.time)
-        return {"flops_per_token": flops_per_token(model), "pass_seconds": seconds, "peak_bytes": peaks}
+    @functools.cached_property
+    def passes(self) -> Passes:
+        return Passes(self.kind(self.config), self.recipe, self.batch_size)
 
-    def _peak(self, run: Callable[[], None]) -> int:
-        """Return the peak bytes of the first two calls. Raises MemoryError if they exceed the limit."""
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        run()  # compiles
-        run()
-        peak = mx.get_peak_memory()
-        if peak > self.most:
+    def _peaks(self, passes: Sequence[str]) -> dict[str, Any]:
+        peaks = {name: self.passes.peak_bytes(name) for name in passes}
+        if self.max_bytes and (peak := max(peaks.values())) > self.max_bytes:
             raise MemoryError(f"{peak / 1e9:.2f} GB at its peak")
-        return peak
-
-
-def interleaved_seconds(timed: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
-    """Call each function in turn until so many seconds are over; the seconds of every call."""
-    spent: dict[str, list[float]] = {name: [] for name in timed}
-    end = time.perf_counter() + seconds
-    while len(spent[name := next(iter(timed))]) < LEAST_ROUNDS or time.perf_counter() < end:
-        for name, run in timed.items():
-            start = time.perf_counter()
-            run()
-            spent[name].append(time.perf_counter() - start)
-    return spent
+        return {"flops_per_token": flops_per_token(self.passes.model), "peak_bytes": peaks}

@@ -50,3 +50,21 @@ def test_a_log_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(BadInput, match=r"'bad\.json' is not valid JSON"):
         read_log(tmp_path / "bad.json")
+
+
+def test_a_log_of_long_contexts_becomes_one_of_a_sweep():
+    done = {"name": "trunk", "length": 256, "status": "done", "pass_seconds": [1.0], "peak_bytes": [3, 5, 4]}
+    full = {"name": "longformer", "length": 512, "status": "out of memory"}
+    old = {"schema_version": 1, "measures": "longcontext", "phase": 3, "size": "small"}
+    assert migrate(old | {"rows": [done | {"decode_seconds": [0.1]}, full]})["settings"] == [
+        {
+            "name": "phase 3",
+            "d_model": 128,
+            "seq_len": 256,
+            "batch_size": 1,
+            "status": "done",
+            "pass_seconds": {"gradients": [1.0], "decode": [0.1]},
+            "peak_bytes": {"gradients": 4},
+        },
+        {"name": "phase 3/longformer", "d_model": 128, "seq_len": 512, "batch_size": 1, "status": "out of memory"},
+    ]

@@ -256,13 +256,13 @@ def test_lengths_stand_branch_by_branch():
     ]
 
 
-def test_long_rows_stand_with_their_medians():
-    done = {"name": "trunk", "length": 1024, "status": "done", "pass_seconds": [1.0, 3.0, 2.0]}
-    done |= {"peak_bytes": [2_000_000_000], "decode_seconds": [0.0012]}
-    log = {"rows": [done, {"name": "longformer", "length": 2048, "status": "out of memory"}]}
+def test_long_contexts_stand_with_their_medians():
+    done = {"name": "phase 3", "seq_len": 1024, "status": "done", "peak_bytes": {"gradients": 2_000_000_000}}
+    done |= {"pass_seconds": {"gradients": [1.0, 3.0, 2.0], "decode": [0.0012]}}
+    log = {"settings": [done, {"name": "phase 3/longformer", "seq_len": 2048, "status": "out of memory"}]}
     assert report.longcontext_table(log).splitlines()[2:] == [
-        "| 1,024 | trunk | 2.000 | 2,000 | 1.20 |",
-        "| 2,048 | longformer | out of memory | out of memory | out of memory |",
+        "| 1,024 | phase 3 | 2.000 | 2,000 | 1.20 |",
+        "| 2,048 | phase 3/longformer | out of memory | out of memory | out of memory |",
     ]
 
 

@@ -1,0 +1,127 @@
+"""Plots of a sweep: maps over batch size and sequence length, or lines over the sequence length."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.compare.plots import COLOURS, INK, MUTED, RULE, STYLE, Picture
+from bench.tools.throughput import median_seconds
+from mlx_transformer.run.plots import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+
+Setting = Mapping[str, Any]
+Axis = tuple[list[int], list[int], list[int]]  # widths, sequence lengths, batch sizes, each ascending
+_LIGHT = 0.55  # of the scale; above it the ground is light enough for dark text
+_LABELS = {
+    "forward": "forward (ms)",
+    "gradients": "forward and backward (ms)",
+    "step": "training step (ms)",
+    "decode": "decoding a token (ms)",
+}
+
+
+def draw(log: Mapping[str, Any]) -> list[Picture]:
+    """Draw sweep.json: lines for several variants of one width and batch size, else a picture of maps per variant."""
+    settings = log["settings"]
+    names = list(dict.fromkeys(one["name"] for one in settings))
+    if len(names) > 1 and len({(one["d_model"], one["batch_size"]) for one in settings}) == 1:
+        return [draw_lines(log, names)]
+    return [draw_maps(log, name, "sweep" + (f"_{i}" if i else "")) for i, name in enumerate(names)]
+
+
+def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Picture:
+    """Draw a panel for each pass's time and one for the peak memory, over the sequence length, a line per variant."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    done = [one for one in log["settings"] if "pass_seconds" in one]
+    passes = dict.fromkeys(name for one in done for name in one["pass_seconds"])
+    panels: dict[str, Callable[[Setting], float]] = {_LABELS[name]: _milliseconds(name) for name in passes}
+    panels["peak memory (MB)"] = lambda one: max(one["peak_bytes"].values()) / 1e6
+    lengths = sorted({one["seq_len"] for one in done})
+    with mpl.rc_context(dict[Any, Any](STYLE)):
+        figure = Figure(figsize=(3 * len(panels), 3.2), layout="constrained")
+        for axes, (label, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for i, name in enumerate(names):
+                own = sorted((one for one in done if one["name"] == name), key=lambda one: one["seq_len"])
+                xs, ys = [one["seq_len"] for one in own], [value(one) for one in own]
+                axes.plot(xs, ys, marker="os^D"[i % 4], color=COLOURS[i % len(COLOURS)], label=name)
+            axes.set_xscale("log")
+            axes.set_xticks(lengths, map(str, lengths))
+            axes.minorticks_off()
+            axes.set_yscale("log")
+            axes.set_xlabel("sequence length, tokens")
+            axes.set_title(label, loc="left", fontsize=10)
+            axes.legend(frameon=False)
+    return Picture(name="sweep", shows="Time and peak memory over the sequence length.", figure=figure)
+
+
+def _milliseconds(name: str) -> Callable[[Setting], float]:
+    return lambda one: 1000 * median_seconds(one, name)
+
+
+def draw_maps(log: Mapping[str, Any], name: str, file: str) -> Picture:
+    """Draw a row of maps for the throughput and one for the peak memory; what did not fit is hatched."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings = [one for one in log["settings"] if one["name"] == name]
+    widths, lengths, batches = axis = _axis(settings)
+    with mpl.rc_context(dict[Any, Any](STYLE)):
+        inches = max(6.0, 1 + 0.62 * len(widths) * len(batches)), max(4.2, 1.6 + 0.9 * len(lengths))
+        figure = Figure(figsize=inches, layout="constrained")
+        throughput, memory = figure.subplots(2, len(widths), squeeze=False, sharex=True, sharey=True)
+        _draw_row(
+            throughput, settings, axis, "tokens_per_second", lambda n, one: f"{short(n)}\n{one['matmul_share']:.0%}"
+        )
+        peaks = [
+            {**one, "peak": max(one["peak_bytes"].values()) / 1e9} if "peak_bytes" in one else one for one in settings
+        ]
+        _draw_row(memory, peaks, axis, "peak", lambda n, one: f"{n:.2g}")
+        for above, below, width in zip(throughput, memory, widths, strict=True):
+            above.set_title(f"d_model {width}")
+            below.set_xlabel("batch size, sequences")
+        for axes, what in ((throughput[0], "tokens/s, MFU"), (memory[0], "peak memory, GB")):
+            axes.set_ylabel(f"{what}\nsequence length, tokens")
+        figure.suptitle(f"{name}, whole training step\n{log['machine']['device']}", fontsize=8.5)
+    return Picture(name=file, shows="Throughput and peak memory of a training step.", figure=figure)
+
+
+def _axis(settings: Sequence[Setting]) -> Axis:
+    widths, lengths, batches = (
+        sorted({one[name] for one in settings}) for name in ("d_model", "seq_len", "batch_size")
+    )
+    return widths, lengths, batches
+
+
+def _draw_row(
+    row: Sequence["Axes"], settings: Sequence[Setting], axis: Axis, key: str, label: Callable[[float, Setting], str]
+) -> None:
+    """Draw the maps of one figure for all widths, on one logarithmic scale."""
+    from matplotlib.colors import LogNorm
+
+    values = [one[key] for one in settings if key in one] or [1.0]
+    norm = LogNorm(min(values) * 0.99, max(values) * 1.01)
+    for axes, width in zip(row, axis[0], strict=True):
+        _draw_map(axes, [one for one in settings if one["d_model"] == width], axis, key, norm)
+        for one in settings:
+            if one["d_model"] == width:
+                text = label(one[key], one) if key in one else "no\nmemory" if "why" in one else ""
+                colour = (INK if norm(one[key]) > _LIGHT else "white") if key in one else MUTED
+                place = axis[2].index(one["batch_size"]), axis[1].index(one["seq_len"])
+                axes.text(*place, text, ha="center", va="center", fontsize=7, color=colour)
+
+
+def _draw_map(axes: "Axes", settings: Sequence[Setting], axis: Axis, key: str, norm: "Normalize") -> None:
+    _, lengths, batches = axis
+    grid = np.full((len(lengths), len(batches)), np.nan)
+    for one in settings:
+        grid[lengths.index(one["seq_len"]), batches.index(one["batch_size"])] = one.get(key, np.nan)
+    axes.patch.set(hatch="///", edgecolor=RULE)  # visible where there is no number
+    axes.imshow(grid, cmap="cividis", norm=norm, aspect="auto", origin="lower")
+    axes.set_xticks(range(len(batches)), map(str, batches))
+    axes.set_yticks(range(len(lengths)), map(str, lengths))

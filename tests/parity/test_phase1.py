@@ -81,7 +81,7 @@ def test_every_gradient_agrees(pair):
     own = torch_weights(gradients)
     scale = max(parameter.grad.abs().max().item() for parameter in theirs.parameters())
     for name, parameter in theirs.named_parameters():
-        # Keys' biases have no gradient but rounding: hence the small share of the largest gradient of all.
+        # The gradient of a bias of the keys is only rounding: hence the small share of the largest gradient.
         bound = 1e-3 * parameter.grad.abs().max().item() + 1e-6 * scale
         assert (own[name] - parameter.grad).abs().max().item() <= bound, name
 

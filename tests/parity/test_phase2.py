@@ -35,36 +35,36 @@ def reference_of(ours):
     return theirs.train()
 
 
-def batches(rows):
-    return [tokens(rows, 18, seed=i) for i in range(20)]
+def batches(batch_size):
+    return [tokens(batch_size, 18, seed=i) for i in range(20)]
 
 
-def our_losses(recipe, rows):
+def our_losses(recipe, batch_size):
     model, losses = tiny(phase2.Model), []
     step = TrainingStep(model, recipe)
     with divided_blas():
-        for i, batch in enumerate(batches(rows)):
-            metrics, _ = step(batch, recipe.learning_rate_at((i + 1) * rows * 17))
+        for i, batch in enumerate(batches(batch_size)):
+            metrics, _ = step(batch, recipe.learning_rate_at((i + 1) * batch_size * 17))
             mx.eval(metrics, step.state)
             losses.append(metrics["loss"].item())
     return np.array(losses)
 
 
-def their_losses(rules, rows):
+def their_losses(rules, batch_size):
     training = reference2.Training(reference_of(tiny(phase2.Model)), **rules)
-    return np.array([training.step(np.array(batch)) for batch in batches(rows)])
+    return np.array([training.step(np.array(batch)) for batch in batches(batch_size)])
 
 
-@pytest.mark.parametrize("rows", [4, 5], ids=["equal parts", "unequal parts"])
-def test_the_original_recipe_trains_alike(rows):
+@pytest.mark.parametrize("batch_size", [4, 5], ids=["equal parts", "unequal parts"])
+def test_the_original_recipe_trains_alike(batch_size):
     recipe = replace(ORIGINAL, schedule=Cosine(**NUMBERS))
     rules = reference2.rules(recipe.to_dict())
-    expected = their_losses(rules, rows)
-    np.testing.assert_allclose(our_losses(recipe, rows), expected, atol=1e-3)
-    assert abs(their_losses({**rules, "label_smoothing": 0.0}, rows)[0] - expected[0]) > 1e-3
+    expected = their_losses(rules, batch_size)
+    np.testing.assert_allclose(our_losses(recipe, batch_size), expected, atol=1e-3)
+    assert abs(their_losses({**rules, "label_smoothing": 0.0}, batch_size)[0] - expected[0]) > 1e-3
 
 
-def test_its_own_recipe_trains_alike_and_each_group_s_numbers_count():
+def test_phase_2_s_recipe_trains_alike_and_each_group_s_values_matter():
     recipe = replace(phase2.RECIPE.at("nano"), learning_rate=3e-4, schedule=Linear(**NUMBERS))
     rules = reference2.rules(recipe.to_dict())
     losses = our_losses(recipe, 4)
@@ -92,7 +92,7 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_built_is_refused(name):
+def test_a_recipe_that_the_reference_lacks_is_refused(name):
     with pytest.raises(ValueError, match="does not train by"):
         reference2.rules(phase2.RECIPES[name].at("nano").to_dict())
 
@@ -110,7 +110,7 @@ LATER = {name: phase2.RECIPES[name] for name in LATER} | {"lr_multiplier": repla
 
 
 @pytest.mark.parametrize("recipe", LATER.values(), ids=LATER)
-def test_phase_1_refuses_what_came_later(recipe):
+def test_the_reference_of_phase_1_refuses_later_recipes(recipe):
     described = recipe.at("nano").to_dict()
     with pytest.raises(ValueError, match="does not train by"):
         reference1.rules(described)

@@ -1,4 +1,4 @@
-"""Phase 3's parts against those of transformers and torch, where the idea exists there, from the same numbers."""
+"""Phase 3's parts against those of transformers and torch, on the same inputs and weights."""
 
 import mlx.core as mx
 import numpy as np
@@ -42,7 +42,7 @@ def net_and_ctx(branch, **numbers):
     return net, net.context(tokens())
 
 
-# Our path of GPT-2's trunk -> Hugging Face's, written here once more, apart from mlx_transformer.interop.
+# Our paths of GPT-2's parameters -> Hugging Face's, independent of mlx_transformer.interop.
 BLOCK = {
     "norms.0": "ln_1",
     "mixer.o_proj": "attn.c_proj",
@@ -102,7 +102,7 @@ def test_alibi_s_slopes_are_bloom_s(n_heads):
 
 
 def test_alibi_gives_bloom_s_softmax():
-    """Bloom adds slope * position of the key: the same for each query but for a number that the softmax takes away."""
+    """Bloom adds slope * position of the key: the same for each query up to a number that the softmax cancels."""
     net, ctx = net_and_ctx("alibi")
     q, k = mx.random.normal((2, 2, H, L, D // H))
     scores = q @ k.swapaxes(-1, -2)
@@ -161,7 +161,7 @@ def test_rms_norm_is_llama_s_and_torch_s():
 
 
 def copied(ffn, **names):
-    """Their feed-forward part with the weights of ours; our biases, which theirs lacks, are 0."""
+    """Give their feed-forward part our weights; our biases, which theirs lacks, become 0."""
     for path, module in names.items():
         ffn[path].bias = mx.zeros_like(ffn[path].bias)
         ffn[path].weight = mx.random.normal(ffn[path].weight.shape)

@@ -1,4 +1,4 @@
-"""Phase 4's experts against Mixtral's block of transformers, from the same numbers."""
+"""Phase 4's experts against Mixtral's block of transformers, with the same weights."""
 
 import mlx.core as mx
 import numpy as np
@@ -75,7 +75,7 @@ def test_the_block_is_mixtral_s(pair, training):
 
 
 def test_the_balance_loss_is_mixtral_s(pair):
-    """Mixtral counts choices per token, ours shares of all choices: so that 1 is balanced, whatever their number."""
+    """Mixtral counts choices per token; ours are shares of all choices, so that 1 is balanced."""
     ours, mixtral = pair
     x = mx.random.normal((3, 29, D))
     ctx = tiny(phase4.Model).context(tokens())

@@ -1,4 +1,4 @@
-"""Phase 5's parts against those of transformers, from the same numbers; whole models: tests/interop/test_llama.py."""
+"""Phase 5's parts against those of transformers, same weights; whole models: tests/interop/test_llama.py."""
 
 import mlx.core as mx
 import numpy as np
@@ -60,7 +60,7 @@ def test_the_feed_forward_part_is_llama_s():
     agree(ffn(x, None), llama(theirs(x)))
 
 
-def test_attention_with_normed_queries_and_keys_is_qwen3_s():
+def test_attention_with_qk_norm_is_qwen3_s():
     net = tiny(phase5.BRANCHES["qwen3"], head_dim=12, n_kv_heads=2)
     mixer, ctx, x = net.blocks[0].mixer, net.context(tokens()), mx.random.normal((2, L, D))
     config = Qwen3Config(
@@ -76,7 +76,7 @@ def test_attention_with_normed_queries_and_keys_is_qwen3_s():
 
 @pytest.mark.parametrize("window", [1, 4, 16, 17, 40])
 def test_the_window_is_mistral_s(window):
-    """The branch's weights under Hugging Face's names, written here once more, apart from mlx_transformer.interop."""
+    """The branch's weights under Hugging Face's names, independent of mlx_transformer.interop."""
     net = tiny(phase5.BRANCHES["mistral"], window=window, head_dim=10)
     config = MistralConfig(
         vocab_size=net.config.vocab_size, hidden_size=D, intermediate_size=48, num_hidden_layers=TINY["n_layers"],

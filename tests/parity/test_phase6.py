@@ -54,8 +54,8 @@ def agree(own, expected, atol):
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
-def test_muon_is_pytorch_s_but_for_its_bfloat16():
-    """PyTorch orthogonalises in bfloat16, whose rounding is 0.4 %, and knows no warm-up of the momentum."""
+def test_muon_is_pytorch_s_up_to_its_bfloat16():
+    """PyTorch orthogonalizes in bfloat16, whose rounding is 0.4 %, and has no warm-up of the momentum."""
     expected = theirs(lambda weights: torch.optim.Muon(weights, lr=RATE, weight_decay=DECAY, momentum=0.95))
     agree(ours(Muon(first_momentum=0.95, weight_decay=DECAY)), expected, atol=STEPS * RATE * 0.02)
     still = ours(Muon(first_momentum=0.95, weight_decay=0.0))
@@ -96,7 +96,7 @@ def test_the_reference_s_state_is_saved_and_restored():
     assert [second.step(batch) for batch in batches[2:]] == expected[2:]
 
 
-def test_the_reference_s_other_groups_are_adamw_s():
+def test_the_other_groups_of_the_reference_are_adamw_s():
     rule = AdamW(betas=(0.8, 0.95), eps=1e-10, weight_decay=DECAY)
     numbers = {"betas": rule.betas, "eps": rule.eps, "weight_decay": DECAY}
     agree(
@@ -104,7 +104,7 @@ def test_the_reference_s_other_groups_are_adamw_s():
     )
 
 
-def test_maps_that_stand_in_one_matrix_are_orthogonalised_apart():
+def test_maps_packed_in_one_matrix_are_orthogonalized_separately():
     parts = [normal((size, 16), size) for size in (16, 8, 8)]
     expected = orthogonal_each({str(i): mx.array(part) for i, part in enumerate(parts)}, 5)
     found = orthogonalised([torch.from_numpy(part) for part in parts], 5)

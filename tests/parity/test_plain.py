@@ -1,4 +1,4 @@
-"""The fast forms compute what the plain ones do: the same training run in processes with and without them."""
+"""The fast operations compute what the plain ones do: the same training run in processes with and without them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-# Phase 1 without dropout over 200 steps; the argument is how far the starting weights are shaken, relative to each.
+# Phase 1 without dropout over 200 steps; the argument is the relative perturbation of the initial weights.
 TRAIN = """
 import json, sys
 from dataclasses import replace
@@ -55,6 +55,6 @@ def test_the_first_steps_agree(plain, fast):
     np.testing.assert_allclose(fast[:20], plain[:20], rtol=1e-4)
 
 
-def test_later_they_drift_as_rounding_makes_them(plain, fast):
+def test_later_they_differ_no_more_than_rounding_makes_them(plain, fast):
     shaken = losses(plain=True, shake=1e-7)
     assert np.abs(fast - plain).max() <= 3 * np.abs(shaken - plain).max()

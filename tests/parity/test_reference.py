@@ -26,7 +26,7 @@ PRESENT = [n for n in PHASES if (ROOT / "bench" / "reference" / f"phase{n}.py").
 
 @dataclass(frozen=True)
 class Reference:
-    """What stands in a phase's file here and there: its trunk's model or a branch's."""
+    """A phase or a branch, and its reference in PyTorch."""
 
     n: int
     branch: str | None
@@ -44,7 +44,7 @@ class Reference:
         return modules()[self.n].RECIPE.at("nano")
 
     def model(self, ours, **numbers):
-        """The reference with our model's weights."""
+        """Return the reference with our model's weights."""
         theirs = find(self.n, self.branch)[1](**{**ours.config.to_dict(), **numbers})
         theirs.load(arrays(ours))
         return theirs.eval()
@@ -59,7 +59,7 @@ everywhere = pytest.mark.parametrize("reference", REFERENCES, ids=str)
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Several threads only wait for each other at these sizes, for minutes on a busy machine."""
+    """At these sizes, several threads of a busy machine wait for each other for minutes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -99,14 +99,14 @@ def test_every_gradient_agrees(pair):
     assert own.keys() == slopes.keys()
     scale = max(slope.abs().max().item() for slope in slopes.values())
     for path, slope in slopes.items():
-        # Keys' biases have no gradient but rounding: hence the small share of the largest gradient of all.
+        # The gradient of a bias of the keys is only rounding: hence the small share of the largest gradient.
         bound = 1e-3 * slope.abs().max().item() + 1e-6 * scale
         assert (own[path] - slope).abs().max().item() <= bound, path
 
 
 @everywhere
 def test_fifty_steps_of_training_agree(reference):
-    """At nano with few rows; the warm-up ends within, and the gradients are clipped at first."""
+    """At nano with a small batch; the warm-up ends within, and the first gradients are clipped."""
     ours = reference.ours(reference.ours.Config(**SIZES["nano"], dropout=0.0))
     schedule = replace(reference.recipe.schedule, warmup_tokens=5_000)
     recipe = replace(reference.recipe, learning_rate=3e-4, schedule=schedule)
@@ -125,7 +125,7 @@ def test_fifty_steps_of_training_agree(reference):
             losses.append((metrics["loss"].item(), training.step(batch)))
     own, expected = np.array(losses).T
     np.testing.assert_allclose(own, expected, atol=1e-3)
-    assert own[-5:].mean() < own[:5].mean() - 0.1, "nothing was learnt, so that nothing was compared"
+    assert own[-5:].mean() < own[:5].mean() - 0.1, "the loss hardly fell, so nothing was compared"
     bound = 50 * 3e-4 * max(group.lr_multiplier for group in recipe.groups)
     for path, value in theirs.by_our_path().items():
         apart = np.abs(arrays(ours)[path] - value.numpy()).max()
@@ -133,7 +133,7 @@ def test_fifty_steps_of_training_agree(reference):
 
 
 @everywhere
-def test_the_groups_own_what_ours_own(reference):
+def test_the_groups_own_the_same_parameters(reference):
     ours = tiny(reference.ours)
     theirs = reference.model(ours)
     training = reference.module.Training(theirs, **reference.module.rules(reference.recipe.to_dict()))
@@ -147,8 +147,8 @@ def test_the_groups_own_what_ours_own(reference):
 
 
 @everywhere
-def test_a_different_rate_is_seen(reference):
-    """The comparison above can fail: with a tenth more learning rate the losses part by more than its tolerance."""
+def test_a_different_learning_rate_is_detected(reference):
+    """The comparison above can fail: a learning rate 10 % higher changes the losses by more than its tolerance."""
     schedule = replace(reference.recipe.schedule, warmup_tokens=500)
     rules = reference.module.rules(replace(reference.recipe, schedule=schedule).to_dict())
     ours = tiny(reference.ours)
@@ -182,7 +182,7 @@ def test_weights_that_do_not_fit_are_refused(reference):
 
 
 @pytest.mark.parametrize("n", PRESENT)
-def test_a_rule_that_is_not_built_is_refused(n):
+def test_an_unknown_rule_is_refused(n):
     recipe = modules()[n].RECIPE.at("nano").to_dict()
     with pytest.raises(ValueError, match="Surprise"):
         find(n)[0].rules({**recipe, "clip": {"kind": "Surprise"}})

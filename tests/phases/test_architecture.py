@@ -1,4 +1,4 @@
-"""Phase 3: each branch is the trunk, or the branch before it, in one setting, and something else in any other."""
+"""Phase 3: in one setting each branch equals the phase or the previous branch, and in any other it does not."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ BRANCHES = phase3.BRANCHES
 
 
 def like(kind, other, **numbers):
-    """A tiny model of a kind, with the weights of another where path and shape are the same; the rest is shaken."""
+    """A tiny model with the weights of another one where path and shape are the same; the rest is perturbed."""
     model = tiny(kind, **numbers)
     theirs = by_path(other.parameters())
     own = by_path(model.parameters())
@@ -41,30 +41,30 @@ def like(kind, other, **numbers):
 
 
 def apart(a, b, x=None):
-    """The largest difference of two models' logits."""
+    """The largest difference between two models' logits."""
     x = tokens() if x is None else x
     return mx.abs(a(x) - b(x)).max().item()
 
 
 def set_all(model, ending, value):
-    """Every parameter whose path has this ending becomes a constant."""
+    """Set every parameter whose path has this ending to a constant."""
     found = {path: w for path, w in by_path(model.parameters()).items() if path.endswith(ending)}
     assert found
     model.load_weights([(path, mx.full(w.shape, value)) for path, w in found.items()], strict=False)
     return model
 
 
-# --- the trunk ------------------------------------------------------------------------------------------------------
+# --- the phase ------------------------------------------------------------------------------------------------------
 
 
-def test_phase_1_is_the_trunk_with_post_norm_sinusoids_and_relu():
+def test_phase_1_is_phase_3_with_post_norm_sinusoids_and_relu():
     slots = {"Position": SinusoidalPosition, "FFN": FeedForward}
     first = tiny(phase1.Model)
     assert apart(like(type("Old", (BRANCHES["post_norm"],), slots), first), first) == 0
     assert apart(like(phase3.Model, first), first) > 1e-2
 
 
-def test_all_that_turns_the_trunk_back_is_phase_2_from_its_start():
+def test_phase_3_without_its_changes_is_phase_2_from_its_initialization():
     slots = {"Position": SinusoidalPosition, "FFN": FeedForward, "init_weight": BRANCHES["xavier"].init_weight}
     second = tiny(phase2.Model)
     assert apart(tiny(type("Old", (BRANCHES["post_norm"],), slots)), second) == 0
@@ -73,7 +73,7 @@ def test_all_that_turns_the_trunk_back_is_phase_2_from_its_start():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_trunk_has_as_many_parameters_as_phase_2_but_for_the_position_table(size):
+def test_phase_3_has_as_many_parameters_as_phase_2_except_positions_and_final_norm(size):
     ours, before = (m.Model(m.Config(**SIZES[size])).count_parameters()["total"] for m in (phase3, phase2))
     numbers = SIZES[size]
     assert ours - before == (numbers["seq_len"] + 2) * numbers["d_model"]
@@ -81,13 +81,13 @@ def test_the_trunk_has_as_many_parameters_as_phase_2_but_for_the_position_table(
 
 
 @pytest.mark.parametrize("name", ["silu", "glu", "reglu", "geglu", "swiglu", "rms_norm", "scale_norm", "rope", "alibi"])
-def test_a_branch_has_as_many_parameters_as_the_trunk(name):
-    trunk, branch = (k(k.Config(**SIZES["small"])).count_parameters()["total"] for k in (phase3.Model, BRANCHES[name]))
-    assert abs(branch / trunk - 1) < 0.02
+def test_a_branch_has_as_many_parameters_as_the_phase(name):
+    phase, branch = (k(k.Config(**SIZES["small"])).count_parameters()["total"] for k in (phase3.Model, BRANCHES[name]))
+    assert abs(branch / phase - 1) < 0.02
 
 
 @pytest.mark.parametrize(("d_model", "deviation"), [(768, 0.02), (192, 0.04)])
-def test_the_start_is_that_of_gpt_2_at_its_width(d_model, deviation):
+def test_the_initialization_is_that_of_gpt_2_at_its_width(d_model, deviation):
     config = phase3.Config(**{**SIZES["nano"], "n_layers": 4, "d_model": d_model})
     weights = by_path(phase3.Model(config).parameters())
     for path in ("embedding.weight", "head.weight", "position.weight", "blocks.1.mixer.q_proj.weight"):
@@ -97,7 +97,7 @@ def test_the_start_is_that_of_gpt_2_at_its_width(d_model, deviation):
     assert all(weights[path].max() == 0 for path in weights if path.endswith("_proj.bias"))
 
 
-def test_positions_behind_the_table_take_its_last_row():
+def test_positions_beyond_the_table_take_its_last_row():
     net = tiny(phase3.Model)
     ctx = net.context(tokens(length=40))
     added = net.position.at_input(mx.zeros((2, 40, TINY["d_model"])), ctx)
@@ -105,7 +105,7 @@ def test_positions_behind_the_table_take_its_last_row():
     assert mx.array_equal(added[0, 17:], mx.broadcast_to(net.position.weight[-1], (23, TINY["d_model"])))
 
 
-def test_a_number_left_open_follows_from_another():
+def test_a_field_left_at_0_is_derived():
     assert phase3.Config(**TINY).max_len == TINY["seq_len"]
     assert BRANCHES["transformer_xl"].Config(**TINY).segment_len == 8
     stored = phase3.Config(**TINY, max_len=40).to_dict()
@@ -130,12 +130,12 @@ def test_a_number_left_open_follows_from_another():
         ("shaw", {"max_distance": 100_000}, "max_distance = 100000: expected at most 65,536"),
     ],
 )
-def test_a_number_that_does_not_fit_is_named(branch, numbers, words):
+def test_an_impossible_field_is_named(branch, numbers, words):
     with pytest.raises(BadInput, match=words):
         tiny(BRANCHES[branch], **numbers)
 
 
-def test_every_number_of_a_branch_has_a_flag():
+def test_every_field_of_a_branch_has_a_flag():
     kind = settings_type(Experiment.of_phase(3))
     assert parse(kind, "p", args=["--n-kv-heads", "1", "--rope-theta=5e4"]).to_dict() == {
         "n_kv_heads": 1,
@@ -147,7 +147,7 @@ def test_every_number_of_a_branch_has_a_flag():
         parse(settings_type(Experiment.of_phase(1)), "p", args=["--window", "3"])
 
 
-def test_a_number_of_another_branch_is_bad_input():
+def test_a_field_of_another_branch_is_bad_input():
     phase = Experiment.of_phase(3)
     given = settings_type(phase)(n_kv_heads=1, seq_len=32, learning_rate=1e-3)
     assert own_numbers(phase, BRANCHES["gqa"], given) == {"n_kv_heads": 1, "seq_len": 32}
@@ -160,17 +160,17 @@ def test_a_number_of_another_branch_is_bad_input():
 
 def test_a_tied_head_is_an_untied_one_with_the_embedding_s_matrix():
     tied = tiny(BRANCHES["tied"])
-    trunk = like(phase3.Model, tied)
-    assert apart(tied, trunk) > 1e-2
-    trunk.head.weight = tied.embedding.weight
-    assert apart(tied, trunk) == 0
+    phase = like(phase3.Model, tied)
+    assert apart(tied, phase) > 1e-2
+    phase.head.weight = tied.embedding.weight
+    assert apart(tied, phase) == 0
 
 
 GATED = {"glu": mx.sigmoid, "reglu": nn.relu, "geglu": nn.gelu_approx, "swiglu": nn.silu}
 
 
 @pytest.mark.parametrize("name", GATED)
-def test_a_gate_that_the_other_map_leaves_alone_is_an_ungated_layer(name):
+def test_a_gate_times_one_is_an_ungated_layer(name):
     gated = tiny(BRANCHES[name])
     width = round(TINY["d_ff"] * 2 / 3)
     assert gated.blocks[0].ffn.gate_proj.weight.shape == (width, TINY["d_model"])
@@ -184,7 +184,7 @@ def test_a_gate_that_the_other_map_leaves_alone_is_an_ungated_layer(name):
     assert apart(gated, plain) < 1e-5
 
 
-def test_geglu_and_the_trunk_have_the_same_activation():
+def test_geglu_and_the_phase_have_the_same_activation():
     assert feedforward.GEGLU.activation is GELUFeedForward.activation
 
 
@@ -196,7 +196,7 @@ def test_rms_norm_is_layer_norm_where_the_mean_is_zero():
     np.testing.assert_allclose(rms(x), layer(x), atol=1e-5)
 
 
-def test_scale_norm_gives_length_g_and_starts_as_rms_norm():
+def test_scale_norm_gives_length_g_and_is_rms_norm_initially():
     x = mx.random.normal((3, 32)) * 5
     scale = ScaleNorm(32, 1e-5)
     np.testing.assert_allclose(scale(x), RMSNorm(32, 1e-5)(x), atol=1e-5)
@@ -204,7 +204,7 @@ def test_scale_norm_gives_length_g_and_starts_as_rms_norm():
     np.testing.assert_allclose(mx.linalg.norm(scale(x), axis=-1), 3.0, atol=1e-4)
 
 
-def test_a_model_without_norms_is_one_whose_norms_do_nothing():
+def test_a_model_without_norms_has_none():
     x = tokens()
     net = tiny(BRANCHES["no_norm"])
     assert not [path for path in by_path(net.parameters()) if "norm" in path]
@@ -215,12 +215,12 @@ def test_a_model_without_norms_is_one_whose_norms_do_nothing():
 
 
 @pytest.fixture
-def blind():
-    """The trunk without positions."""
+def unordered():
+    """Phase 3 without positions."""
     return tiny(BRANCHES["no_position"])
 
 
-def test_rotary_scores_depend_on_distance_alone():
+def test_rotary_scores_depend_on_distance_only():
     rope, x = position.RotaryPosition(BRANCHES["rope"].Config(**TINY)), mx.random.normal((2, 2, 4, 17, 8))
     ctx = tiny(BRANCHES["rope"]).context(tokens())
 
@@ -232,33 +232,33 @@ def test_rotary_scores_depend_on_distance_alone():
     assert mx.abs(scores(0) - x[0] @ x[1].swapaxes(-1, -2)).max() > 0.1
 
 
-def test_rotary_positions_without_a_turn_are_none(blind):
-    rope = like(BRANCHES["rope"], blind)
-    assert apart(rope, blind) > 1e-3
+def test_rotary_positions_at_angle_0_are_no_position(unordered):
+    rope = like(BRANCHES["rope"], unordered)
+    assert apart(rope, unordered) > 1e-3
     still = replace(rope.context(tokens()), positions=mx.zeros((17,), mx.int32))
     q, k = mx.random.normal((2, 2, 4, 17, 8))
     assert all(mx.array_equal(a, b) for a, b in zip(rope.position.rotate(q, k, still), (q, k), strict=True))
 
 
-def test_alibi_without_a_slope_is_no_position(blind, monkeypatch):
-    alibi = like(BRANCHES["alibi"], blind)
-    assert apart(alibi, blind) > 1e-3
+def test_alibi_without_a_slope_is_no_position(unordered, monkeypatch):
+    alibi = like(BRANCHES["alibi"], unordered)
+    assert apart(alibi, unordered) > 1e-3
     monkeypatch.setattr(position, "alibi_slopes", lambda n_heads: [0.0] * n_heads)
-    assert apart(alibi, blind) == 0
+    assert apart(alibi, unordered) == 0
 
 
-def test_t5_with_one_number_in_all_buckets_is_no_position(blind):
-    t5 = like(BRANCHES["t5"], blind)
-    assert apart(t5, blind) > 1e-3
-    assert apart(set_all(t5, "position.weight", 0.5), blind) < 1e-5
+def test_t5_with_one_number_in_all_buckets_is_no_position(unordered):
+    t5 = like(BRANCHES["t5"], unordered)
+    assert apart(t5, unordered) > 1e-3
+    assert apart(set_all(t5, "position.weight", 0.5), unordered) < 1e-5
 
 
-def test_shaw_without_tables_is_no_position(blind):
-    shaw = like(BRANCHES["shaw"], blind)
-    assert apart(shaw, blind) > 1e-3
+def test_shaw_without_tables_is_no_position(unordered):
+    shaw = like(BRANCHES["shaw"], unordered)
+    assert apart(shaw, unordered) > 1e-3
     no_keys = set_all(shaw, "relative_keys", 0.0)
-    assert apart(no_keys, blind) > 1e-3
-    assert apart(set_all(no_keys, "relative_values", 0.0), blind) == 0
+    assert apart(no_keys, unordered) > 1e-3
+    assert apart(set_all(no_keys, "relative_values", 0.0), unordered) == 0
 
 
 def test_shaw_is_the_paper_s_sum_over_pairs():
@@ -279,19 +279,19 @@ def test_shaw_is_the_paper_s_sum_over_pairs():
 # --- Transformer-XL -------------------------------------------------------------------------------------------------
 
 
-def test_transformer_xl_in_one_segment_without_distances_is_no_position(blind):
-    xl = like(BRANCHES["transformer_xl"], blind, segment_len=17)
+def test_transformer_xl_in_one_segment_without_distances_is_no_position(unordered):
+    xl = like(BRANCHES["transformer_xl"], unordered, segment_len=17)
     for ending in ("r_proj.weight", "content_bias"):
-        assert apart(xl, blind) > 1e-3
+        assert apart(xl, unordered) > 1e-3
         set_all(xl, ending, 0.0)
-    assert apart(xl, blind) < 1e-6
+    assert apart(xl, unordered) < 1e-6
     short = like(BRANCHES["transformer_xl"], xl, segment_len=4)
-    assert apart(short, blind) > 1e-3
-    assert mx.abs(short(tokens()) - blind(tokens()))[:, :8].max() < 1e-5  # what two segments see is everything
+    assert apart(short, unordered) > 1e-3
+    assert mx.abs(short(tokens()) - unordered(tokens()))[:, :8].max() < 1e-5  # up to here two segments cover everything
 
 
 class Recurrence(nn.Module):
-    """Sec. 3.2-3.3 as the paper tells it: segment after segment, each layer's inputs kept for the next one."""
+    """Sec. 3.2-3.3 as in the paper: segment by segment, with each layer's inputs kept for the next segment."""
 
     def __init__(self, net, stop):
         super().__init__()
@@ -349,22 +349,22 @@ def test_transformer_xl_is_the_paper_s_recurrence_and_its_gradients(segment_len)
 # --- grouped heads --------------------------------------------------------------------------------------------------
 
 
-def test_as_many_key_heads_as_query_heads_are_the_trunk_s():
-    trunk = tiny(phase3.Model)
-    assert apart(like(BRANCHES["gqa"], trunk, n_kv_heads=4), trunk) == 0
+def test_as_many_key_heads_as_query_heads_are_plain_attention():
+    phase = tiny(phase3.Model)
+    assert apart(like(BRANCHES["gqa"], phase, n_kv_heads=4), phase) == 0
 
 
 @pytest.mark.parametrize(("branch", "n_kv_heads"), [("gqa", 2), ("mqa", 1)])
-def test_grouped_heads_are_the_trunk_s_with_repeated_keys(branch, n_kv_heads):
+def test_grouped_heads_are_plain_attention_with_repeated_keys(branch, n_kv_heads):
     net = tiny(BRANCHES[branch])
-    trunk = like(phase3.Model, net)
-    assert apart(net, trunk) > 1e-3
-    for ours, theirs in zip(net.blocks, trunk.blocks, strict=True):
+    phase = like(phase3.Model, net)
+    assert apart(net, phase) > 1e-3
+    for ours, theirs in zip(net.blocks, phase.blocks, strict=True):
         for name in ("k_proj", "v_proj"):
             for kind, w in ours.mixer[name].items():
                 heads = w.reshape(n_kv_heads, -1, *w.shape[1:])
                 theirs.mixer[name][kind] = mx.repeat(heads, 4 // n_kv_heads, axis=0).flatten(0, 1)
-    assert apart(net, trunk) < 1e-5
+    assert apart(net, phase) < 1e-5
     cache = net.make_cache(2)
     net(tokens(), cache)
     assert cache.layers[0].arrays["k"].shape[1] == n_kv_heads
@@ -374,7 +374,7 @@ def test_grouped_heads_are_the_trunk_s_with_repeated_keys(branch, n_kv_heads):
 
 
 class Masked(LongformerAttention):
-    """The same rule as a mask over the full matrix, with a cache that forgets nothing."""
+    """The same rule as a mask over the full matrix, with a cache that keeps everything."""
 
     make_cache = Attention.make_cache
     attend = Attention.attend
@@ -415,10 +415,10 @@ def test_gradients_of_blocks_equal_those_of_a_mask():
         np.testing.assert_allclose(gradient, theirs[path], atol=1e-5, err_msg=path)
 
 
-def test_a_window_as_long_as_the_row_is_the_trunk():
-    trunk = tiny(phase3.Model)
-    assert apart(like(BRANCHES["longformer"], trunk, window=17), trunk) < 1e-5
-    assert apart(like(BRANCHES["longformer"], trunk, window=5), trunk) > 1e-3
+def test_a_window_as_long_as_the_sequence_is_full_attention():
+    phase = tiny(phase3.Model)
+    assert apart(like(BRANCHES["longformer"], phase, window=17), phase) < 1e-5
+    assert apart(like(BRANCHES["longformer"], phase, window=5), phase) > 1e-3
 
 
 @given(
@@ -427,7 +427,7 @@ def test_a_window_as_long_as_the_row_is_the_trunk():
     n_global=st.integers(1, 4),
 )
 @settings(max_examples=12)
-def test_a_window_is_read_in_parts_of_any_length(parts, window, n_global):
+def test_a_window_is_prefilled_in_parts_of_any_length(parts, window, n_global):
     net = tiny(BRANCHES["longformer"], window=window, n_global=n_global, n_layers=2)
     x = tokens(2, sum(parts))
     cache, start, out = net.make_cache(2), 0, []
@@ -437,7 +437,7 @@ def test_a_window_is_read_in_parts_of_any_length(parts, window, n_global):
     np.testing.assert_allclose(mx.concatenate(out, axis=1), net(x), atol=1e-5)
 
 
-def test_cost_grows_linearly_and_the_cache_not_at_all():
+def test_cost_grows_linearly_and_the_cache_does_not_grow():
     entries = []
 
     class Counted(LongformerAttention):
@@ -457,7 +457,7 @@ def test_cost_grows_linearly_and_the_cache_not_at_all():
     assert len(sizes) == 1
 
 
-def test_blocks_refuse_a_mask_over_whole_rows():
+def test_blocks_refuse_a_mask_over_whole_sequences():
     net = tiny(BRANCHES["longformer"])
     with pytest.raises(ValueError, match=r"does not support ctx\.mask"):
         net.hidden(replace(net.context(tokens()), mask=mx.ones((17, 17), mx.bool_)))
@@ -467,7 +467,7 @@ def test_blocks_refuse_a_mask_over_whole_rows():
 
 
 @pytest.mark.parametrize("name", BRANCHES)
-def test_a_row_four_times_as_long_has_finite_logits(name):
+def test_a_sequence_four_times_as_long_has_finite_logits(name):
     logits = tiny(BRANCHES[name])(tokens(1, 68))
     assert logits.shape == (1, 68, V)
     assert mx.isfinite(logits).all()

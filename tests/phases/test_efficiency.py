@@ -1,4 +1,4 @@
-"""Phase 4: each idea is its predecessor in one setting, and something else in any other."""
+"""Phase 4: in one setting each idea equals its predecessor, and in any other it does not."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ D = TINY["d_model"]
 # --- fused attention with grouped heads -----------------------------------------------------------------------------
 
 
-def test_the_trunk_with_as_many_key_heads_as_query_heads_is_phase_3_s():
+def test_as_many_key_heads_as_query_heads_are_phase_3_s():
     before = tiny(phase3.Model)
     assert apart(like(phase4.Model, before, n_kv_heads=4), before) == 0
     assert apart(like(phase4.Model, before), before) > 1e-3
@@ -48,15 +48,15 @@ _ADDED = mx.random.normal((2, 4, 9, 9), key=mx.random.key(0))
 MASKS = {
     "none": None,
     "causal": mx.arange(9)[:, None] >= mx.arange(9),
-    "blind": mx.arange(9)[:, None] > mx.arange(9) + 2,  # the first queries may see nothing
+    "no keys": mx.arange(9)[:, None] > mx.arange(9) + 2,  # the first queries attend to nothing
     "added": mx.where(mx.arange(9)[:, None] >= mx.arange(9), _ADDED, -mx.inf),
-    "blind added": mx.where(mx.arange(9)[:, None] > mx.arange(9), _ADDED, -mx.inf),
+    "no keys added": mx.where(mx.arange(9)[:, None] > mx.arange(9), _ADDED, -mx.inf),
 }
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
-def test_the_fused_form_and_its_gradients_are_those_of_the_steps(mask, n_kv_heads):
+def test_the_fused_form_and_its_gradients_equal_the_separate_steps(mask, n_kv_heads):
     q, (k, v) = mx.random.normal((2, 4, 9, 8)), mx.random.normal((2, 2, n_kv_heads, 9, 8))
 
     def both(function):
@@ -91,17 +91,17 @@ def test_a_model_on_metal_is_the_one_on_a_cpu():
 
 
 class Masked(FusedWindow):
-    """The same rule as a mask over the full matrix, with a cache that forgets nothing."""
+    """The same rule as a mask over the full matrix, with a cache that keeps everything."""
 
     make_cache = Attention.make_cache
     attend = Attention.attend
 
 
-def test_a_window_as_long_as_the_row_is_the_trunk():
-    trunk = tiny(phase4.Model)
-    assert apart(like(BRANCHES["window"], trunk, window=17), trunk) == 0
-    assert apart(like(BRANCHES["window"], trunk, window=16), trunk) > 1e-5
-    assert apart(like(BRANCHES["window"], trunk, window=5), trunk) > 1e-3
+def test_a_window_as_long_as_the_sequence_is_full_attention():
+    phase = tiny(phase4.Model)
+    assert apart(like(BRANCHES["window"], phase, window=17), phase) == 0
+    assert apart(like(BRANCHES["window"], phase, window=16), phase) > 1e-5
+    assert apart(like(BRANCHES["window"], phase, window=5), phase) > 1e-3
 
 
 @given(window=st.integers(1, 20), parts=st.lists(st.integers(1, 15), min_size=1, max_size=4))
@@ -123,14 +123,14 @@ def test_blocks_and_the_rolling_cache_equal_a_mask_over_the_full_matrix(window, 
 def test_gradients_of_blocks_equal_those_of_a_mask():
     net = tiny(BRANCHES["window"], window=5)
     full = like(leaf(phase4.Model, WindowConfig, Mixer=Masked), net, window=5)
-    with on_metal():  # where a query that sees nothing could be nan
+    with on_metal():  # where a query without keys could be nan
         ours = by_path(nn.value_and_grad(net, net.loss)(tokens(2, 18))[1])
     theirs = by_path(nn.value_and_grad(full, full.loss)(tokens(2, 18))[1])
     for path, gradient in ours.items():
         np.testing.assert_allclose(gradient, theirs[path], atol=1e-5, err_msg=path)
 
 
-def test_the_cache_of_a_window_is_flat_over_ten_thousand_tokens():
+def test_the_cache_of_a_window_does_not_grow_over_ten_thousand_tokens():
     def sizes(kind):
         net = tiny(kind, n_layers=1)
         cache, found = net.make_cache(1), set()
@@ -144,7 +144,7 @@ def test_the_cache_of_a_window_is_flat_over_ten_thousand_tokens():
     assert max(sizes(phase4.Model)) > 9_000 * 2 * 2 * 8 * 4
 
 
-def test_a_window_wider_than_a_row_costs_no_more_than_the_row():
+def test_a_window_wider_than_the_sequence_costs_no_more_memory():
     net = tiny(BRANCHES["window"], n_layers=1, window=100_000)
     x, cache = tokens(2, 16), net.make_cache(2)
     np.testing.assert_allclose(mx.concatenate([net(x[:, :9], cache), net(x[:, 9:], cache)], 1), net(x), atol=1e-5)
@@ -155,7 +155,7 @@ def test_a_window_wider_than_a_row_costs_no_more_than_the_row():
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
-def test_a_gathered_product_is_that_with_copied_matrices(dtype):
+def test_a_gathered_product_equals_that_with_copied_matrices(dtype):
     x, stack = mx.random.normal((7, 3, 8)).astype(dtype), mx.random.normal((4, 8, 5)).astype(dtype)
     expert_ids = mx.array([0, 0, 1, 3, 3, 3, 3])
 
@@ -174,7 +174,7 @@ def test_a_gathered_product_is_that_with_copied_matrices(dtype):
 
 
 def layer(kind=moe.MixtureOfExperts, experts=moe.Experts, **numbers):
-    """A shaken layer of experts."""
+    """A layer of experts with random weights."""
     filled = type("Layer", (kind,), {"Experts": experts})
     part = filled(BRANCHES["moe"].Config(**{**TINY, **numbers}))
     part.load_weights([(path, mx.random.normal(w.shape) * 0.3) for path, w in by_path(part.parameters()).items()])
@@ -183,7 +183,7 @@ def layer(kind=moe.MixtureOfExperts, experts=moe.Experts, **numbers):
 
 
 def run(part, x):
-    """What the layer makes, and what it noted."""
+    """The layer's output, and the auxiliary losses and metrics by name."""
     ctx = tiny(phase4.Model).context(tokens())
     out = part(x, ctx)
     return out, {name: value.item() for name, value, _ in ctx.auxiliary}
@@ -204,15 +204,15 @@ def token_by_token(part, x, renormalise=True):
 
 
 @pytest.mark.parametrize("branch", ["moe", "switch"])
-def test_one_expert_is_the_trunk_s_part(branch):
+def test_one_expert_is_the_dense_part(branch):
     net = tiny(BRANCHES[branch], n_experts=1, experts_per_token=1)
-    trunk = like(phase4.Model, net)
-    for ours, theirs in zip(net.blocks, trunk.blocks, strict=True):
+    phase = like(phase4.Model, net)
+    for ours, theirs in zip(net.blocks, phase.blocks, strict=True):
         for name in ("up_proj", "down_proj"):
             theirs.ffn[name].weight = ours.ffn.experts[name].weight[0]
             theirs.ffn[name].bias = mx.zeros_like(theirs.ffn[name].bias)
-    assert apart(net, trunk) < 1e-5
-    assert apart(like(BRANCHES[branch], net, n_experts=2, experts_per_token=1), trunk) > 1e-3
+    assert apart(net, phase) < 1e-5
+    assert apart(like(BRANCHES[branch], net, n_experts=2, experts_per_token=1), phase) > 1e-3
 
 
 @given(
@@ -226,10 +226,10 @@ def test_evaluation_drops_nothing(n_experts, per_token, rows, length):
     mx.random.seed(rows)
     part = layer(n_experts=n_experts, experts_per_token=min(per_token, n_experts))
     x = mx.random.normal((rows, length, D))
-    out, noted = run(part, x)
+    out, recorded = run(part, x)
     picked = x[:, :: max(1, length // 5)]
     np.testing.assert_allclose(out[:, :: max(1, length // 5)], token_by_token(part, picked), atol=1e-4)
-    assert "router_dropped" not in noted
+    assert "router_dropped" not in recorded
 
 
 def test_a_switch_weighs_its_expert_by_its_probability():
@@ -249,8 +249,8 @@ def test_training_with_capacity_for_all_is_evaluation_and_so_are_its_gradients()
     def run_out(part, x):
         return part(x, tiny(phase4.Model).context(tokens()))
 
-    (noted, own), (_, expected) = gradients(True), gradients(False)
-    assert noted["router_dropped"] == 0
+    (recorded, own), (_, expected) = gradients(True), gradients(False)
+    assert recorded["router_dropped"] == 0
     for path, gradient in own.items():
         np.testing.assert_allclose(gradient, expected[path], rtol=1e-4, atol=1e-4, err_msg=path)
         assert mx.abs(gradient).max() > 1e-3
@@ -260,10 +260,10 @@ def test_training_drops_what_exceeds_the_capacity():
     part, x = layer(capacity_factor=0.5), mx.random.normal((2, 17, D))
     whole, _ = run(part, x)
     part.train()
-    out, noted = run(part, x)
+    out, recorded = run(part, x)
     slots = 8 * 5  # half of the fair share of 34 tokens' choices per expert, rounded up
-    assert 1 - slots / 68 <= noted["router_dropped"] < 1
-    assert mx.abs(out[0, 0] - whole[0, 0]).max() < 1e-5  # the first come first
+    assert 1 - slots / 68 <= recorded["router_dropped"] < 1
+    assert mx.abs(out[0, 0] - whole[0, 0]).max() < 1e-5  # the first tokens are computed
     assert mx.abs(out[1] - whole[1]).max() > 1e-2
 
 
@@ -295,22 +295,22 @@ def test_the_router_s_losses_and_load_are_the_papers():
     logits = np.array(part.router_proj(x), np.float64).reshape(-1, 4)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     load = np.bincount(np.argsort(-p, axis=1)[:, :2].ravel(), minlength=4) / (2 * len(p))
-    noted = run(part, x)[1]
-    assert noted["router_balance"] == pytest.approx(4 * (load * p.mean(0)).sum(), rel=1e-5)  # Switch, eq. 4-6
-    assert noted["router_z"] == pytest.approx((np.log(np.exp(logits).sum(1)) ** 2).mean(), rel=1e-5)  # ST-MoE, eq. 5
-    assert noted["router_most_load"] == pytest.approx(4 * load.max(), rel=1e-6)
-    assert noted["router_least_load"] == pytest.approx(4 * load.min(), abs=1e-6)
+    recorded = run(part, x)[1]
+    assert recorded["router_balance"] == pytest.approx(4 * (load * p.mean(0)).sum(), rel=1e-5)  # Switch, eq. 4-6
+    assert recorded["router_z"] == pytest.approx((np.log(np.exp(logits).sum(1)) ** 2).mean(), rel=1e-5)  # ST-MoE, eq. 5
+    assert recorded["router_most_load"] == pytest.approx(4 * load.max(), rel=1e-6)
+    assert recorded["router_least_load"] == pytest.approx(4 * load.min(), abs=1e-6)
 
 
-def test_the_router_s_losses_are_descended_and_logged():
+def test_the_router_s_losses_are_trained_and_logged():
     recipe = phase4.RECIPE.at("nano")
     net = BRANCHES["moe"](BRANCHES["moe"].Config(**TINY))
     metrics, _ = TrainingStep(net, recipe)(tokens(4, 18), 1e-3)
     assert {"router_balance", "router_z", "router_most_load", "router_least_load", "router_dropped"} < metrics.keys()
     assert metrics["router_balance"].item() >= 0.9
-    loss, noted = net.loss(tokens(4, 18))
-    extra = 4 * (0.01 * noted["router_balance"] + 0.001 * noted["router_z"])
-    assert loss.item() == pytest.approx((noted["loss"] + extra).item(), rel=1e-6)
+    loss, recorded = net.loss(tokens(4, 18))
+    extra = 4 * (0.01 * recorded["router_balance"] + 0.001 * recorded["router_z"])
+    assert loss.item() == pytest.approx((recorded["loss"] + extra).item(), rel=1e-6)
 
 
 def test_balance_is_least_where_all_experts_are_alike():
@@ -327,10 +327,10 @@ def test_active_parameters_leave_out_what_a_token_does_not_use():
         counts = kind(kind.Config(**SIZES["small"])).count_parameters()
         one = 2 * 128 * 512 * 4  # of all layers
         assert counts["total"] - counts["active"] == (8 - per_token) * one
-    trunk = phase4.Model(phase4.Config(**SIZES["small"])).count_parameters()
-    assert trunk["active"] == trunk["total"]
+    phase = phase4.Model(phase4.Config(**SIZES["small"])).count_parameters()
+    assert phase["active"] == phase["total"]
     biases, routers = 4 * (512 + 128), 4 * 8 * 128
-    assert counts["active"] == trunk["total"] - biases + routers  # a switch computes what the trunk does
+    assert counts["active"] == phase["total"] - biases + routers  # per token, switch computes what phase 4 does
 
 
 def test_more_experts_of_a_token_than_there_are_is_bad_input():

@@ -1,4 +1,4 @@
-"""Phase 5: the setting in which each idea is its predecessor, and that in any other it is not."""
+"""Phase 5: in one setting each idea equals its predecessor, and in any other it does not."""
 
 import mlx.core as mx
 import pytest
@@ -21,7 +21,7 @@ def variant(kind=phase5.Model, **slots):
 
 
 def differ(one, other, x=None):
-    """The largest difference of logits, of models whose shared weights are equal."""
+    """Give one model the other's weights where paths are equal; the largest difference between the logits."""
     x = tokens() if x is None else x
     own = dict(tree_flatten(other.parameters()))
     shared = [(path, own[path]) for path, _ in tree_flatten(one.parameters()) if path in own]
@@ -29,7 +29,7 @@ def differ(one, other, x=None):
     return mx.abs(one(x) - other(x)).max().item()
 
 
-def test_a_window_of_all_that_is_read_is_none():
+def test_a_window_of_the_whole_sequence_is_none():
     x = tokens(length=30)
     assert differ(tiny(BRANCHES["mistral"], window=30), tiny(phase5.Model), x) < 1e-6
     assert differ(tiny(BRANCHES["mistral"], window=29), tiny(phase5.Model), x) > 1e-3
@@ -41,7 +41,7 @@ def test_a_scaling_by_one_is_none():
     assert differ(tiny(phase5.Model, rope_factor=2.0, rope_original_len=9), tiny(plain)) > 1e-3
 
 
-def test_as_many_heads_of_keys_as_of_queries_are_those_of_phase_1():
+def test_as_many_key_heads_as_query_heads_are_phase_1_s():
     class Plain(Attention):
         Linear = linear.Linear
 
@@ -50,13 +50,13 @@ def test_as_many_heads_of_keys_as_of_queries_are_those_of_phase_1():
 
 
 def test_positions_at_the_angle_zero_are_none():
-    """A head of one pair, turned so slowly that it stands."""
+    """A head of one pair, rotated so slowly that it stands still."""
     still = variant(Position=Position)
     assert differ(tiny(phase5.Model, head_dim=2, rope_factor=1e12, rope_original_len=1), tiny(still, head_dim=2)) < 1e-5
     assert differ(tiny(phase5.Model, head_dim=2), tiny(still, head_dim=2)) > 1e-3
 
 
-def test_without_their_biases_the_parts_are_those_of_phase_3():
+def test_parts_without_biases_are_phase_3_s_with_biases_of_0():
     one, other = tiny(variant(FFN=SwiGLU)), tiny(phase5.Model)
     shaken = differ(one, other)
     for block in one.blocks:
@@ -66,7 +66,7 @@ def test_without_their_biases_the_parts_are_those_of_phase_3():
     assert shaken > 1e-3
 
 
-def test_normed_queries_and_keys_do_not_feel_the_size_of_their_maps():
+def test_normalized_queries_and_keys_do_not_depend_on_the_scale_of_their_maps():
     def grown(kind):
         before, after = tiny(kind), tiny(kind)
         after.blocks[0].mixer.q_proj.weight = 3 * before.blocks[0].mixer.q_proj.weight
@@ -107,7 +107,7 @@ def test_a_head_of_any_even_width():
         ({"rope_original_len": 0}, "rope_original_len = 0"),
     ],
 )
-def test_a_number_that_does_not_fit_is_named(numbers, words):
+def test_an_impossible_field_is_named(numbers, words):
     with pytest.raises(BadInput, match=words):
         tiny(phase5.Model, **numbers)
 
@@ -119,7 +119,7 @@ def test_no_bias_is_left():
     assert isinstance(tiny(phase5.Model).blocks[0].ffn.up_proj, nn.Linear)
 
 
-def test_what_the_widths_cost():
+def test_parameters_of_gated_and_grouped_parts():
     """At equal d_ff a gated part has half as many weights again; grouped heads give a part of it back."""
 
     def sizes(kind, part):

@@ -1,4 +1,4 @@
-"""Phase 6: each idea is phase 5's own in one setting and something else in any other; ablations take one idea each."""
+"""Phase 6: in one setting each idea equals phase 5, in any other it does not; an ablation changes one idea."""
 
 from dataclasses import replace
 
@@ -102,7 +102,7 @@ def test_every_ablation_of_phase_6_is_checked():
 # --- the ideas ------------------------------------------------------------------------------------------------------
 
 
-def test_norms_alone_are_qwen3(llama):
+def test_qk_norm_on_phase_5_is_qwen3(llama):
     normed = tiny(BRANCHES["phase_5_with_qk_norm"])
     assert apart(normed, like(phase5.BRANCHES["qwen3"], normed)) == 0
     assert apart(normed, llama) > 1e-3
@@ -135,8 +135,8 @@ def test_lambdas_of_one_and_zero_are_the_plain_block(llama):
     assert (fresh.residual_lambda.item(), fresh.x0_lambda.item()) == (1.0, 0.0)
 
 
-def test_a_block_that_forgets_the_stream_reads_the_embeddings(llama):
-    """Where nothing is left of the stream, each block sees x0 alone, and what comes out is the last one's."""
+def test_a_block_without_the_stream_reads_the_embeddings(llama):
+    """With the lambdas 0 and 1 each block's input is x0, so the output is the last block's."""
     mixed = like(BRANCHES["phase_5_with_lambdas"], llama)
     set_all(set_all(mixed, "residual_lambda", 0.0), "x0_lambda", 1.0)
     ctx = mixed.context(tokens())
@@ -145,7 +145,7 @@ def test_a_block_that_forgets_the_stream_reads_the_embeddings(llama):
     np.testing.assert_allclose(mixed.run_blocks(x, replace(ctx, x0=x)), expected, atol=1e-5)
 
 
-def test_a_bound_out_of_reach_is_none_and_a_near_one_is_kept(llama):
+def test_a_bound_out_of_reach_changes_nothing_and_a_near_one_holds(llama):
     assert apart(like(BRANCHES["phase_5_with_softcap"], llama, softcap=1e5), llama) < 1e-4
     capped = like(BRANCHES["phase_5_with_softcap"], llama, softcap=0.5)
     assert apart(capped, llama) > 1e-2
@@ -159,18 +159,18 @@ def _nats(logits, targets):
     return (mx.logsumexp(logits, axis=-1) - chosen).mean().item()
 
 
-def test_a_bound_of_nothing_is_refused():
+def test_a_bound_of_0_is_refused():
     with pytest.raises(BadInput, match=r"softcap = 0.0: expected a number above 0"):
         BRANCHES["with_softcap"].Config(**TINY, softcap=0.0)
 
 
-def test_squares_are_relu_s_where_it_is_one():
+def test_squared_relu_and_its_gradient():
     x = mx.array([-2.0, -0.0, 0.0, 0.5, 1.0, 3.0])
     np.testing.assert_array_equal(ops.relu_squared(x), [0, 0, 0, 0.25, 1, 9])
     np.testing.assert_array_equal(mx.grad(lambda x: ops.relu_squared(x).sum())(x), [0, 0, 0, 1, 2, 6])
 
 
-def test_a_model_of_zeros_guesses_uniformly_and_every_block_passes_its_input_on():
+def test_zero_initialization_predicts_uniformly_and_every_block_is_the_identity():
     net = start(phase6.Model)
     ctx = net.context(tokens())
     x = net.embed(ctx)
@@ -191,7 +191,7 @@ def test_a_model_of_zeros_guesses_uniformly_and_every_block_passes_its_input_on(
 
 
 def batches(steps, vocab_size=SIZES["nano"]["vocab_size"]):
-    """Rows in which each token tells the next, so that there is something to learn."""
+    """Sequences in which each token determines the next, so that there is something to learn."""
     draw = np.random.default_rng(0)
     firsts = draw.integers(0, vocab_size, (steps, 4, 1))
     return mx.array((firsts + 7 * np.arange(65)) % vocab_size, mx.int32)
@@ -216,9 +216,9 @@ def recipe():
 
 
 def test_a_compiled_step_over_several_streams_is_the_eager_one(recipe):
-    slow = replace(recipe, learning_rate=1e-3)  # at the full one rounding alone makes losses part
+    slow = replace(recipe, learning_rate=1e-3)  # at the full one, rounding alone makes the losses differ
     (compiled, _), (eager, _) = trained(slow), trained(slow, compiled=False)
-    # Not the weights: where a gradient is nothing but rounding, Muon follows it as far as any other.
+    # The weights are not compared: where a gradient is only rounding, Muon follows it as far as any other.
     np.testing.assert_allclose(compiled, eager, atol=1e-3)
     assert compiled[-1] < compiled[0] - 0.01
 
@@ -231,7 +231,7 @@ def test_half_precision_trains_and_keeps_its_weights_in_float32(recipe, dtype):
     assert {w.dtype for w in weights.values()} == {mx.float32}
 
 
-def test_muon_owns_the_blocks_matrices_and_nothing_else(recipe):
+def test_muon_owns_the_matrices_of_the_blocks_and_nothing_else(recipe):
     owned = assign(recipe.groups, by_path(start(phase6.Model).parameters()))
     kinds = {group.name: type(group.optimizer) for group in recipe.groups}
     assert kinds["matrices"] is Muon

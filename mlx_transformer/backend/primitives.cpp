@@ -1,7 +1,7 @@
-// What a decoding step asks for most on a Linux CPU, as operations of MLX's own kind; primitives.py builds them.
+// MLX primitives for a decoding step on a Linux CPU: attention of one query, and norms. extension.py builds them.
 //
-// With MLX's operations a head's one query and its keys are two small products and a softmax of four passes, all heads on
-// one thread, and a norm is five operations. In a step of one token an operation costs more by itself than by its numbers.
+// With MLX's own operations the attention of a head is two small products and a softmax of four passes, all heads on one
+// thread, and a norm is five operations. In a step of one token the overhead of an operation exceeds its arithmetic.
 
 #include <bit>
 #include <cmath>
@@ -24,7 +24,7 @@ namespace nb = nanobind;
 namespace mx = mlx::core;
 
 extern "C" {  // sgemm.cpp
-void mlx_transformer_divide(void (*part)(const void*, int, int), const void* work, int pieces, long reads);
+void mlx_transformer_divide(void (*part)(const void*, int, int), const void* work, int items, long reads);
 void cblas_sgemm(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
 }
 
@@ -35,10 +35,10 @@ using Arrays = std::vector<mx::array>;
 using Optional = const std::optional<mx::array>&;
 using Task = std::function<void()>;
 
-// A float32 array made by a task of ours on a thread of MLX's.
+// A primitive whose float32 output is computed by a task on one of MLX's threads.
 class Own : public mx::Primitive {
   public:
-    // Runs when the graph is scheduled, where shapes and places are known; the task runs when the numbers are there.
+    // Called when the graph is scheduled, with shapes and addresses known; the task runs when the inputs are computed.
     using Begin = Task (*)(const Arrays& in, mx::array& out, float number);
 
     Own(const char* name, Begin begin, float number)
@@ -66,13 +66,13 @@ mx::array made(const char* name, Own::Begin begin, float number, mx::Shape shape
     return mx::array(std::move(shape), mx::float32, std::make_shared<Own>(name, begin, number), std::move(in));
 }
 
-// What a task keeps of a float32 array, or of a mask of bools: where its numbers lie, as of four axes. Those that it lacks
-// are put in front, and one of length 1 repeats.
+// Address, shape and strides of a float32 array or a bool mask, as four axes: missing ones are added in front, and an axis
+// of length 1 is broadcast.
 struct Place {
     const void* data;
     int shape[4] = {1, 1, 1, 1};
     long step[4] = {};
-    bool dense;  // one after the other, in their order
+    bool dense;  // row-contiguous
 
     explicit Place(const mx::array& a) : data(a.data<char>()), dense(a.flags().row_contiguous) {
         for (int i = 0, lacks = 4 - int(a.ndim()); i < int(a.ndim()); i++) {
@@ -86,7 +86,7 @@ struct Place {
         return static_cast<const T*>(data) + row * step[0] + head * step[1];
     }
 
-    // The numbers one after the other; copied to `room` if they lie otherwise.
+    // The elements in row-major order, copied to `room` if they are not contiguous.
     const float* flat(std::vector<float>& room) const {
         if (dense) return at(0, 0);
         room.clear();
@@ -97,7 +97,7 @@ struct Place {
         return room.data();
     }
 
-    // The same numbers; those of the last axis side by side.
+    // The same array with a contiguous last axis.
     Place with_rows(std::vector<float>& room) const {
         if (step[3] == 1) return *this;
         Place copy = *this;
@@ -108,7 +108,7 @@ struct Place {
     }
 };
 
-// e^x of x <= 0 and of -inf; nan of nan. The polynomial of ops/fastmath.py, where its numbers are explained.
+// e^x for x <= 0 and -inf; nan for nan. The polynomial of ops/fastmath.py, which explains its coefficients.
 inline float exp_nonpositive(float x) {
     float y = x * 1.4426950408889634f;
     y = y < -127 ? -127 : y;
@@ -120,18 +120,18 @@ inline float exp_nonpositive(float x) {
     return x == x ? std::bit_cast<float>(bits) : x;
 }
 
-// p becomes exp(p - its maximum); returns one over their sum, or 2 where nothing is seen.
+// p = exp(p - max(p)); returns 1 / sum(p), or 2 where all keys are masked.
 float exponentials(float* p, int count) {
     float top = -3.4e38f, sum = 0;
 #pragma omp simd reduction(max : top)
     for (int j = 0; j < count; j++) top = p[j] > top ? p[j] : top;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < count; j++) sum += p[j] = exp_nonpositive(p[j] - top);
-    return 1 / (sum < 0.5f ? 0.5f : sum);  // a sum is 1 at least, or 0
+    return 1 / (sum < 0.5f ? 0.5f : sum);  // the sum is at least 1, or 0
 }
 
 struct Attention {
-    Place q, k, v, mask;  // mask: v's, where there is none
+    Place q, k, v, mask;  // mask: that of v if there is none
     enum { none, bools, numbers } kind;
     float scale;
     float* out;
@@ -149,7 +149,7 @@ struct Attention {
         };
     }
 
-    // A piece is a head of a row.
+    // Items are the heads of all rows of the batch.
     static void some(const void* work, int first, int last) {
         auto& own = *static_cast<const Attention*>(work);
         std::vector<float> p(own.k.shape[2]);
@@ -191,7 +191,7 @@ Task begin_norm(const Arrays& in, mx::array& out, float eps) {
     };
 }
 
-// What Python calls, with float32 arrays; `ops` says what is computed.
+// The functions that Python calls, with float32 arrays; `ops` documents them.
 
 void expect(bool fits, const char* shapes) {
     if (!fits) throw std::invalid_argument(shapes);
@@ -209,7 +209,7 @@ mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, Opt
     return made("CpuAttention", Attention::begin, scale, {q.shape(0), q.shape(1), 1, v.shape(3)}, {q, k, v}, mask);
 }
 
-// x (..., D) of four axes at most, weight and bias (D).
+// x (..., D) with at most four axes, weight and bias (D).
 mx::array norm(const char* name, Own::Begin begin, const mx::array& x, const mx::array& weight, Optional bias, float eps) {
     auto fits = [&](const mx::array& own) { return own.ndim() == 1 && own.shape(0) == x.shape(-1); };
     expect(x.ndim() > 0 && x.ndim() <= 4 && fits(weight) && (!bias || fits(*bias)),

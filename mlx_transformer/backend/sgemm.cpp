@@ -1,9 +1,9 @@
-// What MLX's matmul calls on a Linux CPU instead of the BLAS in its wheel; blas.py says which library it hands on to.
-// It also divides work between threads: its own products and what primitives.cpp does.
+// The cblas_sgemm that MLX's matmul calls on a Linux CPU; it passes most calls to the library chosen in blas.py.
+// It also divides work between threads: its own products and that of primitives.cpp.
 //
-// A BLAS packs both factors first, which pays over many rows and not over the one row (or few) of a decoding step: there
-// the second factor, the weights, is read once and used as it lies. Nothing of the C++ library is used: jit.py has to be
-// the first to bring that in.
+// A BLAS packs both factors first, which pays for many rows but not for the few rows of a decoding step: these are
+// computed here, reading the second factor, the weights, once and in place. The C++ standard library is not used, since
+// jit.py must be the first to load it.
 
 #include <linux/futex.h>
 #include <pthread.h>
@@ -26,32 +26,31 @@ namespace {
 
 constexpr int kPlain = 111, kTransposed = 112, kRowMajor = 101;
 constexpr int kLine = 16;  // floats of a cache line
-constexpr int kAhead = 8192;  // floats: what lies so far behind is fetched already; 0.95 -> 0.5 ms for base's cold weights
+constexpr int kAhead = 8192;  // floats: prefetch distance; 0.95 -> 0.5 ms for the cold weights of size base
 constexpr int kWidth = 8;  // rows of B at a time; measured: with more, registers for their addresses run out
-constexpr int kFewRows = 16;  // measured: with more of them packing pays
-constexpr int kDeepest = 4096;  // columns of A that columns_of has room for
-constexpr int kPart = 32768;  // floats that one thread reads before it asks for more work
+constexpr int kFewRows = 16;  // measured: with more rows packing pays
+constexpr int kDeepest = 4096;  // the most columns of A that columns_of can hold
+constexpr int kPart = 32768;  // floats that a thread reads before it takes more work
 
 typedef void part(const void* work, int first, int last);
 
-// Pieces of work in parts of so many, which threads take as they come, so that whoever asked never waits for one that has
-// not begun.
+// Items of work, which threads take `at_once` at a time, so that the caller never waits for a thread that has not begun.
 struct Job {
     part* some;
     const void* work;
-    int pieces, at_once, next = 0;  // next: the first that nobody has taken
+    int items, at_once, next = 0;  // next: the first item not taken
 
     void take() {
-        for (int first; (first = __atomic_fetch_add(&next, at_once, __ATOMIC_RELAXED)) < pieces;)
-            some(work, first, first + at_once < pieces ? first + at_once : pieces);
+        for (int first; (first = __atomic_fetch_add(&next, at_once, __ATOMIC_RELAXED)) < items;)
+            some(work, first, first + at_once < items ? first + at_once : items);
     }
 };
 
-Job* open_job;  // helpers may come to it
-int calls;      // how often they were called
-int inside;     // helpers that look for a part or are at one
-int helpers;    // that were started
-bool taken;     // by a job
+Job* open_job;  // the job that helpers work on
+int calls;      // how often helpers were woken
+int inside;     // helpers that may be working on the job
+int helpers;    // helpers started
+bool taken;     // whether a job has the helpers
 
 void* help(void*) {
     for (int seen = 0;;) {
@@ -63,12 +62,12 @@ void* help(void*) {
     }
 }
 
-// Do `pieces` of work, each of which reads so many floats, with helpers unless another job has them. A part has a multiple
-// of `group` pieces.
-void divide(part* some, const void* work, int pieces, long reads, int group, int threads) {
+// Do `items` of work, each of which reads `reads` floats, with helpers unless another job has them. A thread takes a
+// multiple of `group` items at a time.
+void divide(part* some, const void* work, int items, long reads, int group, int threads) {
     int groups = (kPart / (reads > 1 ? reads : 1) + group - 1) / group;
-    Job job{some, work, pieces, group * (groups ? groups : 1)};
-    if (threads < 2 || job.pieces <= job.at_once || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
+    Job job{some, work, items, group * (groups ? groups : 1)};
+    if (threads < 2 || job.items <= job.at_once || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
     for (pthread_t thread; helpers < threads - 1 && !pthread_create(&thread, nullptr, help, nullptr); helpers++)
         pthread_detach(thread);
     __atomic_store_n(&open_job, &job, __ATOMIC_SEQ_CST);
@@ -76,7 +75,7 @@ void divide(part* some, const void* work, int pieces, long reads, int group, int
     syscall(SYS_futex, &calls, FUTEX_WAKE_PRIVATE, threads - 1);
     job.take();
     __atomic_store_n(&open_job, nullptr, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&inside, __ATOMIC_SEQ_CST)) sched_yield();  // the core may be what a helper needs
+    while (__atomic_load_n(&inside, __ATOMIC_SEQ_CST)) sched_yield();  // a helper may need this core
     __atomic_store_n(&taken, false, __ATOMIC_RELEASE);
 }
 
@@ -89,7 +88,7 @@ Four sum_of_fours(Lanes v) {
 
 Four mixed(Four a, Four b, Order order) { return __builtin_shuffle(a, b, order); }
 
-// Each one's sum over its lanes.
+// The sum over the lanes of each of four vectors.
 Four totals(const Lanes* v) {
     Four a = sum_of_fours(v[0]), b = sum_of_fours(v[1]), c = sum_of_fours(v[2]), d = sum_of_fours(v[3]);
     Four ab = mixed(a, b, Order{0, 4, 2, 6}) + mixed(a, b, Order{1, 5, 3, 7});
@@ -108,7 +107,7 @@ void transpose(Four* v) {
 void put(float& c, float alpha, float value, float beta) { c = beta ? alpha * value + beta * c : alpha * value; }
 void put(Four& c, float alpha, Four value, float beta) { c = beta ? alpha * value + beta * c : alpha * value; }
 
-// c (n) = a (k) B^T, B (n, k), which is read as it lies: four rows at a time if they are short, else one.
+// c (n) = a (k) B^T, B (n, k), read in place: four rows at a time if they are short, else one.
 void row_by_rows(int n, int k, float alpha, const float* a, const float* b, long ldb, float beta, float* c) {
     int j = 0;
     for (; j + 4 <= n && k <= 4 * kLanes; j += 4, b += 4 * ldb) {
@@ -139,7 +138,7 @@ void row_by_rows(int n, int k, float alpha, const float* a, const float* b, long
     }
 }
 
-// c (count * kLanes) = a (k) B, of whose rows B so many columns are used. Two rows at a time: an addition takes a while.
+// c (count * kLanes) = a (k) B, for the first columns of B. Two rows at a time, to hide the latency of additions.
 template <int count>
 void lanes_by_columns(int k, float alpha, const float* a, const float* b, long ldb, float beta, float* c) {
     Lanes even[count] = {}, odd[count] = {};
@@ -174,7 +173,7 @@ void row_by_columns(int n, int k, float alpha, const float* a, const float* b, l
     }
 }
 
-// sums (count) = columns (k, kLanes) times each of `count` rows of B: a lane is a row of A.
+// sums (count) = columns (k, kLanes) times each of `count` rows of B; each lane is a row of A.
 template <int count>
 void lanes_by_rows(int k, const float* columns, const float* b, long ldb, Lanes* sums) {
     Lanes own[count] = {};
@@ -191,7 +190,7 @@ void lanes_by_rows(int k, const float* columns, const float* b, long ldb, Lanes*
     for (int j = 0; j < count; j++) sums[j] = own[j];
 }
 
-// C (m, n) = alpha A B^T + beta C, a piece a row of B (n, k). a holds A's columns (k, kLanes).
+// C (m, n) = alpha A B^T + beta C; the items are the rows of B (n, k). a holds A's columns (k, kLanes).
 struct Product {
     int m, k;
     float alpha;
@@ -226,7 +225,7 @@ void Product::rows_of_b(int first, int last) const {
     }
 }
 
-// A (m, k) -> its columns (k, kLanes), m <= kLanes, k <= kDeepest; the thread's next call overwrites them.
+// The columns (k, kLanes) of A (m, k), m <= kLanes, k <= kDeepest; the thread's next call overwrites them.
 float* columns_of(int m, int k, const float* a, long lda) {
     static thread_local float* columns;
     if (!columns) columns = (float*)malloc(sizeof(float) * kDeepest * kLanes);
@@ -239,11 +238,11 @@ float* columns_of(int m, int k, const float* a, long lda) {
 
 extern "C" {
 sgemm* mlx_transformer_sgemm;  // set from Python
-int mlx_transformer_threads;   // that a product, or other work, is divided over
-long mlx_transformer_calls;    // how often MLX came by; a rough count, threads do not wait for each other
+int mlx_transformer_threads;   // threads of a product or other work
+long mlx_transformer_calls;    // calls by MLX: a rough count, as it is not atomic
 
-void mlx_transformer_divide(part* some, const void* work, int pieces, long reads) {
-    divide(some, work, pieces, reads, 1, mlx_transformer_threads);
+void mlx_transformer_divide(part* some, const void* work, int items, long reads) {
+    divide(some, work, items, reads, 1, mlx_transformer_threads);
 }
 
 void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda, const float* b,

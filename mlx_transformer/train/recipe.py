@@ -132,4 +132,6 @@ def _described(value: Any) -> Any:
         return [_described(item) for item in value]
     if is_dataclass(value):
         return {"kind": type(value).__name__, **{f.name: _described(getattr(value, f.name)) for f in fields(value)}}
+    if callable(value):  # a user's own selector or rule
+        return {"kind": getattr(value, "__name__", type(value).__name__)}
     return value

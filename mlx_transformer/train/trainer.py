@@ -103,20 +103,20 @@ class _Run:
         mx.reset_peak_memory()
         self.model.train()
         self.mark, self.started = self.options.clock(), self.progress.step
-        why, message = self._verdict() or self._limit_reached(), ""
+        why, message = self._reason_to_stop() or self._limit_reached(), ""
         if self.progress.evaluated_step != self.progress.step and (why or self._evaluation_is_due()):
             yield from self._evaluated()  # an interrupted run stops without one
-            why = self._verdict() or why
+            why = self._reason_to_stop() or why
         while not why:
             event = self._step()
             yield event
             if not (math.isfinite(event.gradient_norm) and all(map(math.isfinite, event.metrics.values()))):
-                why, message = "diverged", _divergence(event.step, _figures(event))
+                why, message = "diverged", _divergence(event.step, _describe(event))
                 break
             why = self._limit_reached() or ("interrupted" if self.options.should_stop() else "")
             if why != "interrupted" and (why or self._evaluation_is_due()):
                 yield from self._evaluated()
-                why = self._verdict() or why
+                why = self._reason_to_stop() or why
             elif why or self._save_is_due():
                 yield from self._save()
         if why == "diverged" and not message:
@@ -192,7 +192,7 @@ class _Run:
         now.eval_seconds += self.mark - started
         return Eval(step=now.step, tokens=now.tokens, seconds=now.train_seconds, valid_loss=loss, improved=improved)
 
-    def _target_is_met(self) -> bool:
+    def _target_is_reached(self) -> bool:
         """Whether the last step was evaluated and reached the target loss."""
         now, target = self.progress, self.limits.target_loss
         if target is None or now.final_valid_loss is None or now.evaluated_step != now.step:
@@ -202,19 +202,19 @@ class _Run:
     def _note_target(self) -> None:
         """Record when the target was reached; a resumed run may have another target than before."""
         now = self.progress
-        if not self._target_is_met():
+        if not self._target_is_reached():
             now.seconds_to_target = now.tokens_to_target = None
         elif now.tokens_to_target is None:
             now.seconds_to_target, now.tokens_to_target = now.train_seconds, now.tokens
 
-    def _verdict(self) -> str:
+    def _reason_to_stop(self) -> str:
         """Return why the last step's evaluation, if there was one, ends the run; "" if it does not."""
         now = self.progress
         if now.final_valid_loss is None or now.evaluated_step != now.step:
             return ""
         if not math.isfinite(now.final_valid_loss):
             return "diverged"
-        if self._target_is_met():
+        if self._target_is_reached():
             return "target"
         finished = self.recipe.is_finished(now.tokens) or self.recipe.stop(now.valid_losses)
         return "plateau" if finished else ""
@@ -283,7 +283,7 @@ def _filled(name: str, tree: Any, arrays: dict[str, mx.array]) -> Any:
     return tree_map_with_path(stored, tree)
 
 
-def _figures(event: Step) -> str:
+def _describe(event: Step) -> str:
     values = (f"{name} {value:.4g}" for name, value in event.metrics.items())
     return ", ".join([*values, f"gradient norm {event.gradient_norm:.4g}"])
 

@@ -1,1 +1,1 @@
-"""Errors, files and trees that every package uses."""
+"""Errors, files and parameter trees, for every package."""

@@ -1,4 +1,4 @@
-"""What a person may see instead of a traceback: one sentence and an exit code."""
+"""Errors that a command line prints as one sentence, with an exit code, instead of a traceback."""
 
 import errno
 import io
@@ -10,39 +10,39 @@ from typing import NoReturn
 
 
 class BadInput(ValueError):
-    """What was asked for cannot be done: the sentence names the value, what was expected, what to do (exit code 2)."""
+    """Invalid input: the message names the value, what is expected and what to do (exit code 2)."""
 
 
 class RunFailed(Exception):
-    """A run that started and could not go on: diverged, disk full (exit code 1)."""
+    """A run that started and failed: diverged, disk full (exit code 1)."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C; everything is saved and the sentence says how to resume (exit code 130)."""
+    """Ctrl-C; everything is saved and the message says how to resume (exit code 130)."""
 
 
 def exit_cleanly(command: Callable[[], None]) -> NoReturn:
-    """Run a command line's body; turn the three errors above into one line on stderr and their exit code."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as it was while the command was imported
+    """Run a command line's body and exit; print the three errors above as one line on stderr, with their exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by mlx_transformer/__init__.py during the imports
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    _fill_closed()
+    _open_closed_streams()
     for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show must not end a run
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show is no error
             stream.reconfigure(errors="replace")
     try:
         command()
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _write_no_more()
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        _discard_stdout()
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _write_no_more()
-        print("error: no space is left where the output goes: make room, then try again", file=sys.stderr)
+        _discard_stdout()
+        print("error: no space is left where the output goes: free some space, then try again", file=sys.stderr)
         sys.exit(1)
     except (BadInput, RunFailed, Interrupted) as error:
-        sentence = " ".join(str(error).splitlines())  # what other libraries say may have several
+        sentence = " ".join(str(error).splitlines())  # another library's message may have several lines
         print(sentence if isinstance(error, Interrupted) else f"error: {sentence}", file=sys.stderr)
         sys.exit(_exit_code(error))
     except KeyboardInterrupt:
@@ -55,8 +55,8 @@ def _exit_code(error: Exception) -> int:
     return 2 if isinstance(error, BadInput) else 130 if isinstance(error, Interrupted) else 1
 
 
-def _fill_closed() -> None:
-    """A shell's `<&-` closes a standard stream: no file may take its number, as MLX reads from none that is 0."""
+def _open_closed_streams() -> None:
+    """Open standard streams that a shell's `<&-` closed: MLX cannot read a file whose descriptor is 0."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -64,6 +64,6 @@ def _fill_closed() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-def _write_no_more() -> None:
-    """What stdout still holds would fail again when Python ends."""
+def _discard_stdout() -> None:
+    """Redirect stdout to nowhere: flushing its buffer when Python exits would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

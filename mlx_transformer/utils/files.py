@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, fsynced, renamed; and where they may go."""
+"""Files and folders that are complete or absent: written under a temporary name, synced, renamed."""
 
 import contextlib
 import json
@@ -13,9 +13,9 @@ from mlx_transformer.utils.errors import BadInput, RunFailed
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Put data (text as UTF-8, line ends as they are) at path: a reader sees the old file or the new one, never a part.
+    """Write data (text as UTF-8, without newline translation) to path: readers see the old file or the whole new one.
 
-    Raises OSError (disk full, not writable); the temporary file is gone by then and an old file at path untouched.
+    Raises OSError (disk full, not writable); an old file is then unchanged and the temporary file removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,7 +32,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write value as indented JSON, atomically. JSON knows no NaN or infinity: such numbers become null."""
+    """Write value as indented JSON, atomically; NaN and infinity become null."""
     atomic_write(path, json_text(value) + "\n")
 
 
@@ -50,7 +50,7 @@ def _finite(value: Any) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut (POSIX: the folder is a file of its own)."""
+    """Sync a folder, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -60,7 +60,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def usable(folder: Path | None) -> Iterator[None]:
-    """Turn what the system has against a folder into bad input: raises BadInput for an OSError."""
+    """Raise BadInput naming the folder for an OSError inside."""
     try:
         yield
     except OSError as error:
@@ -68,7 +68,7 @@ def usable(folder: Path | None) -> Iterator[None]:
 
 
 def check_place(out: Path) -> None:
-    """Raises BadInput if out is no folder and cannot become one, OSError where the system does not say."""
+    """Raise BadInput if out is not a folder and cannot be created; OSError if that cannot be determined."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"'{out}' is a file: expected a folder that is new or empty")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

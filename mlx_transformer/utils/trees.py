@@ -1,4 +1,4 @@
-"""Parameter trees by path."""
+"""Trees of parameters and settings, by dotted path."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +10,12 @@ Tree = dict[str, Any]
 
 
 def by_path(tree: Tree) -> dict[str, mx.array]:
-    """{"blocks": [{"ffn": {"bias": b}}]} -> {"blocks.0.ffn.bias": b}."""
+    """Flatten a tree: {"blocks": [{"ffn": {"bias": b}}]} -> {"blocks.0.ffn.bias": b}."""
     return dict(tree_flatten(tree))
 
 
 def flatten_settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """{"clip": {"kind": "GlobalNorm", "max_norm": 1}} -> ("clip", "GlobalNorm"), ("clip.max_norm", 1).
+    """Yield dotted paths: {"clip": {"kind": "ByValue", "max_value": 1}} -> ("clip", "ByValue"), ("clip.max_value", 1).
 
     Items of a list of objects go by their "name", else by their index.
     """

@@ -46,16 +46,16 @@ def _train(kind, recipe=phase1.RECIPE):
 
 
 def _decode(kind):
-    """A step of cached decoding as a function of the pieces just drawn, and such pieces."""
+    """A step of cached decoding as a function of the tokens just sampled, and such tokens."""
     model = tiny(kind)
     _, cache = _prefill(model, [[1, 2, 3], [4, 5, 6, 7]])
     cache.reserve(4)
     mx.eval(cache.state)
     decoder, before = Decoder(model), cache.state
 
-    def step(pieces):
+    def step(tokens):
         cache.state = before
-        return [decoder.step(pieces, cache), *(array for _, array in tree_flatten(cache.state))]
+        return [decoder.step(tokens, cache), *(array for _, array in tree_flatten(cache.state))]
 
     return step, mx.zeros((2,), mx.int32)
 

@@ -106,7 +106,7 @@ def test_kernels_are_made_for_this_cpu_with_a_precompiled_header(cache):
         command = [wrapper, *jit.MLX_FLAGS.split(), "-v", "-H", "-I", include, source, "-o", folder / "x"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
-    assert "\n! " in (inside := compile_into(kernels))  # so says -H of a precompiled header that it uses
+    assert "\n! " in (inside := compile_into(kernels))  # -H marks a precompiled header in use so
     assert "-march=native" in inside
     assert "-march=native" not in compile_into(wrapper.parents[2])
 
@@ -247,11 +247,11 @@ def test_a_wrong_blas_is_not_used(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(blas, "installed", lambda: [library])
     for _ in range(2):  # the second time from the file
         prepared = runtime.Prepared()
-        with pytest.warns(RuntimeWarning) as said:
+        with pytest.warns(RuntimeWarning) as warned:
             runtime._prepare_blas(prepared, tmp_path / "blas")
         assert prepared.blas is None
-        assert fault in str(said[0].message)
-        assert runtime.SLOW in str(said[1].message)
+        assert fault in str(warned[0].message)
+        assert runtime.SLOW in str(warned[1].message)
     assert len(list((tmp_path / "blas").glob("checks-*.json"))) == 1
 
 

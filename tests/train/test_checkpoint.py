@@ -18,7 +18,7 @@ from mlx_transformer.utils.errors import BadInput, RunFailed
 
 
 def save(folder, step):
-    """A checkpoint in which everything says its step."""
+    """A checkpoint in which every value is its step."""
     arrays = {"model.w": mx.full((3, 4), step), "best.b": mx.arange(step % 100, dtype=mx.uint32)}
     return save_checkpoint(folder, step, arrays, {"progress": {"step": step}, "data": [0.1, None]})
 
@@ -97,11 +97,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(name, damage, tmp_path):
     save(tmp_path, 1)
     damage(save(tmp_path, 2) / name)
     if damage is lengthened and name == "sums.json":
-        assert_newest(tmp_path, 2)  # white space behind JSON says nothing
+        assert_newest(tmp_path, 2)  # white space after JSON is ignored
         return
-    (said,) = assert_newest(tmp_path, 1, notes=1)
-    assert str(tmp_path / "step_00000002") in said
-    assert "damaged" in said
+    (note,) = assert_newest(tmp_path, 1, notes=1)
+    assert str(tmp_path / "step_00000002") in note
+    assert "damaged" in note
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_what_killed_processes_left_is_ignored_and_cleared_away(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_loaded_arrays_do_not_need_their_file_any_more(tmp_path):
+def test_loaded_arrays_do_not_need_their_file(tmp_path):
     save(tmp_path, 3)
     arrays, _, _ = load_newest(tmp_path)
     shutil.rmtree(tmp_path / "step_00000003")

@@ -42,10 +42,10 @@ def test_the_recipe_decides_the_dropout_and_the_flag_over_it(tiny, tmp_path):
 
 def test_the_original_recipe_is_recorded_resumed_and_logged(tiny, tmp_path):
     assert train(*tiny, "--recipe", "original", "--dtype", "float16", "--eval-every", 2, "--out", tmp_path).code == 0
-    told = result(tmp_path)
-    assert told["recipe_name"] == "original"
-    assert (told["recipe"]["label_smoothing"], told["recipe"]["accumulate"]) == (0.1, 2)
-    assert told["recipe"]["schedule"]["kind"] == "Cosine"
+    written = result(tmp_path)
+    assert written["recipe_name"] == "original"
+    assert (written["recipe"]["label_smoothing"], written["recipe"]["accumulate"]) == (0.1, 2)
+    assert written["recipe"]["schedule"]["kind"] == "Cosine"
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     logged = [line for line in lines if line["kind"] == "log"]
     assert all(line["loss_scale"] > 0 and line["skipped_steps"] >= 0 for line in logged)
@@ -62,7 +62,7 @@ def test_the_original_recipe_at_base_is_what_it_was():
 
 
 def test_the_memory_that_is_asked_for_is_that_of_one_part(monkeypatch):
-    """A step of a thousand rows that fits a device in eight parts, and not in one."""
+    """A step of a thousand sequences that fits a device in eight parts, and not in one."""
     device = SimpleNamespace(memory_bytes=2**30)
     monkeypatch.setattr(plan, "device_info", lambda: device)
     recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=2**22)
@@ -78,9 +78,9 @@ def test_the_memory_that_is_asked_for_is_that_of_one_part(monkeypatch):
 
 
 def test_help_names_the_recipes_and_the_dropout(capsys):
-    told = train("--help")
-    assert "original" in told.out
-    assert "dropout 0" in " ".join(told.out.replace("│", " ").split())
+    written = train("--help")
+    assert "original" in written.out
+    assert "dropout 0" in " ".join(written.out.replace("│", " ").split())
 
 
 def test_groups_that_share_a_parameter_are_refused_before_a_folder_is_made(tiny, tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ from mlx_transformer.train.trainer import Eval, Limits, Resumed, RunOptions, Sav
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 
-V, L, ROWS = 61, 12, 3
-STEP_TOKENS = ROWS * L
+V, L, SEQUENCES = 61, 12, 3
+STEP_TOKENS = SEQUENCES * L
 CONFIG = phase1.Config(vocab_size=V, d_model=16, n_layers=2, n_heads=2, d_ff=24, seq_len=L, dropout=0.1)
 RECIPE = replace(
     phase1.RECIPE.at("nano"),
@@ -36,15 +36,15 @@ RECIPE = replace(
 
 
 def make_tokens(train=1500, valid=200, seed=0):
-    """Pieces in which each depends on the one before, so that there is something to learn."""
+    """Tokens in which each depends on the one before, so that there is something to learn."""
     draw = np.random.default_rng(seed)
     stream = np.cumsum(draw.integers(1, 5, train + valid)) % (V - 1) + 1
     stream[::30] = 0
-    pieces = stream.astype(np.uint16)
-    pieces[train] = 0
+    tokens = stream.astype(np.uint16)
+    tokens[train] = 0
     return Tokens(
-        pieces[:train],
-        pieces[train:],
+        tokens[:train],
+        tokens[train:],
         0,
         valid_bytes=500,
         valid_documents=9,
@@ -85,7 +85,7 @@ def assert_equal_weights(one, other):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Evaluations that give the losses they are told, and the weights that each of them saw."""
+    """Evaluations that give the scripted losses, and the weights that each of them saw."""
 
     def script(*losses):
         left, seen = iter(losses), []
@@ -193,7 +193,7 @@ class Clock:
         return self.now
 
     def slow(self, monkeypatch, owner, name, *seconds):
-        """Each call of a function takes so long; the last number goes on for ever."""
+        """Each call of a function takes so long; the last number repeats."""
         function, left = getattr(owner, name), list(seconds)
 
         def slowed(*args, **kwargs):
@@ -353,18 +353,18 @@ def test_a_batch_larger_than_the_text_trains():
 # Evaluation
 
 
-@pytest.mark.parametrize("valid", [2, L, L + 1, L + 2, 200, 9000], ids=lambda n: f"{n} pieces")
-def test_the_validation_loss_is_that_of_each_piece_once(valid):
+@pytest.mark.parametrize("valid", [2, L, L + 1, L + 2, 200, 9000], ids=lambda n: f"{n} tokens")
+def test_the_validation_loss_predicts_each_token_once(valid):
     data = make_tokens(valid=valid)
     model = make_model(dropout=0.5)
     model.eval()
     losses = []
     for start in range(0, valid - 1, 400 * L):  # many windows at once, the last and shorter one alone
-        pieces = data.valid[start : start + 400 * L + 1].astype(np.int64)
-        whole = (len(pieces) - 1) // L * L
+        tokens = data.valid[start : start + 400 * L + 1].astype(np.int64)
+        whole = (len(tokens) - 1) // L * L
         for inputs, targets in (
-            (pieces[:whole].reshape(-1, L), pieces[1 : whole + 1].reshape(-1, L)),
-            (pieces[None, whole:-1], pieces[None, whole + 1 :]),
+            (tokens[:whole].reshape(-1, L), tokens[1 : whole + 1].reshape(-1, L)),
+            (tokens[None, whole:-1], tokens[None, whole + 1 :]),
         ):
             if inputs.size:
                 logits = np.array(model(mx.array(inputs))).astype(np.float64)
@@ -472,11 +472,11 @@ def test_half_precision_computes_in_it_and_keeps_float32_weights(dtype, monkeypa
     np.testing.assert_allclose(halves, wholes, atol=0.02)
 
 
-def test_a_run_whose_schedule_is_over_stops_at_the_next_evaluation():
+def test_a_run_whose_schedule_has_ended_stops_at_the_next_evaluation():
     over = replace(RECIPE, schedule=Linear(warmup_tokens=1, total_tokens=7 * STEP_TOKENS))
     events, _ = train(recipe=over, max_steps=40, options={"eval_every": 5})
     *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
-    assert (last.step, stopped.why) == (10, "plateau"), "the rate is 0 from step 7 on"
+    assert (last.step, stopped.why) == (10, "plateau"), "the learning rate is 0 from step 7 on"
 
 
 @pytest.mark.parametrize(("steps", "end"), [(3, 10), (4, 15)])
@@ -486,7 +486,7 @@ def test_an_average_is_waited_for(steps, end):
         recipe=replace(over, average=EMA(horizon_tokens=steps * STEP_TOKENS)), max_steps=40, options={"eval_every": 5}
     )
     *_, last, stopped = [event for event in events if isinstance(event, Eval | Stopped)]
-    assert (last.step, stopped.why) == (end, "plateau"), "the rate is 0 from step 7 on"
+    assert (last.step, stopped.why) == (end, "plateau"), "the learning rate is 0 from step 7 on"
 
 
 @pytest.mark.parametrize(("ours", "recipe_s"), [(0.1, 0.0), (0.0, 0.2)])

@@ -47,10 +47,10 @@ PLAIN = replace(
 
 
 def rows_of(count, seed=0):
-    """Rows (count, L + 1) of documents of unequal length, boundaries between them."""
+    """Return sequences (count, L + 1) of documents of unequal length with separators."""
     draw = np.random.default_rng(seed)
-    pieces = np.concatenate([np.append(draw.integers(1, 61, draw.integers(1, 3 * L)), 0) for _ in range(2 * count)])
-    return mx.array(np.resize(pieces, (count, L + 1)).astype(np.int32))
+    tokens = np.concatenate([np.append(draw.integers(1, 61, draw.integers(1, 3 * L)), 0) for _ in range(2 * count)])
+    return mx.array(np.resize(tokens, (count, L + 1)).astype(np.int32))
 
 
 def one_step(recipe, batch, rate=1.0, compiled=True):

@@ -1,5 +1,6 @@
 """Optimizer groups and rules of a user's own."""
 
+import json
 import runpy
 from dataclasses import replace
 
@@ -55,6 +56,12 @@ def test_a_rule_and_groups_of_a_user_s_file(own):
             assert moved.any()
     losses = [event.metrics["loss"] for event in train(recipe=own, max_steps=60)[0][:60]]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_they_are_recorded_by_name(own):
+    groups = json.loads(json.dumps(own.to_dict()))["groups"]
+    assert groups[0]["optimizer"] == {"kind": "SignMomentum", "weight_decay": 0.0, "beta": 0.9}
+    assert groups[0]["select"] == {"kind": "is_bias"}
 
 
 def test_its_state_is_in_the_checkpoint(own, tmp_path):

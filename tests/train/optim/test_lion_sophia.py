@@ -1,4 +1,4 @@
-"""Lion and Sophia: the steps of their papers' algorithms by hand, and the curvature that Sophia is shown."""
+"""Lion and Sophia: the steps of their papers' algorithms by hand, and Sophia's estimate of the curvature."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -53,9 +53,9 @@ def test_sophia_is_algorithm_3(values, drawn, decay, rate, every):
     optimizers = optimizers_of(rule, weight)
     ours, m, h = {"w": mx.array(weight)}, np.zeros(SIZE), np.zeros(SIZE)
     for t, g in enumerate(gradients, 1):
-        looks = every == 1 or t % every == 1
-        assert optimizers.want_curvature() == looks
-        if looks:
+        estimates = every == 1 or t % every == 1
+        assert optimizers.want_curvature() == estimates
+        if estimates:
             optimizers.observe({"w": mx.array(drawn[t])}, 7)
             h = 0.7 * h + 0.3 * 7 * drawn[t] ** 2
         optimizers.advance(mx.array(rate))

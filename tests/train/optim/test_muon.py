@@ -70,7 +70,7 @@ def test_a_stack_of_matrices_is_each_of_them():
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(64, 16), (16, 64), (24, 32)])
-def test_a_step_changes_an_output_by_the_rate_and_the_root_of_the_shape(rows, columns):
+def test_a_step_changes_an_output_by_the_learning_rate_and_the_root_of_the_shape(rows, columns):
     step = np.array(take(Muon(), [{"w": normal(rows, columns)}], {"w": mx.zeros((rows, columns))})["w"])
     values = singular_values(step) / (0.1 * max(1, rows / columns) ** 0.5)
     assert 0.6 < values.min() < values.max() < 1.3

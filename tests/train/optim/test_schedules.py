@@ -35,11 +35,11 @@ everyone = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL)
 
 
 def kinds(base=Schedule):
-    return {kind for heir in base.__subclasses__() for kind in (heir, *kinds(heir))}
+    return {kind for subclass in base.__subclasses__() for kind in (subclass, *kinds(subclass))}
 
 
 @everyone
-def test_each_rises_in_a_straight_line_to_one(schedule):
+def test_each_rises_linearly_to_one(schedule):
     assert [schedule(tokens) for tokens in (0, 25, 50, 100)] == pytest.approx([0, 0.25, 0.5, 1])
 
 
@@ -111,11 +111,11 @@ def test_a_schedule_is_sized_with_its_recipe():
 @given(st.integers(1, 10**4), st.integers(1, 6), st.integers(1, 10**9))
 def test_the_batch_grows_to_the_full_one_in_few_sizes(full, doublings, tokens):
     warmup = BatchWarmup(tokens=tokens, doublings=doublings)
-    rows = [warmup.batch_size(full, tokens * k // 97) for k in range(200)]
-    assert rows == sorted(rows)
-    assert rows[0] == max(1, full // 2**doublings)
-    assert set(rows[97:]) == {full}
-    assert len(set(rows)) <= doublings + 1
+    sizes = [warmup.batch_size(full, tokens * k // 97) for k in range(200)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == max(1, full // 2**doublings)
+    assert set(sizes[97:]) == {full}
+    assert len(set(sizes)) <= doublings + 1
 
 
 def test_the_batch_doubles_at_even_distances():

@@ -10,7 +10,8 @@
 
 from pathlib import Path
 
-from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents
+from mlx_transformer.data.corpus import Corpus, load_corpus
+from mlx_transformer.data.documents import read_documents
 from mlx_transformer.data.stream import Batches, Prefetch, validation_sequences
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
@@ -43,7 +44,7 @@ def load(
     """Return the token ids of a corpus, ready for `fit`; `.tokenizer` is the tokenizer that made them.
 
     source: "fables" (built in), "tinystories" (from the cache or the Hugging Face hub), or the path of a UTF-8 text
-        with a line `<|endoftext|>` between documents.
+        with `<|endoftext|>` between documents.
     tokenizer: "bpe" or "word" (learned from the training text), the path of a tokenizer.json, or a Tokenizer.
     vocab_size: size of a learned vocabulary; None: 8,192, or fewer where the text supports no more.
     valid: path of a validation text; None: the last 5 % of the documents are held out.

@@ -1,12 +1,10 @@
 """Corpora: a training and a validation text, prepared once, cached by content, never whole in memory.
 
-A prepared text is UTF-8 with LF line ends and a line `<|endoftext|>` after each document. White space around a document
-is removed, and empty documents are left out.
+A prepared text is UTF-8 with LF line ends and a line `<|endoftext|>` after each document.
 """
 
 import codecs
 import collections
-import functools
 import hashlib
 import json
 import os
@@ -16,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_transformer.data import tinystories
+from mlx_transformer.data.documents import Part, digests, group, read_lines, read_parts, take
 from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
 
-SEGMENT = 1 << 20  # characters: a longer document or line is handled in several parts
 VALID_SHARE = 20  # without --valid, one in 20 documents (or lines) is held out
 FABLES_STORIES, FABLES_VALID_STORIES, FABLES_SEED = 30_000, 1_000, 0
 _VERSION = 1  # of the prepared text: part of every cache key
 
 Say = Callable[[str], None]
-Part = tuple[str, bool]  # text, and whether it ends a document
 
 
 @dataclass(frozen=True)
@@ -67,73 +64,6 @@ def load_corpus(data: str = "auto", valid: str | None = None, stories: int | Non
         corpus = _text(Path(data).expanduser(), Path(valid).expanduser() if valid is not None else None, stories)
     say(corpus.note)
     return corpus
-
-
-# Reading
-
-
-def read_parts(path: Path, errors: str = "strict") -> Iterator[Part]:
-    """Yield the documents of a text in order, a long one in several parts, which joined are the document."""
-    return _parts(_lines(path, errors))
-
-
-def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of a text, each whole."""
-    document: list[str] = []
-    for text, ends in read_parts(path):
-        document.append(text)
-        if ends:
-            yield "".join(document)
-            document.clear()
-
-
-def _lines(path: Path, errors: str = "strict") -> Iterator[str]:
-    """Yield lines, one longer than SEGMENT in several parts; CRLF and CR become LF, a byte order mark is removed."""
-    with open(path, encoding="utf-8-sig", errors=errors) as file:
-        yield from iter(functools.partial(file.readline, SEGMENT), "")
-
-
-def _parts(lines: Iterable[str]) -> Iterator[Part]:
-    """Group lines into documents, each stripped of the white space around it."""
-    held: list[str] = []
-    size, started, space, at_line_start = 0, False, "", True
-    for line in lines:
-        if at_line_start and line.strip() == SEPARATOR:
-            if started:
-                yield "".join(held), True
-            held, size, started, space = [], 0, False, ""
-            continue
-        at_line_start = line.endswith("\n")
-        body = line.rstrip() if started else line.strip()
-        if not body:
-            space += line if started else ""  # belongs to the document only if more text follows
-            continue
-        if size >= SEGMENT:
-            yield "".join(held), False
-            held, size = [], 0
-        held += (space, body)
-        size += len(space) + len(body)
-        started, space = True, line[len(line.rstrip()) :]
-    if started:
-        yield "".join(held), True
-
-
-def _take(parts: Iterator[Part], documents: int) -> Iterator[Part]:
-    """Yield the next `documents` documents and leave the rest in `parts`."""
-    while documents > 0 and (part := next(parts, None)) is not None:
-        documents -= part[1]
-        yield part
-
-
-def _digests(parts: Iterable[Part]) -> list[bytes]:
-    """Return a 128-bit digest of each document, by which duplicates are recognized."""
-    digests, digest = [], hashlib.blake2b(digest_size=16)
-    for text, ends in parts:
-        digest.update(text.encode())
-        if ends:
-            digests.append(digest.digest())
-            digest = hashlib.blake2b(digest_size=16)
-    return digests
 
 
 # Writing
@@ -255,8 +185,8 @@ def _tinystories(stories: int | None, say: Say) -> Corpus:
 
     def build(folder: Path) -> None:
         # "replace": a prefix of a hub file may end within a character, after the stories that are wanted.
-        banned = frozenset(_digests(read_parts(source.valid, errors="replace")))
-        train = _take(read_parts(source.train, errors="replace"), stories)
+        banned = frozenset(digests(read_parts(source.valid, errors="replace")))
+        train = take(read_parts(source.train, errors="replace"), stories)
         size = source.train.stat().st_size + source.valid.stat().st_size
         _prepare(folder, "tinystories", train, read_parts(source.valid, errors="replace"), banned, size)
 
@@ -269,10 +199,10 @@ def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:
 
     def build(folder: Path) -> None:
         if valid is not None:
-            banned = frozenset(_digests(read_parts(valid)))
+            banned = frozenset(digests(read_parts(valid)))
             size = os.path.getsize(path) + os.path.getsize(valid)
-            _prepare(folder, "text", _take(read_parts(path), stories or sys.maxsize), read_parts(valid), banned, size)
-        elif any(line.strip() == SEPARATOR for line in _lines(path)):
+            _prepare(folder, "text", take(read_parts(path), stories or sys.maxsize), read_parts(valid), banned, size)
+        elif any(SEPARATOR in line for line in read_lines(path)):
             _split_documents(folder, path, stories)
         else:
             _split_lines(folder, path, stories)
@@ -283,30 +213,30 @@ def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:
 
 def _split_documents(folder: Path, path: Path, stories: int | None) -> None:
     """Hold out the last documents."""
-    digests = _digests(read_parts(path))
-    if len(digests) < 2:
+    seen = digests(read_parts(path))
+    if len(seen) < 2:
         raise BadInput(f"{path} holds one document, and training and validation need one each; give --valid PATH too")
-    held_out = max(1, len(digests) // VALID_SHARE)
-    before = len(digests) - held_out
+    held_out = max(1, len(seen) // VALID_SHARE)
+    before = len(seen) - held_out
     kept, parts = min(stories or before, before), read_parts(path)
 
     def valid() -> Iterator[Part]:
-        collections.deque(_take(parts, before - kept), maxlen=0)
+        collections.deque(take(parts, before - kept), maxlen=0)
         yield from parts
 
-    _prepare(folder, "text", _take(parts, kept), valid(), frozenset(digests[before:]), os.path.getsize(path))
+    _prepare(folder, "text", take(parts, kept), valid(), frozenset(seen[before:]), os.path.getsize(path))
 
 
 def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
     """Hold out the last lines; the lines before them are one document."""
     if stories is not None:
-        raise BadInput(f"{path} has no line {SEPARATOR} that ends a story, so --stories cannot count them")
-    count = sum(not line.isspace() for line in _lines(path))
+        raise BadInput(f"{path} has no {SEPARATOR} between documents, so --stories cannot count them")
+    count = sum(not line.isspace() for line in read_lines(path))
     if count < 2:
         raise BadInput(
             f"{path} holds one line, and training and validation need one each; give a longer text or --valid PATH"
         )
-    before, lines = count - max(1, count // VALID_SHARE), _lines(path)
+    before, lines = count - max(1, count // VALID_SHARE), read_lines(path)
 
     def train() -> Iterator[str]:
         left = before
@@ -315,11 +245,11 @@ def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
             left -= not line.isspace()
             yield line
 
-    _prepare(folder, "text", _parts(train()), _parts(lines), frozenset(), os.path.getsize(path))
+    _prepare(folder, "text", group(train()), group(lines), frozenset(), os.path.getsize(path))
 
 
 def check_text(path: Path, takes: str = "--data takes auto, fables, tinystories or") -> str:
-    """Return the sha256 of a text file. Raises BadInput unless it is readable UTF-8 and holds text."""
+    """Return what identifies the content of a text file. Raises BadInput unless it is readable UTF-8 and holds text."""
     try:
         if not path.exists():
             raise BadInput(f"{path} does not exist; {takes} the path of a text")
@@ -339,10 +269,11 @@ def check_text(path: Path, takes: str = "--data takes auto, fables, tinystories 
 
 def _digest_utf8(path: Path) -> str:
     """Hash a file. Raises BadInput with the offset of the first byte that is not UTF-8 text."""
-    digest, decoder, offset = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0
+    digest, decoder, offset, within = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0, False
     with open(path, "rb") as file:
         while True:
-            block = file.read(1 << 16)
+            block = file.read(1 << 16) + file.readline(1 << 16)
+            within = within or _has_separator_within(block)
             pending = len(decoder.getstate()[0])  # bytes of a character that began in the last block
             try:
                 decoder.decode(block, final=not block)
@@ -356,6 +287,15 @@ def _digest_utf8(path: Path) -> str:
                     f"{path} is not text: byte {offset + null:,} (counted from 0) is NUL; convert UTF-16 to UTF-8"
                 )
             if not block:
-                return digest.hexdigest()
+                # Texts prepared before separators within lines were read keep their place in the cache.
+                return digest.hexdigest() + (" separators within lines" if within else "")
             digest.update(block)
             offset += len(block)
+
+
+def _has_separator_within(block: bytes) -> bool:
+    """Whether whole lines may have a separator beside other text."""
+    mark = SEPARATOR.encode()
+    if mark not in block:
+        return False
+    return any(mark in line and line.strip() != mark for line in block.splitlines())

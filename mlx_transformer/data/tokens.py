@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlx_transformer.data.corpus import Corpus, Part, read_parts
+from mlx_transformer.data.corpus import Corpus
+from mlx_transformer.data.documents import Part, read_parts
 from mlx_transformer.data.store import cached_folder, progress
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.utils.files import write_json

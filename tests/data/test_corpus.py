@@ -1,15 +1,16 @@
 """Preparing corpora: splitting, cleaning, duplicates, the cache, and the errors for bad files."""
 
+import hashlib
 import os
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlx_transformer.data import corpus, store, tinystories
-from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents, read_parts
+from mlx_transformer.data import corpus, documents, store, tinystories
+from mlx_transformer.data.corpus import Corpus, load_corpus
+from mlx_transformer.data.documents import read_documents, read_parts
 from mlx_transformer.utils.errors import BadInput
 
 END = "<|endoftext|>"
@@ -35,14 +36,14 @@ def load(*args, **kwargs) -> Corpus:
     return load_corpus(*args, say=lambda line: None, **kwargs)
 
 
-def documents(prepared: Corpus) -> tuple[list[str], list[str]]:
+def splits(prepared: Corpus) -> tuple[list[str], list[str]]:
     return list(read_documents(prepared.train)), list(read_documents(prepared.valid))
 
 
 def test_holds_out_the_last_twentieth_of_the_documents(tmp_path):
     texts = [f"Story number {i}.\nIt ends." for i in range(60)]
     prepared = load(text_file(tmp_path, stories(*texts)))
-    assert documents(prepared) == (texts[:57], texts[57:])
+    assert splits(prepared) == (texts[:57], texts[57:])
     assert (prepared.train_documents, prepared.valid_documents, prepared.duplicates_removed) == (57, 3, 0)
     assert prepared.train_bytes == sum(len(t) for t in texts[:57])
     assert prepared.valid_bytes == sum(len(t) for t in texts[57:])
@@ -53,21 +54,21 @@ def test_a_validation_file_is_taken_whole_and_its_documents_leave_train(tmp_path
     train = text_file(tmp_path, stories("one", "two", " three \n", "two", "four"))
     valid = text_file(tmp_path, stories("two", "three", "three"), "valid.txt")
     prepared = load(train, valid)
-    assert documents(prepared) == (["one", "four"], ["two", "three", "three"])
+    assert splits(prepared) == (["one", "four"], ["two", "three", "three"])
     assert prepared.duplicates_removed == 3
     assert "3 duplicates" in prepared.note
 
 
 def test_duplicates_of_held_out_documents_leave_train(tmp_path):
     prepared = load(text_file(tmp_path, stories("same", "other", "same")))
-    assert documents(prepared) == (["other"], ["same"])
+    assert splits(prepared) == (["other"], ["same"])
     assert prepared.duplicates_removed == 1
 
 
 def test_a_text_without_separators_is_split_by_lines(tmp_path):
     lines = [f"line {i}" if i % 5 else "" for i in range(1, 50)]  # 40 of 49 have something on them
     prepared = load(text_file(tmp_path, "\n".join(lines) + "\n\n"))
-    train, valid = documents(prepared)
+    train, valid = splits(prepared)
     assert "\n".join(train + valid).split("\n") == lines
     assert valid == ["line 48\nline 49"]
     assert prepared.train_documents == 1
@@ -76,7 +77,7 @@ def test_a_text_without_separators_is_split_by_lines(tmp_path):
 def test_the_first_stories_are_kept(tmp_path):
     texts = [f"story {i}" for i in range(10)]
     prepared = load(text_file(tmp_path, stories(*texts)), stories=3)
-    assert documents(prepared) == (texts[:3], texts[9:])
+    assert splits(prepared) == (texts[:3], texts[9:])
 
 
 @pytest.mark.parametrize(
@@ -87,12 +88,13 @@ def test_the_first_stories_are_kept(tmp_path):
         ("a\n<|endoftext|> \t\n\n\nc\n", ["a"], ["c"]),
         ("<|endoftext|>\n<|endoftext|>\na\n<|endoftext|>\n \n<|endoftext|>\nc\n<|endoftext|>", ["a"], ["c"]),
         ("  a\n\n b \n\n<|endoftext|>\nc", ["a\n\n b"], ["c"]),
-        ("a <|endoftext|>\nb<|endoftext|>b\n<|endoftext|>\nc", ["a <|endoftext|>\nb<|endoftext|>b"], ["c"]),
+        ("a <|endoftext|>\r\nb<|endoftext|>b\n\n<|endoftext|>\r\nc", ["a", "b", "b"], ["c"]),
+        ("a<|endoftext|>b\nb<|endoftext|>c", ["a", "b\nb"], ["c"]),
+        ("a<|endoftext|><|endoftext|> \r\n<|endoftext|>c<|endoftext|", ["a"], ["c<|endoftext|"]),
     ],
-    ids=["CRLF", "BOM", "spaces after the separator", "empty documents", "white space", "separator within a line"],
 )
 def test_awkward_files(tmp_path, content, train, valid):
-    assert documents(load(text_file(tmp_path, content))) == (train, valid)
+    assert splits(load(text_file(tmp_path, content))) == (train, valid)
 
 
 @given(
@@ -103,17 +105,34 @@ def test_awkward_files(tmp_path, content, train, valid):
 def test_documents_come_back_stripped_whatever_they_hold(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("texts") / "text.txt"
     path.write_bytes(stories(*texts).encode())
-    parts = [part for text in texts for part in re.split(rf"(?m)^[^\S\n]*{re.escape(END)}[^\S\n]*$", text)]
+    parts = [part for text in texts for part in text.split(END)]
     assert list(read_documents(path)) == [part.strip() for part in parts if part.strip()]
 
 
 def test_long_documents_and_lines_come_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "SEGMENT", 16)
-    texts = ["x" * 100, "word " * 30 + "end", "\n".join(["line"] * 40), "s" * 3 + END, "short"]
+    monkeypatch.setattr(documents, "SEGMENT", 16)
+    texts = ["x" * 100, "word " * 30 + "end", "\n".join(["line"] * 40), "s" * 3 + END[:-1], "short"]
     path = Path(text_file(tmp_path, stories(*texts)))
     assert list(read_documents(path)) == texts
     assert max(len(text) for text, _ in read_parts(path)) <= 2 * 16
     assert [ends for _, ends in read_parts(path)].count(True) == len(texts)
+
+
+@pytest.mark.parametrize("segment", range(1, 31))
+def test_separators_across_parts_are_found(tmp_path, monkeypatch, segment):
+    monkeypatch.setattr(documents, "SEGMENT", segment)
+    text = f"one{END}<|two{END[:-1]}{END}{END}three <|end {END}\r\n{END}four"
+    assert list(read_documents(Path(text_file(tmp_path, text)))) == ["one", f"<|two{END[:-1]}", "three <|end", "four"]
+
+
+def test_the_cache_of_texts_with_separators_on_their_lines_stays_valid(tmp_path):
+    """The key of a text that a former version prepared, and another one where that version found fewer documents."""
+    content = stories("one", " two\n", "three").replace("\n", "\r\n")
+    folder = load(text_file(tmp_path, content)).train.parent
+    assert folder.name == f"text-{corpus._key(hashlib.sha256(content.encode()).hexdigest(), '', None)}"
+    content = stories("one", f"two{END}", "three")
+    folder = load(text_file(tmp_path, content)).train.parent
+    assert folder.name != f"text-{corpus._key(hashlib.sha256(content.encode()).hexdigest(), '', None)}"
 
 
 def test_prepared_corpora_are_cached_by_content(tmp_path, cache):
@@ -133,7 +152,7 @@ def test_a_damaged_cache_is_made_again(tmp_path):
     path = text_file(tmp_path, stories("one", "two"))
     prepared = load(path)
     prepared.train.write_bytes(b"on")
-    assert documents(load(path)) == (["one"], ["two"])
+    assert splits(load(path)) == (["one"], ["two"])
 
 
 def test_line_ends_do_not_change_what_a_corpus_is(tmp_path):
@@ -234,7 +253,7 @@ def test_an_unreadable_file_is_refused(tmp_path):
 def test_fables_have_a_floor_and_need_no_network(monkeypatch):
     monkeypatch.setattr(corpus, "FABLES_VALID_STORIES", 20)
     fables = load("fables", stories=50)
-    train, valid = documents(fables)
+    train, valid = splits(fables)
     assert (len(train), len(valid), fables.duplicates_removed) == (50, 20, 0)
     assert not set(train) & set(valid)
     assert fables.train_bytes == sum(len(text.encode()) for text in train)

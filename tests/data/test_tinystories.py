@@ -13,7 +13,8 @@ import huggingface_hub.constants
 import pytest
 
 from mlx_transformer.data import tinystories
-from mlx_transformer.data.corpus import load_corpus, read_documents
+from mlx_transformer.data.corpus import load_corpus
+from mlx_transformer.data.documents import read_documents
 from mlx_transformer.data.tinystories import TRAIN, VALID, Unreachable, fetch
 from mlx_transformer.utils.errors import BadInput
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_transformer.data import corpus as corpora
+from mlx_transformer.data import documents as reading
 from mlx_transformer.data import tokens as module
-from mlx_transformer.data.corpus import Corpus, load_corpus, read_documents
+from mlx_transformer.data.corpus import Corpus, load_corpus
+from mlx_transformer.data.documents import read_documents
 from mlx_transformer.data.tokenizers import HFTokenizer, Tokenizer, WordTokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 
@@ -74,7 +75,7 @@ def test_eos_separates_documents(corpus, bpe):
 @pytest.mark.parametrize(("segment", "batch"), [(40, 1 << 20), (1 << 20, 100), (40, 100)])
 def test_the_tokens_do_not_depend_on_how_the_text_is_streamed(corpus, bpe, monkeypatch, segment, batch, tmp_path):
     wanted = tokenize(corpus, bpe)
-    monkeypatch.setattr(corpora, "SEGMENT", segment)
+    monkeypatch.setattr(reading, "SEGMENT", segment)
     monkeypatch.setattr(module, "_BATCH_CHARACTERS", batch)
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "another"))
     streamed = tokenize(corpus, bpe)
@@ -112,7 +113,7 @@ def test_one_long_validation_document_is_cut_at_a_line_or_a_character(tmp_path, 
     corpus = load_corpus(str(tmp_path / "text.txt"), str(tmp_path / "valid.txt"), say=lambda line: None)
     bpe = train_tokenizer("bpe", corpus, 330, explicit=False)
     monkeypatch.setattr(module, "MAX_VALID_TOKENS", 501)
-    monkeypatch.setattr(corpora, "SEGMENT", 1000)
+    monkeypatch.setattr(reading, "SEGMENT", 1000)
     tokens = tokenize(corpus, bpe)
     assert 480 < len(tokens.valid) <= 501
     kept = bpe.decode(tokens.valid.tolist())

@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from mlx_transformer.data.corpus import Corpus, read_parts
+from mlx_transformer.data.corpus import Corpus
+from mlx_transformer.data.documents import read_parts
 from mlx_transformer.data.store import cached_folder
 from mlx_transformer.data.tokenizers.base import Tokenizer
 from mlx_transformer.data.tokenizers.bpe import SMALLEST_BPE, train_bpe

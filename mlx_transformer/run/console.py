@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines elsewhere; the same words in log.txt."""
+"""Output of a run: a progress bar on a terminal, plain lines elsewhere, the same lines in log.txt."""
 
 import os
 import sys
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from mlx_transformer.train.trainer import Eval, Event, Limits, Resumed, Saved, Step, Stopped
 
-_LINE_SECONDS = 10.0  # between two plain lines
+_LINE_SECONDS = 10.0  # between two lines without a terminal
 
 
 class _Terminal(rich.console.Console):
-    """Where lines go; when nobody reads them any more (`| head`), the run goes on, and log.txt has the rest."""
+    """Standard output; after a broken pipe (`| head`) the run continues and only log.txt is written."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -23,7 +23,7 @@ class _Terminal(rich.console.Console):
 
 
 class Console:
-    """Says what happens. Lines said before `log_to` is called are written to the log then."""
+    """Printer of a run's events. Lines printed before `log_to` is called are written to the log then."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -36,7 +36,7 @@ class Console:
         self._resumed_at: int | None = None
 
     def say(self, text: str) -> None:
-        """One line, to the screen unless quiet, and to the log."""
+        """Print one line, unless quiet, and write it to the log."""
         self._write(text)
         if not self.quiet:
             self.terminal.print(text, markup=False)
@@ -49,13 +49,13 @@ class Console:
             self._unwritten.clear()
 
     def log_to(self, path: Path) -> None:
-        """From now on, and for what was said before, write to this file as well."""
+        """Write the lines so far, and all further ones, to this file as well."""
         self._log = path
         if self._unwritten:
             self._write(self._unwritten.pop())
 
     def training(self, limits: Limits) -> "Console":
-        """Show a progress bar towards the limits while in this context."""
+        """Return a context manager that shows a progress bar towards the limits."""
         self.limits = limits
         return self
 
@@ -81,7 +81,7 @@ class Console:
             self._bar = None
 
     def show(self, event: Event, memory: int = 0) -> None:
-        """One event of the trainer; memory: bytes at the peak."""
+        """Print an event of the trainer; memory: peak, in bytes."""
         if isinstance(event, Step):
             self._step(event, memory)
         elif isinstance(event, Eval):
@@ -91,15 +91,13 @@ class Console:
         elif isinstance(event, Resumed):
             for note in event.notes:
                 self.say(note)
-            self.say(f"going on from step {event.step}")
+            self.say(f"resuming from step {event.step}")
             self._resumed_at = event.step
         elif isinstance(event, Saved):
             self._write(f"step {event.step}: saved {event.path.name}")
         elif isinstance(event, Stopped) and event.progress.step == self._resumed_at and event.why.startswith("max_"):
             flag = event.why.replace("_", "-")
-            self.say(
-                f"nothing to do: the limit is reached at step {event.progress.step} already; give a larger --{flag}"
-            )
+            self.say(f"nothing to do: the limit was reached at step {event.progress.step}; give a larger --{flag}")
         elif isinstance(event, Stopped):
             self.say(f"stopped: {event.why} after {event.progress.step} steps, {event.progress.train_seconds:.1f} s")
 
@@ -119,7 +117,7 @@ class Console:
             self._last_line = time.monotonic()
 
     def _share(self, event: Step) -> float:
-        """How much of the nearest limit is used up."""
+        """Return the used share of the nearest limit."""
         pairs = (
             (event.step, self.limits.max_steps),
             (event.tokens, self.limits.max_tokens),

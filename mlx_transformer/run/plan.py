@@ -1,6 +1,4 @@
-"""From flags to a plan: every choice of a run made and checked before anything is written."""
-
-from __future__ import annotations
+"""Plan of a run: every choice made and checked before anything is written."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from mlx_transformer.train.recipe import Recipe, check_groups
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput
 
-DEFAULT_SECONDS = 240.0  # a first run is minutes; any --max flag replaces it
+DEFAULT_SECONDS = 240.0  # without a --max flag
 PROMPTS = (
     "Once upon a time",
     "There was a little",
@@ -39,7 +37,7 @@ PROMPTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One run, decided: what is trained, on what, how, and where it goes."""
+    """Everything that decides a run: model, recipe, text, limits."""
 
     experiment: Experiment
     kind: type[Model]
@@ -57,8 +55,8 @@ class Plan:
     init_from: Path | None
 
     def make_model(self) -> Model:
-        """The model as it starts. Raises BadInput if it does not fit the device, the recipe's groups or --init-from."""
-        self._check_memory(0, 0)  # before a billion layers are made
+        """Initialize the model. Raises BadInput if it does not fit the device, the groups of the recipe or --init-from."""
+        self._check_memory(0, 0)  # before any layer is allocated
         model = self.kind(self.config, self.seed)
         scores = [part.n_scores(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
         self._check_memory(model.count_parameters()["total"], max(scores, default=0))
@@ -68,32 +66,32 @@ class Plan:
         return model
 
     def _check_memory(self, parameters: int, scores: int) -> None:
-        """Raises BadInput where training cannot fit: a lower bound, counted before anything is computed.
+        """Raise BadInput where a lower bound of the memory of training exceeds the device's.
 
-        scores: of one row and the layer that has most.
+        scores: attention scores of one sequence in the layer that has most.
         """
-        states = 3 * parameters  # the weights, their gradients, and what any optimizer remembers at least
-        tokens = self.recipe.batch_tokens // self.recipe.accumulate  # at a time
-        activations = tokens * self.config.d_model * self.config.n_layers  # the blocks' inputs alone
-        attention = 2 * scores * max(1, tokens // self.config.seq_len)  # a layer's weights and their gradient
+        states = 3 * parameters  # weights, gradients, optimizer state
+        tokens = self.recipe.batch_tokens // self.recipe.accumulate  # of one forward pass
+        activations = tokens * self.config.d_model * self.config.n_layers  # inputs of the blocks alone
+        attention = 2 * scores * max(1, tokens // self.config.seq_len)  # of one layer, with their gradient
         needed, present = 4 * (states + activations + attention) / 2**30, device_info().memory_bytes / 2**30
         if 0 < present < needed:
             grown = [name for name in ("batch_size", *vars(self.config)) if name in self.settings.to_dict()]
             flags = grown or ["d_model", "d_ff", "n_layers", "batch_size"]
             raise BadInput(
-                f"such a model and {tokens:,} tokens at a time need at least {needed:,.0f} GiB, and this device has "
+                f"this model and {tokens:,} tokens at a time need at least {needed:,.0f} GiB, and the device has "
                 f"{present:,.0f}: give a smaller {' or '.join('--' + name.replace('_', '-') for name in flags)}"
             )
 
     def bits_per_byte(self, loss: float | None) -> float | None:
-        """Validation loss in nats per piece -> bits per UTF-8 byte; None where the tokenizer loses text."""
+        """Convert validation loss from nats per token to bits per UTF-8 byte; None for a lossy tokenizer."""
         if loss is None or not self.tokens.lossless:
             return None
         return loss * (len(self.tokens.valid) - 1) / math.log(2) / self.tokens.valid_bytes
 
     @property
     def prompts(self) -> list[str]:
-        """Those asked for, else the default ones that fit the context."""
+        """The prompts given, else the default ones that fit the context."""
         if self.settings.prompt:
             return list(self.settings.prompt)
         return [p for p in PROMPTS if len(self.tokenizer.encode(p)) + 1 < self.config.seq_len]
@@ -148,7 +146,7 @@ def _change_recipe(recipe: Recipe, settings: Settings) -> Recipe:
 def _make_config(
     experiment: Experiment, kind: type[Model], settings: Settings, size: str, recipe: Recipe, source: Path | None
 ) -> Config:
-    """The size's hyperparameters, over them those of --init-from, the recipe's dropout, and the settings."""
+    """Combine, in this order, the size's hyperparameters, those of --init-from, the recipe's dropout, the settings."""
     given = {name for name in ("vocab_size", "tokenizer") if getattr(settings, name) is not None}
     if source is not None and given:
         raise BadInput(

@@ -1,4 +1,4 @@
-"""loss.png: what a run's loss did, over tokens and over time, between the uniform guess and the entropy floor."""
+"""loss.png: the loss of a run over tokens and time, between the uniform guess and the entropy floor."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def write_png(figure: "Figure", path: Path) -> None:
 
 
 def series(curve: Sequence[Record], kind: str | None, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens, ascending, and the values of key in the records of a kind (None: of all); null becomes NaN."""
+    """Return tokens, ascending, and the values of a key in the records of a kind (None: all); null becomes NaN."""
     records = [record for record in curve if kind in (None, record["kind"]) and key in record]
     tokens = np.array([record["tokens"] for record in records], float)
     values = np.array([math.nan if record[key] is None else record[key] for record in records], float)
@@ -61,12 +61,12 @@ def series(curve: Sequence[Record], kind: str | None, key: str) -> tuple[np.ndar
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Those of the values that are numbers."""
+    """Return the values that are finite."""
     return values[np.isfinite(values)]
 
 
 def short(number: float) -> str:
-    """1234567 -> 1.23M; at most three digits."""
+    """Format a number with at most three digits: 1234567 -> 1.23M."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= unit:
             return f"{float(f'{number / unit:.3g}'):g}{letter}"
@@ -74,9 +74,10 @@ def short(number: float) -> str:
 
 
 def title(result: Record) -> str:
-    """Which phase, which branch, on what."""
+    """Name the model and the corpus: "Phase 3 (rope) on fables", "my_idea.py on fables"."""
+    name = result["code"]["file"] if result["code"] else f"Phase {result['phase']}"
     branch = f" ({result['branch']})" if result["branch"] else ""
-    return f"Phase {result['phase']}{branch} on {result['corpus']['name']}"
+    return f"{name}{branch} on {result['corpus']['name']}"
 
 
 def _draw_series(axes: "Axes", curve: Sequence[Record]) -> None:
@@ -89,14 +90,14 @@ def _draw_series(axes: "Axes", curve: Sequence[Record]) -> None:
     axes.plot(tokens, losses, color=VALID_COLOUR, linewidth=1.8, label=label, **marks)
     axes.set_xlabel("training tokens")
     axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
-    axes.set_ylabel("loss (nats per piece)")
+    axes.set_ylabel("loss (nats per token)")
 
 
 def _draw_bounds(axes: "Axes", result: Record, curve: Sequence[Record]) -> None:
-    """The uniform guess and the entropy floor as lines across, and limits that hold both."""
-    pieces = result["tokenizer"]["vocab_size"]
-    uniform, nats, floor = math.log(pieces), _nats_per_bit(result), result["corpus"]["floor_bpb"]
-    axes.axhline(uniform, color=UNIFORM_COLOUR, linestyle="--", linewidth=1.2, label=f"uniform guess, ln {pieces:,}")
+    """Draw the uniform guess and the entropy floor as horizontal lines, and set limits that hold both."""
+    vocab = result["tokenizer"]["vocab_size"]
+    uniform, nats, floor = math.log(vocab), _nats_per_bit(result), result["corpus"]["floor_bpb"]
+    axes.axhline(uniform, color=UNIFORM_COLOUR, linestyle="--", linewidth=1.2, label=f"uniform guess, ln {vocab:,}")
     bounds = [uniform]
     if floor is not None and nats is not None:
         bounds.append(floor * nats)
@@ -108,7 +109,7 @@ def _draw_bounds(axes: "Axes", result: Record, curve: Sequence[Record]) -> None:
 
 
 def _draw_clock(axes: "Axes", curve: Sequence[Record]) -> None:
-    """Along the top, where the clock stood: training need not run evenly over tokens."""
+    """Draw training time along the top; its ticks are uneven where the throughput changes."""
     from matplotlib.ticker import MaxNLocator
 
     tokens, seconds = series(curve, None, "seconds")
@@ -118,7 +119,7 @@ def _draw_clock(axes: "Axes", curve: Sequence[Record]) -> None:
     unit, name = next(pair for pair in TIME_UNITS if end >= 3 * pair[0] or pair[0] == 1)
     ticks = np.array([tick for tick in MaxNLocator(6).tick_values(0, end / unit) if 0 <= tick * unit <= end])
     places = np.interp(ticks * unit, [0.0, *seconds], [0.0, *tokens])
-    clear = [i for i in range(len(ticks)) if i == 0 or places[i] - places[i - 1] > 0.04 * places[-1]]  # none on another
+    clear = [i for i in range(len(ticks)) if i == 0 or places[i] - places[i - 1] > 0.04 * places[-1]]  # do not overlap
     top = axes.twiny()
     top.set_xlim(axes.get_xlim())
     top.set_xticks(places[clear], [f"{tick:g}" for tick in ticks[clear]])
@@ -134,6 +135,6 @@ def _draw_bits(axes: "Axes", result: Record) -> None:
 
 
 def _nats_per_bit(result: Record) -> float | None:
-    """Nats per piece that one bit per byte is on the validation text; None where bits per byte are not given."""
+    """Return nats per token per bit per byte on the validation text; None without bits per byte."""
     loss, bits = result["best_valid_loss"], result["best_valid_bpb"]
     return loss / bits if loss and bits else None

@@ -1,4 +1,4 @@
-"""The card of a run, from result.json, curve.jsonl and the stories alone: report.md, stories.md and `draw_loss`."""
+"""report.md and stories.md of a run, from result.json, curve.jsonl and the generated texts alone."""
 
 import math
 import re
@@ -17,30 +17,30 @@ __all__ = ["draw_loss", "escaped", "memory", "write_report", "write_stories"]
 Record = Mapping[str, Any]
 
 STOPPED = {
-    "plateau": "It stopped because the validation loss no longer improved, or its schedule was at its end",
-    "max_steps": "It was cut at its limit of steps",
-    "max_tokens": "It was cut at its limit of tokens",
-    "max_epochs": "It was cut at its limit of epochs",
-    "max_seconds": "It was cut at its time limit",
-    "target": "It stopped as soon as it reached its target loss",
+    "plateau": "It stopped because the validation loss no longer improved or the schedule had ended",
+    "max_steps": "It stopped at its limit of steps",
+    "max_tokens": "It stopped at its limit of tokens",
+    "max_epochs": "It stopped at its limit of epochs",
+    "max_seconds": "It stopped at its time limit",
+    "target": "It stopped at its target loss",
     "interrupted": "It was interrupted",
-    "diverged": "It diverged: loss or gradient was no longer a finite number",
+    "diverged": "It diverged: the loss or the gradient became infinite or not a number",
 }
 
-LONG_COPY = 15  # words: held-out TinyStories share up to 12 in a row with 1.1M words of training stories
-MUCH_REPETITION = 0.2  # of the runs of four words: TinyStories have 0.01, and 99 % of them under 0.08
+LONG_COPY = 15  # words; held-out TinyStories share up to 12 in a row with 1.1M words of training text
+MUCH_REPETITION = 0.2  # of the 4-grams; TinyStories have 0.01, and 99 % of them under 0.08
 
-FIGURES = {  # of quality.py: label, what it says
-    "distinct_1": ("distinct words", "different words / words"),
-    "distinct_2": ("distinct pairs", "different pairs of words / pairs"),
-    "distinct_3": ("distinct triples", "different triples of words / triples"),
-    "repetition": ("repetition", "runs of four words that stood earlier in the same story"),
-    "known_words": ("known words", "words that the training text has"),
-    "grammatical": ("grammatical", "whole stories, written from nothing, that the fables' grammar can have written"),
-    "consistent": ("consistent", "those that keep names, possessions, places and counts straight as well"),
-    "cut_off": ("cut off", "stories at the length limit with no mistake so far, counted in neither"),
-    "grammatical_sentences": ("grammatical sentences", "sentences before a story's first mistake in grammar"),
-    "consistent_sentences": ("consistent sentences", "sentences before a story's first mistake of any kind"),
+FIGURES = {  # key of result.json's quality: label, definition
+    "distinct_1": ("distinct words", "distinct words / words"),
+    "distinct_2": ("distinct pairs", "distinct word pairs / pairs"),
+    "distinct_3": ("distinct triples", "distinct word triples / triples"),
+    "repetition": ("repetition", "word 4-grams that occur earlier in the same text"),
+    "known_words": ("known words", "words that occur in the training text"),
+    "grammatical": ("grammatical", "unconditional samples that the grammar of the fables can generate"),
+    "consistent": ("consistent", "those that also keep names, possessions, places and counts consistent"),
+    "cut_off": ("cut off", "samples cut at the length limit without a mistake, counted in neither"),
+    "grammatical_sentences": ("grammatical sentences", "sentences before the first mistake in grammar"),
+    "consistent_sentences": ("consistent sentences", "sentences before the first mistake of any kind"),
 }
 
 
@@ -55,78 +55,79 @@ def write_report(
         "![training and validation loss over tokens](loss.png)",
         "## Figures",
         _table(("figure", "value"), _figures(result)),
-        "## To bear in mind",
+        "## Notes",
         "\n".join(f"- {remark}" for remark in _remarks(result, curve)),
-        "## A story",
-        f"{_quoted(stories[0])}\n\nMore in [stories.md](stories.md)." if stories else "None was written.",
-        "## Going on",
-        _going_on(folder, result, command),
+        "## Generated text",
+        f"{_quoted(stories[0])}\n\nMore in [stories.md](stories.md)." if stories else "None was generated.",
+        "## Next",
+        _next_commands(folder, result, command),
     ]
     atomic_write(folder / "report.md", "\n\n".join(sections) + "\n")
 
 
 def write_stories(folder: Path, stories: Sequence[Record], quality: Record) -> None:
-    """stories.md: each {"prompt", "text"} as it came out, its prompt in bold, after the quality figures."""
+    """Write stories.md: the quality figures, then each {"prompt", "text"} with its prompt in bold. Raises OSError."""
     rows = [(label, _share(quality[key]), meaning) for key, (label, meaning) in FIGURES.items() if key in quality]
     if "longest_copied_span" in quality:
-        rows.append(("longest copied run", f"{quality['longest_copied_span']} words", _copied(quality)))
-    sections = ["# Stories", "As they came out; the prompt is in **bold**."]
+        rows.append(("longest copied span", f"{quality['longest_copied_span']} words", _copied(quality)))
+    sections = ["# Generated texts", "The prompt is in **bold**."]
     if rows:
-        sections.append(_table(("figure", "value", "what it says"), rows))
+        sections.append(_table(("figure", "value", "definition"), rows))
     if "judged_stories" in quality:
         count = quality["judged_stories"]
-        sections.append(f"Grammar and consistency are of {count} other stories, written from nothing at temperature 1.")
+        sections.append(f"Grammar and consistency: over {count} unconditional samples at temperature 1.")
     sections += [f"## {number}\n\n{_quoted(story)}" for number, story in enumerate(stories, 1)]
     atomic_write(folder / "stories.md", "\n\n".join(sections) + "\n")
 
 
-# The words of the report
+# Sections
 
 
 def _what_was_done(result: Record) -> str:
     device, speed = result["device"], result["tokens_per_second"]
-    branch = f" ({result['branch']})" if result["branch"] else ""
     return (
-        f"A phase {result['phase']} transformer{branch} of {short(result['parameters']['total'])} parameters was"
+        f"{_model_name(result)} with {short(result['parameters']['total'])} parameters was"
         f" trained on {result['corpus']['name']} for {_duration(result['train_seconds'])} on {device['name']}"
         f" ({device['backend']}): {_plural(result['steps'], 'step')}, {short(result['tokens'])} tokens,"
         f" {_passes(result['epochs'])}"
-        + (f", {speed:,.0f} tokens a second once compiled" if speed else "")
+        + (f", {speed:,.0f} tokens/s after compilation" if speed else "")
         + f". {STOPPED[result['stopped']]}."
     )
 
 
+def _model_name(result: Record) -> str:
+    """Name the model at the start of a sentence: "A phase 3 transformer (rope)", "The model of my_idea.py"."""
+    branch = f" ({result['branch']})" if result["branch"] else ""
+    code = result["code"]
+    return f"The model of {code['file']}{branch}" if code else f"A phase {result['phase']} transformer{branch}"
+
+
 def _how_good(result: Record) -> str:
     loss, bpb, floor = result["best_valid_loss"], result["best_valid_bpb"], result["corpus"]["floor_bpb"]
-    pieces = result["tokenizer"]["vocab_size"]
+    vocab = result["tokenizer"]["vocab_size"]
     if loss is None:
-        return "It was never evaluated to a finite loss, so nothing can be said of how good it is."
-    said = f"On text that it never saw its loss is **{loss:.3f} nats per piece**"
-    said += f", **{bpb:.3f} bits per byte**" if bpb is not None else ""
-    said += (
-        f": at each piece it is as unsure as one who guesses among {_choices(loss)} equally likely ones. To know"
-        f" nothing is to guess among all {pieces:,} (ln {pieces:,} = {math.log(pieces):.3f} nats)."
-    )
+        return "It has no finite validation loss."
+    text = f"Its validation loss is **{loss:.3f} nats per token**"
+    text += f", **{bpb:.3f} bits per byte**" if bpb is not None else ""
+    text += f": perplexity {_perplexity(loss)}"
+    text += f", against {vocab:,} of a uniform guess (ln {vocab:,} = {math.log(vocab):.3f} nats)."
     if bpb is not None and floor:
-        said += (
-            f" The entropy of the text itself, below which no model can stay, is {floor:.3f} bits per byte:"
-            f" this is {_above(bpb / floor)}."
-        )
-    return said
+        text += f" The entropy of the text, a lower bound for any model, is {floor:.3f} bits per byte"
+        text += f": this is {_above(bpb / floor)}."
+    return text
 
 
 def _passes(epochs: float) -> str:
-    return f"{epochs:.1f} times through the text" if epochs >= 1 else f"{_share(epochs)} of the text"
+    return f"{epochs:.1f} epochs" if epochs >= 1 else f"{_share(epochs)} of an epoch"
 
 
 def _above(ratio: float) -> str:
     return f"{100 * (ratio - 1):.1f} % above it" if ratio < 2 else f"{ratio:.1f} times that"
 
 
-def _choices(loss: float) -> str:
-    """exp(loss), the perplexity; past the size of any vocabulary only that it is."""
+def _perplexity(loss: float) -> str:
     perplexity = math.exp(min(loss, 20))
-    return "millions of" if perplexity > 1e6 else f"{perplexity:,.0f}" if perplexity >= 100 else f"{perplexity:.1f}"
+    return "over a million" if perplexity > 1e6 else f"{perplexity:,.0f}" if perplexity >= 100 else f"{perplexity:.1f}"
 
 
 def _figures(result: Record) -> list[tuple[str, str]]:
@@ -141,14 +142,17 @@ def _figures(result: Record) -> list[tuple[str, str]]:
         *_target_rows(result),
         ("parameters", f"{parameters['total']:,} ({parameters['embedding']:,} in embeddings)"),
         ("training", f"{result['tokens']:,} tokens, {result['steps']:,} steps, {result['epochs']:.2f} epochs"),
-        ("clock", f"{seconds}; evaluation {_duration(result['eval_seconds'])} besides"),
-        ("speed", f"{result['tokens_per_second']:,.0f} tokens/s" if result["tokens_per_second"] else "under 10 steps"),
+        ("training time", f"{seconds}; evaluation {_duration(result['eval_seconds'])} in addition"),
+        (
+            "throughput",
+            f"{result['tokens_per_second']:,.0f} tokens/s" if result["tokens_per_second"] else "under 10 steps",
+        ),
         ("peak memory", memory(result["peak_memory_bytes"])),
-        ("training text", f"{corpus['train_tokens']:,} pieces, {corpus['train_bytes']:,} bytes"),
-        ("validation text", f"{corpus['valid_tokens']:,} pieces, {corpus['valid_bytes']:,} bytes"),
-        ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} pieces"),
+        ("training text", f"{corpus['train_tokens']:,} tokens, {corpus['train_bytes']:,} bytes"),
+        ("validation text", f"{corpus['valid_tokens']:,} tokens, {corpus['valid_bytes']:,} bytes"),
+        ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"),
         ("model", f"{result['size']}: {_settings(result['config'])}"),
-        ("recipe", f"{result['recipe_name'] or 'the phase’s own'}: {_settings(result['recipe'])}"),
+        ("recipe", f"{result['recipe_name'] or 'default'}: {_settings(result['recipe'])}"),
         ("seed", str(result["seed"])),
         ("machine", f"{result['device']['name']}, {memory(result['device']['memory_bytes'])}"),
         ("versions", _settings(result["versions"])),
@@ -166,18 +170,20 @@ def _target_rows(result: Record) -> list[tuple[str, str]]:
 
 
 def _remarks(result: Record, curve: Sequence[Record]) -> list[str]:
-    """What a reader could be misled about, said plainly."""
-    remarks = [*_remarks_on_loss(result, curve), *_remarks_on_stories(result["quality"])]
+    """List what a reader could overlook or misread."""
+    remarks = [*_remarks_on_loss(result, curve), *_remarks_on_texts(result["quality"])]
     waited = finite(series(curve, "log", "data_wait_share")[1])
     if len(waited) and waited.mean() > 0.05:
         share = _share(float(waited.mean()))
-        remarks.append(f"{share} of the time went into waiting for data: the speed is not the model's.")
+        remarks.append(f"{share} of the training time was spent waiting for data: the throughput is not the model's.")
     if result["tokenizer"]["unknown_rate"]:
         rate = _share(result["tokenizer"]["unknown_rate"])
-        remarks.append(f"{rate} of the words are unknown to the tokenizer: losses compare within this tokenizer only.")
+        remarks.append(
+            f"{rate} of the words are unknown to the tokenizer: its losses compare with no other tokenizer's."
+        )
     return [
         *remarks,
-        "One run, one seed: runs that differ only in the seed differ too, so one run ranks nothing.",
+        "One run with one seed: runs that differ only in the seed differ too, so it ranks nothing.",
     ]
 
 
@@ -186,40 +192,43 @@ def _remarks_on_loss(result: Record, curve: Sequence[Record]) -> list[str]:
     losses, train = finite(series(curve, "eval", "valid_loss")[1]), _last_training_losses(curve)
     remarks = []
     if best is not None and best >= uniform:
-        remarks.append(f"**It learnt nothing: {best:.3f} nats is no better than guessing uniformly, {uniform:.3f}.**")
+        remarks.append(f"**It learned nothing: {best:.3f} nats are no better than a uniform guess, {uniform:.3f}.**")
     if result["stopped"].startswith("max_") or result["stopped"] == "interrupted":
         falling = len(losses) > 1 and losses[-1] == losses.min()
-        remarks.append("It was cut short" + (", its loss still falling: longer is better." if falling else "."))
-    if finite(series(curve, "log", "learning_rate")[1])[-1:].tolist() == [0.0]:
-        remarks.append("Its schedule was at its end, a learning rate of 0: longer would have changed nothing.")
-    if result["stopped"] == "diverged":
         remarks.append(
-            "It diverged: the weights are those of the best evaluation before. A lower learning rate may hold."
+            "It stopped before its end" + (" with its loss still falling: train longer." if falling else ".")
         )
+    if finite(series(curve, "log", "learning_rate")[1])[-1:].tolist() == [0.0]:
+        remarks.append("Its schedule had ended at a learning rate of 0: more steps would change nothing.")
+    if result["stopped"] == "diverged":
+        weights = (
+            "do not use the saved weights" if best is None else "the saved weights are those of the best evaluation"
+        )
+        remarks.append(f"It diverged: {weights}. Try a lower learning rate.")
     if len(train) and len(losses) and train.mean() < 0.9 * losses[-1]:
         remarks.append(
-            f"It knows its training text better than new text: {train.mean():.3f} nats in training at the end,"
-            f" {losses[-1]:.3f} in validation. More text would help more than more time."
+            f"It overfits: {train.mean():.3f} nats in training at the end, {losses[-1]:.3f} in validation."
+            " More text would help more than more time."
         )
     if best is not None and result["final_valid_loss"] not in (None, best):
-        remarks.append("The last evaluation was not the best: the model saved, and its stories, are of the best one.")
+        remarks.append("The last evaluation was not the best: the saved model and the texts are of the best one.")
     return remarks
 
 
 def _last_training_losses(curve: Sequence[Record]) -> np.ndarray:
-    """Those logged since the last evaluation but one."""
+    """Return the losses logged since the second-last evaluation."""
     evaluated = series(curve, "eval", "valid_loss")[0]
     tokens, losses = series(curve, "log", "loss")
     return finite(losses[tokens > evaluated[-2]] if len(evaluated) > 1 else losses)
 
 
-def _remarks_on_stories(quality: Record) -> list[str]:
+def _remarks_on_texts(quality: Record) -> list[str]:
     remarks = []
     copied, repeated = quality.get("longest_copied_span") or 0, quality.get("repetition") or 0.0
     if copied >= LONG_COPY:
-        remarks.append(f"A run of {copied} words stands in the training text: “{_copied(quality)}”.")
+        remarks.append(f"{copied} words in a row are copied from the training text: “{_copied(quality)}”.")
     if repeated > MUCH_REPETITION:
-        remarks.append(f"The stories go in circles: {_share(repeated)} of their runs of four words are repeats.")
+        remarks.append(f"The texts repeat themselves: {_share(repeated)} of their word 4-grams are repeats.")
     return remarks
 
 
@@ -228,7 +237,7 @@ def resume_command(command: str, folder: Path) -> str:
     return f"{command} --resume {shlex.quote(str(folder))}"
 
 
-def _going_on(folder: Path, result: Record, command: str) -> str:
+def _next_commands(folder: Path, result: Record, command: str) -> str:
     place = shlex.quote(str(folder))
     resume = resume_command(command, folder)
     twice = {
@@ -238,16 +247,16 @@ def _going_on(folder: Path, result: Record, command: str) -> str:
         "max_seconds": max(1, round(2 * result["train_seconds"])),
     }
     code = " --code kept" if result["code"] else ""
-    said = [f"Generate text:\n\n    python -m mlx_transformer.generate {place}{code} --prompt 'Once upon a time'"]
+    commands = [f"Generate text:\n\n    python -m mlx_transformer.generate {place}{code} --prompt 'Once upon a time'"]
     if result["stopped"] == "interrupted":
-        said.append(f"Train on from where it stopped:\n\n    {resume}")
+        commands.append(f"Resume training:\n\n    {resume}")
     elif result["stopped"] in twice and result["final_valid_loss"] == result["best_valid_loss"]:
         limit = f"--{result['stopped'].replace('_', '-')} {twice[result['stopped']]}"
-        said.append(f"Train on, to twice the length:\n\n    {resume} {limit}")
-    return "\n\n".join(said)
+        commands.append(f"Train twice as long:\n\n    {resume} {limit}")
+    return "\n\n".join(commands)
 
 
-# Numbers and text for people
+# Numbers and text
 
 
 def _plural(count: int, noun: str) -> str:
@@ -262,7 +271,7 @@ def _duration(seconds: float) -> str:
 
 
 def memory(size: int) -> str:
-    """Bytes in GiB or MiB."""
+    """Format bytes as GiB or MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
@@ -271,7 +280,7 @@ def _number(value: float | None, otherwise: str = "not measured") -> str:
 
 
 def _nats(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f} nats per piece"
+    return "not measured" if value is None else f"{value:.4f} nats per token"
 
 
 def _share(value: float | None) -> str:
@@ -279,7 +288,7 @@ def _share(value: float | None) -> str:
 
 
 def _settings(values: Record) -> str:
-    """The numbers and words of a mapping by name; of a part that is a mapping itself, its kind."""
+    """List the numbers and strings of a mapping by name; a nested mapping by its kind."""
     named = {name: value.get("kind") if isinstance(value, dict) else value for name, value in values.items()}
     shown = {name: value for name, value in named.items() if name != "kind" and isinstance(value, int | float | str)}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
@@ -295,14 +304,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """A model may write anything: nothing in it is markup, and no line begins a list or a rule."""
+    """Escape Markdown: no character is markup, and no line begins a list or a rule."""
     return re.sub(r"(?m)^([ \t]*\d*)([-+=.)])", r"\1\\\2", re.sub(r"([\\`*_\[\]<>#|~&])", r"\\\1", text))
 
 
 def _quoted(story: Record) -> str:
-    """A story as a block quote, its prompt in bold; its lines stay lines."""
+    """Format a text as a block quote that keeps its lines, the prompt in bold."""
     prompt, text = story["prompt"], story["text"]
-    opening = prompt.strip() if text.startswith(prompt) else ""
-    bold = f"**{escaped(opening)}**" if opening else ""
-    rest = text[len(prompt.rstrip()) :] if opening else text
+    start = prompt.strip() if text.startswith(prompt) else ""
+    bold = f"**{escaped(start)}**" if start else ""
+    rest = text[len(prompt.rstrip()) :] if start else text
     return "  \n".join(f"> {line}".rstrip() for line in (bold + escaped(rest)).splitlines()) or "> (nothing)"

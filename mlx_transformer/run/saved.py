@@ -35,10 +35,10 @@ def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokeni
     put_weights(model, arrays, folder)
     model.eval()
     tokenizer = load_tokenizer(folder)
-    spare = config.vocab_size - tokenizer.vocab_size  # rows that an imported model may have and no piece uses
+    spare = config.vocab_size - tokenizer.vocab_size  # an imported model may pad its embedding
     if spare < 0 or (spare > 0 and tokenizer.kind != "hf"):
         raise BadInput(
-            f"'{folder}' has a model of {config.vocab_size} pieces and a tokenizer of {tokenizer.vocab_size}: "
+            f"'{folder}' has a model of {config.vocab_size} tokens and a tokenizer of {tokenizer.vocab_size}: "
             "they do not belong together"
         )
     return model, tokenizer
@@ -110,7 +110,7 @@ def save_model(
 
 
 def model_folder(run: str | Path) -> Path:
-    """RUN or RUN/model, whichever holds config.json. Raises BadInput if neither does."""
+    """Return RUN/model or RUN, the first that holds config.json. Raises BadInput if neither does."""
     for folder in (Path(run) / "model", Path(run)):
         with usable(folder):
             if (folder / "config.json").is_file():
@@ -119,7 +119,7 @@ def model_folder(run: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a dictionary with phase, branch and config. Raises BadInput if it is not that."""
+    """Read config.json, a dictionary with phase, branch, code and config. Raises BadInput."""
     path = folder / "config.json"
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> Any:
-    """The Config of a config.json. Raises BadInput for unknown or impossible numbers."""
+    """Make the Config of a config.json. Raises BadInput for unknown or impossible hyperparameters."""
     try:
         return kind.Config(**described["config"])
     except TypeError as error:

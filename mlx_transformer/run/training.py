@@ -34,7 +34,7 @@ from mlx_transformer.utils.files import write_json
 from mlx_transformer.utils.trees import by_path
 
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
-_JUDGED_STORIES = 100
+_UNCONDITIONAL_SAMPLES = 100
 
 
 def main(module: ModuleType) -> None:
@@ -104,14 +104,14 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threa
 
 
 def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Curve, console: Console) -> None:
-    """Everything that a run leaves behind, result.json last: where it stands, the run is whole."""
+    """Write what a run leaves; result.json last, so that a folder that has it is complete."""
     stories: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     if stopped.why not in ("interrupted", "diverged"):
         model.eval()
         completions = complete(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
-        figures = quality(stories, plan.tokens.train, plan.tokenizer, _fables(plan, model))
+        figures = quality(stories, plan.tokens.train, plan.tokenizer, _unconditional(plan, model))
         write_stories(folder, stories, figures)
     experiment, branch = plan.experiment, plan.settings.branch
     save_model(folder / "model", model, plan.tokenizer, experiment.phase, branch, experiment.code)
@@ -126,27 +126,27 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     _say_result(console, result, stories, folder)
 
 
-def _fables(plan: Plan, model: Model) -> list[str]:
-    """Where the corpus has a grammar: stories drawn from the model's own distribution, to be judged by it."""
+def _unconditional(plan: Plan, model: Model) -> list[str]:
+    """Sample the texts that the grammar of the fables can judge; none for another corpus."""
     if plan.corpus.name != "fables":
         return []
-    samples = generate_unconditional(model, plan.tokenizer, _JUDGED_STORIES, seed=plan.seed)
+    samples = generate_unconditional(model, plan.tokenizer, _UNCONDITIONAL_SAMPLES, seed=plan.seed)
     return [sample.text for sample in samples]
 
 
 @contextmanager
 def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C or SIGTERM asks the run to save and stop; once stop is set, it ends it at once."""
+    """Set stop at the first SIGINT or SIGTERM; raise KeyboardInterrupt at the next."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ask(number: int, frame: object) -> None:
+    def handle(number: int, frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -155,12 +155,12 @@ def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
 
 
 def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None:
-    """What is about to be trained, on what, and where it goes."""
+    """Print device, text, model, batch and folder."""
     corpus, recipe = plan.corpus, plan.recipe
     console.say(device_info().describe())
     console.say(
-        f"{corpus.train_documents:,} documents, {len(plan.tokens.train):,} pieces to train on, "
-        f"{len(plan.tokens.valid):,} to validate; {plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,} pieces"
+        f"{corpus.train_documents:,} documents, {len(plan.tokens.train):,} training tokens, "
+        f"{len(plan.tokens.valid):,} validation tokens; {plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,}"
     )
     groups: dict[str, int] = {}
     for path, value in by_path(model.parameters()).items():
@@ -169,23 +169,20 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     for name, count in groups.items():
         console.say(f"  {name:<24}{count:>12,}")
     console.say(f"  {'parameters':<24}{model.count_parameters()['total']:>12,}")
-    rows, parts = (
-        recipe.batch_size(plan.config.seq_len),
-        "" if recipe.accumulate == 1 else f" ({recipe.accumulate} parts)",
-    )
-    console.say(f"steps of {rows} x {plan.config.seq_len} tokens{parts} in {recipe.dtype}; everything goes to {folder}")
+    seq_len, parts = plan.config.seq_len, "" if recipe.accumulate == 1 else f", accumulated over {recipe.accumulate}"
+    console.say(f"batches of {recipe.batch_size(seq_len)} x {seq_len} tokens{parts}, {recipe.dtype}; folder {folder}")
     if recipe.dtype != "float32" and device_info().backend == "cpu":
         console.say(f"note: on a CPU {recipe.dtype} is several times slower than float32")
 
 
 def _say_result(console: Console, result: dict[str, Any], stories: list[dict[str, Any]], folder: Path) -> None:
     best, bpb, floor = result["best_valid_loss"], result["best_valid_bpb"], result["corpus"]["floor_bpb"]
-    figures = [f"validation loss {best:.4f} nats per piece"]
+    figures = [f"validation loss {best:.4f} nats per token"]
     figures += [] if bpb is None else [f"{bpb:.4f} bits per byte"]
     figures += [] if floor is None else [f"entropy floor {floor:.4f}"]
-    rate = result["tokens_per_second"]
-    figures += [] if rate is None else [f"{rate:,.0f} tokens/s"]
+    throughput = result["tokens_per_second"]
+    figures += [] if throughput is None else [f"{throughput:,.0f} tokens/s"]
     console.say(", ".join(figures))
     for story in stories[:1]:
         console.say(f"\n{story['text']}\n")
-    console.say(f"all of it: {folder / 'report.md'}")
+    console.say(f"report: {folder / 'report.md'}")

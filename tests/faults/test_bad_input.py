@@ -416,7 +416,7 @@ def test_resuming_past_a_damaged_checkpoint_says_so(copied, finished):
     ended = train("--resume", copied)
     assert ended.code == 0
     assert re.search("checkpoint '.*step_00000012' is damaged .*: skipped", ended.out)
-    assert "going on from step 10" in ended.out
+    assert "resuming from step 10" in ended.out
     assert weights(copied) == weights(finished)
     assert result(copied) == result(finished)
 

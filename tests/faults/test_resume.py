@@ -261,7 +261,7 @@ def test_resuming_a_finished_run_changes_nothing(tiny, whole_compiled, tmp_path)
     before = weights(whole_compiled), curve(whole_compiled), result(whole_compiled)
     ended = train("--resume", whole_compiled)
     assert ended.code == 0
-    assert "nothing to do: the limit is reached at step 24 already; give a larger --max-steps" in ended.out
+    assert "nothing to do: the limit was reached at step 24; give a larger --max-steps" in ended.out
     assert (weights(whole_compiled), curve(whole_compiled), result(whole_compiled)) == before
 
 

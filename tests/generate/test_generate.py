@@ -59,11 +59,11 @@ def scripted(monkeypatch):
     def script(*texts):
         tokens = [TOKENIZER.encode(text) for text in texts]
 
-        def say(model, prompts, count, **_):
+        def decode(model, prompts, count, **_):
             for i in range(count):
                 yield [own[i] if i < len(own) else TOKENIZER.eos_id for own in tokens]
 
-        monkeypatch.setattr(completion, "decode", say)
+        monkeypatch.setattr(completion, "decode", decode)
         return SHAPE
 
     return script
@@ -90,7 +90,7 @@ def test_greedy_is_the_argmax_of_the_uncached_model(model):
     assert len(set(drawn)) > 5, "a constant would prove little"
 
 
-def test_prompts_of_unequal_length_do_not_touch_each_other(model):
+def test_prompts_of_unequal_length_do_not_affect_each_other(model):
     prompts = [[0, 9], [0, 5, 100, 7, 33, 250, 1, 2], [0], [0, 200, 201]]
     together = list(zip(*decode(model, prompts, 20, sampling=GREEDY), strict=True))
     for prompt, drawn in zip(prompts, together, strict=True):
@@ -103,11 +103,12 @@ SLIDING = ("1", "3", "3-longformer", "3-t5", "5-mistral", "idea-hybrid")  # ever
 @pytest.mark.parametrize("name", SLIDING)
 def test_past_the_context_the_last_half_is_read_again(name):
     """Each sequence of a batch at its own time: as alone, and as without a cache."""
-    decoder = decoding.Decoder(tiny(kinds()[name]))  # a context of 17
+    net = tiny(kinds()[name])  # a context of 17
+    decoder = decoding.Decoder(net)
     prompts = [[5, 9], [5, 60, 7, 33, 25, 1, 2, 9, 9, 8, 50], [3]]
     together = list(zip(*decoder(prompts, 36, context=17), strict=True))
     for prompt, drawn in zip(prompts, together, strict=True):
-        assert list(drawn) == greedy_by_hand(decoder.model, prompt, 36, context=17)
+        assert list(drawn) == greedy_by_hand(net, prompt, 36, context=17)
         assert [token for (token,) in decoder([prompt], 36, context=17)] == list(drawn)
     assert len({token for drawn in together for token in drawn}) > 5, "a constant would prove little"
     assert [drawn[:6] for drawn in together] == list(zip(*decoder(prompts, 6), strict=True))
@@ -148,7 +149,7 @@ def test_a_cache_grows_as_it_fills():
         assert list(drawn) == greedy_by_hand(decoder.model, prompt, 72)
 
 
-def test_a_step_takes_the_room_that_it_uses(model):
+def test_a_cache_grows_only_when_it_is_full(model):
     decoder, cache = decoding.Decoder(model), model.make_cache(1)
     model.last_hidden(mx.array([[0] * 62]), cache)
     slots = []
@@ -158,23 +159,23 @@ def test_a_step_takes_the_room_that_it_uses(model):
     assert slots == [64, 64, 80, 80, 80]
 
 
-def test_nothing_is_drawn_where_nothing_is_asked(model):
+def test_no_prompt_and_no_token_give_nothing(model):
     assert list(decode(model, [], 5)) == []
     assert list(decode(model, [[0]], 0)) == []
     assert complete(model, TOKENIZER, []) == []
 
 
-def test_a_model_that_trains_is_decoded_without_its_dropout():
+def test_a_model_in_training_mode_is_decoded_without_dropout():
     net = tiny(phase1.Model, vocab_size=257, seq_len=40, dropout=0.5)
     net.train()
     prompts = [[1, 2, 3], [4]]
     first, second = (list(decode(net, prompts, 8)) for _ in range(2))
-    assert net.training, "the model itself is left as it is"
+    assert net.training, "the model itself must not change"
     net.eval()
     assert first == second == list(decode(net, prompts, 8))
 
 
-def test_every_thread_may_decode(model):
+def test_any_thread_can_decode(model):
     prompts = [[i + 1] for i in range(40)]  # as many as two streams
     expected = list(decode(model, prompts, 4))
     for _ in range(2):
@@ -276,7 +277,7 @@ def test_a_stream_is_the_completion(model):
             assert "".join(parts) == whole.continuation
 
 
-def test_words_are_set_apart_from_the_prompt(monkeypatch):
+def test_words_are_separated_from_the_prompt(monkeypatch):
     tokenizer = WordTokenizer(["once", "upon", "a", "time", "."])
     tokens = [[token] for token in [*tokenizer.encode("a time."), tokenizer.eos_id]]
     monkeypatch.setattr(completion, "decode", lambda *_, **__: iter(tokens))
@@ -315,12 +316,12 @@ distinct = st.lists(st.integers(-60, 60), min_size=2, max_size=30, unique=True).
 
 
 @given(distinct, st.integers(1, 35))
-def test_top_k_keeps_the_k_likeliest(logits, k):
+def test_top_k_keeps_the_k_most_probable(logits, k):
     assert kept(logits, top_k=k, temperature=0.7) == set(np.argsort(-logits)[:k].tolist())
 
 
 @given(distinct, st.floats(0.01, 1), st.floats(0.3, 3))
-def test_top_p_keeps_the_smallest_likeliest_set_of_that_mass(logits, top_p, temperature):
+def test_top_p_keeps_the_smallest_set_of_that_mass(logits, top_p, temperature):
     order = np.argsort(-logits)
     mass = np.cumsum(softmax(logits.astype(np.float64) / temperature)[order])
     assume(np.abs(mass - top_p).min() > 1e-5)
@@ -329,7 +330,7 @@ def test_top_p_keeps_the_smallest_likeliest_set_of_that_mass(logits, top_p, temp
 
 
 @given(distinct, st.floats(0, 1), st.floats(0.3, 3))
-def test_min_p_keeps_what_has_that_share_of_the_likeliest(logits, min_p, temperature):
+def test_min_p_keeps_tokens_relative_to_the_most_probable(logits, min_p, temperature):
     p = softmax(logits.astype(np.float64) / temperature)
     assume(np.abs(p - min_p * p.max()).min() > 1e-6 or min_p in (0, 1))
     assert kept(logits, min_p=min_p, temperature=temperature) == set(np.flatnonzero(p >= min_p * p.max()).tolist())
@@ -351,25 +352,25 @@ def test_top_k_keeps_equal_tokens():
 
 
 @pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-7, 1e-5, 1e-3])
-def test_a_low_temperature_takes_the_likeliest(temperature):
+def test_a_low_temperature_is_greedy(temperature):
     logits = mx.array([[3.0, 500.0, -500.0, 499.0], [1.0, 0.5, 0.0, -3e4]])
     for seed in range(5):
         assert Sampling(temperature=temperature)(logits, mx.random.key(seed)).tolist() == [1, 0]
 
 
-def test_a_high_temperature_forgets_the_logits():
+def test_a_high_temperature_is_uniform():
     drawn = Sampling(temperature=1e38)(mx.array([[3.0, 50.0, -50.0, 0.0]] * 400), mx.random.key(0))
     assert set(drawn.tolist()) == {0, 1, 2, 3}
 
 
-def test_draws_follow_the_softmax():
+def test_samples_follow_the_softmax():
     logits = np.array([1.0, 0.0, -1.0, 2.0], np.float32)
     drawn = Sampling(temperature=1.5)(mx.broadcast_to(mx.array(logits), (20_000, 4)), mx.random.key(1))
     shares = np.bincount(np.array(drawn), minlength=4) / 20_000
     np.testing.assert_allclose(shares, softmax(logits / 1.5), atol=0.015)  # 4 standard deviations
 
 
-def test_rows_are_filtered_each_on_its_own():
+def test_sequences_are_filtered_independently():
     logits = mx.array([[5.0, 4.0, 0.0], [0.0, 1.0, 6.0]])
     finite = np.isfinite(np.array(Sampling(top_k=2).filtered(logits)))
     np.testing.assert_array_equal(finite, [[True, True, False], [False, True, True]])
@@ -390,7 +391,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-def test_impossible_numbers_are_bad_input(name, value):
+def test_sampling_options_out_of_range(name, value):
     with pytest.raises(BadInput, match=f"^{name.replace('_', '-')} = .*: expected "):
         Sampling(**{name: value})
 
@@ -408,16 +409,16 @@ def run(tmp_path_factory):
 
 
 def test_completions_on_the_command_line(run):
-    said = runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5)
-    assert (said.code, said.err) == (0, "")
-    one, two = said.out.rstrip("\n").split("\n\n")[0], said.out
+    ended = runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5)
+    assert (ended.code, ended.err) == (0, "")
+    one, two = ended.out.rstrip("\n").split("\n\n")[0], ended.out
     assert one.startswith("the cat")
     assert "\n\na dog" in two
-    assert runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5) == said
-    assert runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 6) != said
+    assert runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 5) == ended
+    assert runs.generate(run, "--prompt", "the cat", "--prompt", "a dog", "--seed", 6) != ended
 
 
-def test_the_model_folder_is_as_good_as_the_run(run):
+def test_the_model_folder_gives_the_same_as_the_run(run):
     flags = ["--prompt", "the cat", "--temperature", 0]
     assert runs.generate(run / "model", *flags) == runs.generate(run, *flags)
 
@@ -440,28 +441,28 @@ def test_a_note_says_that_text_is_forgotten(run):
 
 def test_lines_from_the_keyboard(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"the cat\r\n\n   \n{'dog ' * 99}\na dog", newline=""))
-    said = runs.generate(run, "--max-tokens", 3, "--temperature", 0)
-    assert said.code == 2
+    ended = runs.generate(run, "--max-tokens", 3, "--temperature", 0)
+    assert ended.code == 2
     alone = [
         runs.generate(run, "--max-tokens", 3, "--temperature", 0, "--prompt", text).out for text in ("the cat", "a dog")
     ]
-    assert said.out == "\n".join(alone) + "\n"
-    refused, sum_of_it = said.err.splitlines()
+    assert ended.out == "\n".join(alone) + "\n"
+    refused, total = ended.err.splitlines()
     assert refused.startswith("error: prompt 'dog dog")
-    assert sum_of_it == "error: 1 of the lines could not be continued: see above"
+    assert total == "error: 1 of the lines could not be continued: see above"
 
 
 def test_no_stdin(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    said = runs.generate(run)
-    assert (said.code, said.err) == (2, "error: there is no standard input to read prompts from: give --prompt\n")
+    ended = runs.generate(run)
+    assert (ended.code, ended.err) == (2, "error: there is no standard input to read prompts from: give --prompt\n")
 
 
-def test_a_line_that_is_no_text(run, monkeypatch):
+def test_a_line_that_is_not_utf_8(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the \xff cat\na dog\n"), encoding="utf-8"))
-    said = runs.generate(run, "--max-tokens", 3)
-    assert (said.code, said.err) == (0, "")
-    assert "\na dog" in said.out
+    ended = runs.generate(run, "--max-tokens", 3)
+    assert (ended.code, ended.err) == (0, "")
+    assert "\na dog" in ended.out
 
 
 BAD = {

@@ -21,5 +21,6 @@ def dispatch(commands: Commands, prog: str, args: list[str] | None = None) -> No
         print("\n".join(f"    {command:<{width}}  {line}" for command, (_, line) in commands.items()))
         return
     if name not in commands:
-        raise BadInput(f"command {name!r} is unknown: expected {', '.join(commands)}; see {prog} --help")
+        problem = f"command {name!r} is unknown" if name else "a command is missing"
+        raise BadInput(f"{problem}: expected {', '.join(commands)}; see {prog} --help")
     pkgutil.resolve_name(commands[name][0])(f"{prog} {name}", rest)

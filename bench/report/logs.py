@@ -13,6 +13,7 @@ KEYS = {  # version 1 -> version 2
     "contestants": "workers",
     "training_pieces_read": "training_tokens_read",
 }
+TUNE_KEYS = {"rates": "learning_rates", "recipe_rate": "recipe_learning_rate"}
 _DROPPED = ("pace",)  # of a recipe
 _ADD_ONE = re.compile(r"(^|[/:])alone_(?=\w)")
 _PHASE = re.compile(r"phase (\d+)")
@@ -38,8 +39,10 @@ def migrate(log: Any, phase: int | None = None) -> Any:
     if not isinstance(log, dict):
         return log
     phase = log["phase"] if isinstance(log.get("phase"), int) else phase
-    log = _migrate_sweep(log) if log.get("schema_version") == 1 else log
+    log = _migrate_names(log) if log.get("schema_version") == 1 else log
     renamed = {**KEYS, "rate": "lr_multiplier"} if {"optimizer", "select"} <= log.keys() else KEYS
+    if log.get("measures") == "tune":
+        renamed = {**renamed, **TUNE_KEYS}
     if isinstance(log.get("rows"), int):
         renamed = {**renamed, "rows": "batch_size"}
     new = {
@@ -50,8 +53,15 @@ def migrate(log: Any, phase: int | None = None) -> Any:
     return new | ({"schema_version": 2} if "schema_version" in new else {})
 
 
-def _migrate_sweep(log: dict[str, Any]) -> dict[str, Any]:
-    """Name the variant in every setting of a sweep, and turn a log of `longcontext` into one of a sweep."""
+def _migrate_names(log: dict[str, Any]) -> dict[str, Any]:
+    """Name the variant in every run of `length` and setting of `sweep`; make a log of `longcontext` one of a sweep."""
+    if log.get("measures") == "length":
+        names = {
+            branch: f"phase {log['phase']}" + (f"/{branch}" if branch != "trunk" else "") for branch in log["branches"]
+        }
+        runs = [{"name": names[row["branch"]], **row} for row in log["rows"]]
+        rest = {key: value for key, value in log.items() if key not in ("rows", "branches")}
+        return rest | {"names": list(names.values()), "runs": runs}
     if log.get("measures") == "sweep":
         name = {"name": f"phase {log['phase']}"}
         return log | {key: [name | one for one in log[key]] for key in ("settings", "best")} | {"names": [name["name"]]}

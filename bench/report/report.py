@@ -181,10 +181,10 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
     """Table of logs of `bench tune`: every learning rate with its median loss, the best in bold."""
     rows = []
     for log in logs:
-        tried = (f"{one['learning_rate']:g}: {_loss(one['median'])}" for one in log["rates"])
+        tried = (f"{one['learning_rate']:g}: {_loss(one['median'])}" for one in log["learning_rates"])
         marked = (
             f"**{text}**" if one["learning_rate"] == log["best"] else text
-            for text, one in zip(tried, log["rates"], strict=True)
+            for text, one in zip(tried, log["learning_rates"], strict=True)
         )
         branch = f"/{log['branch']}" if log.get("branch") else ""
         recipe = f":{log['recipe']}" if log.get("recipe", "default") != "default" else ""
@@ -221,19 +221,16 @@ def precision_table(log: Mapping[str, Any]) -> str:
 
 def length_table(log: Mapping[str, Any]) -> str:
     """Table of a log of `bench length`: nats per token at each length, median and range over the seeds."""
-    done = [row for row in log["rows"] if row["status"] == "done"]
+    done = [run for run in log["runs"] if run["status"] == "done"]
     lengths = list(done[0]["losses"])
     rows = [
         (
-            f"`{branch}`",
-            *(
-                tables.spread([row["losses"][n] for row in done if row["branch"] == branch], ".3f").text
-                for n in lengths
-            ),
+            name,
+            *(tables.spread([run["losses"][n] for run in done if run["name"] == name], ".3f").text for n in lengths),
         )
-        for branch in dict.fromkeys(row["branch"] for row in log["rows"])
+        for name in dict.fromkeys(run["name"] for run in log["runs"])
     ]
-    return table((f"phase {log['phase']}", *(f"{length} tokens" for length in lengths)), rows)
+    return table(("variant", *(f"{length} tokens" for length in lengths)), rows)
 
 
 def longcontext_table(log: Mapping[str, Any]) -> str:

@@ -1,15 +1,15 @@
-"""Tokens per second of greedy decoding, ours against PyTorch's, measured interleaved in one run.
+"""Throughput of greedy decoding, MLX against PyTorch, measured interleaved in one run.
 
-`python -m bench decode --size base --batch-size 1,16 --new-tokens 128 --out FILE.json`. Contestants:
+`python -m bench decode --size base --batch-size 1,16 --new-tokens 128 --out FILE.json`. Workers:
 
-    mlx              generate.decode: cached, compiled
+    mlx              our decoder: cached, compiled
     mlx-uncached     our model over all tokens so far for each new one, uncompiled, since every length is another graph
-    torch            the reference of the phase with its preallocated cache, and the allocator settings that ours has
-    torch-compile    the same, its step of one token compiled
-    transformers     Hugging Face's `generate` with its cache and those allocator settings, over what interop exports;
-                     asked for by name, for the phases that can be exported
+    torch            the PyTorch reference with a preallocated cache and the allocator settings of MLX's worker
+    torch-compile    the same with its step of one token compiled
+    transformers     Hugging Face's `generate` with its cache and those allocator settings, on the exported model;
+                     only if named, for the phases that can be exported
 
-A round is one decoding with reading its prompts; all must write the same pieces.
+A round is one decoding with its prefill; all workers must generate the same tokens.
 """
 
 import tempfile
@@ -41,38 +41,38 @@ from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
 
 AGAINST = ("torch", "torch-compile", "mlx-uncached", "transformers")
 WARM_UP = 2  # decodings
-_TOKENIZER = b'{"model": {"type": "BPE", "vocab": {"</s>": 0}, "merges": []}}'  # an export has one; none is asked here
+_TOKENIZER = b'{"model": {"type": "BPE", "vocab": {"</s>": 0}, "merges": []}}'  # required, not used
 
 
 @dataclass
 class Flags:
-    """Measure tokens per second of greedy decoding, interleaved with PyTorch's."""
+    """Measure the throughput of greedy decoding, interleaved with PyTorch's."""
 
     phase: WholeNumber = None
-    """of the ladder (default: 1)"""
+    """phase of the ladder (default: 1)"""
     size: Size = None
     """nano, small or base (default: small on a CPU, base on a GPU)"""
     batch_size: Text = None
     """prompts at a time; several numbers with commas (default: 1,16)"""
     prompt_tokens: WholeNumber = None
-    """pieces of a prompt (default: 16)"""
+    """tokens of a prompt (default: 16)"""
     new_tokens: WholeNumber = None
-    """pieces to write (default: 128)"""
+    """tokens to generate (default: 128)"""
     rounds: WholeNumber = None
-    """of every contestant (default: 8)"""
+    """rounds of every worker (default: 8)"""
     against: Text = None
     """torch, torch-compile, mlx-uncached, transformers, with commas (default: the first three)"""
     seed: Seed = None
-    """of weights and prompts (default: 0)"""
+    """seed of weights and prompts (default: 0)"""
     device: Device = None
     """where to compute (default: auto)"""
     out: File = None
-    """write every measured number to this JSON file"""
+    """write everything that was measured to this JSON file"""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all contestants compute."""
+    """What every worker computes."""
 
     phase: int
     size: str
@@ -84,7 +84,7 @@ class Task:
 
     @classmethod
     def read(cls, flags: Flags) -> "Task":
-        """Raises BadInput for a phase that is not there."""
+        """Read the flags. Raises BadInput for an unknown phase."""
         device = flags.device or "auto"
         use_device(device)
         size = choose_size(flags.size)
@@ -93,13 +93,13 @@ class Task:
         return cls(flags.phase or 1, size, config, prompt, new, flags.seed or 0, device)
 
     def prompts(self, batch: int) -> list[list[int]]:
-        """Random pieces, of one length."""
+        """Draw random tokens (batch, prompt_tokens)."""
         draw = np.random.default_rng(self.seed)
         return draw.integers(0, self.config.vocab_size, (batch, self.prompt_tokens)).tolist()
 
 
 def make_workers(task: Task, batch: int, against: list[str], folder: Path) -> list[Worker]:
-    """mlx, then the others."""
+    """Return mlx and the others."""
     model = find_phase(task.phase).Model(task.config, task.seed)
     save_weights(folder / "weights.npz", model)
     if "transformers" in against:
@@ -129,42 +129,42 @@ def make_workers(task: Task, batch: int, against: list[str], folder: Path) -> li
 
 
 def export(phase: int, model: Model, folder: Path) -> None:
-    """Write folder/hf as from_pretrained reads it. Raises BadInput for a phase that cannot be exported."""
+    """Write folder/hf for from_pretrained. Raises BadInput for a phase that cannot be exported."""
     save_model(folder / "run", model, HFTokenizer(_TOKENIZER), phase, branch=None)
     export_model(folder / "run", folder / "hf")
 
 
 def check_transformers() -> None:
-    """Raises BadInput if it or PyTorch is missing."""
+    """Raise BadInput if transformers or PyTorch is missing."""
     check_torch()
     if find_spec("transformers") is None:
         raise BadInput("transformers is not installed: pip install transformers")
 
 
-def check_pieces(answers: dict[str, list[dict[str, Any]]]) -> None:
-    """Raises RunFailed if a decoding wrote other pieces than mlx's first."""
+def check_tokens_agree(answers: dict[str, list[dict[str, Any]]]) -> None:
+    """Raise RunFailed if a decoding generated other tokens than mlx's first."""
     expected = answers["mlx"][0]["tokens"]
     for name, own in answers.items():
         if any(answer["tokens"] != expected for answer in own):
             raise RunFailed(
-                f"{name} and mlx wrote different pieces: no comparison; if two pieces were as likely but for rounding, "
+                f"{name} and mlx generated different tokens: no comparison; if two were equally likely up to rounding, "
                 "another --seed avoids it"
             )
 
 
 def compare(task: Task, batch: int, against: list[str], count: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure one batch size; everything that was found."""
+    """Measure one batch size; its part of the log."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        started(make_workers(task, batch, against, Path(folder))) as children,
+        started(make_workers(task, batch, against, Path(folder))) as workers,
     ):
         request = {"count": task.new_tokens}
-        warm = {name: [child.ask(**request) for _ in range(WARM_UP)] for name, child in children.items()}
-        check_pieces(warm)
-        say(f"batch {batch}: all write the same {batch * task.new_tokens} pieces")
-        answers = interleave(children, count, dict.fromkeys(children, request), say)
-        check_pieces({name: warm[name] + answers[name] for name in answers})
-        facts = {name: child.describe() for name, child in children.items()}
+        warm = {name: [worker.ask(**request) for _ in range(WARM_UP)] for name, worker in workers.items()}
+        check_tokens_agree(warm)
+        say(f"batch {batch}: all generate the same {batch * task.new_tokens} tokens")
+        answers = interleave(workers, count, dict.fromkeys(workers, request), say)
+        check_tokens_agree({name: warm[name] + answers[name] for name in answers})
+        facts = {name: worker.describe() for name, worker in workers.items()}
     seconds = {name: [answer["seconds"] for answer in own] for name, own in answers.items()}
     found = {
         name: {
@@ -180,9 +180,9 @@ def compare(task: Task, batch: int, against: list[str], count: int, say: Callabl
 
 
 def show(log: dict[str, Any]) -> Table:
-    """What was found, for people."""
-    title = f"phase {log['phase']}, {log['size']}: {log['new_tokens']} tokens behind {log['prompt_tokens']}"
-    heads = ("batch", "contestant", "tokens/s", "mlx: times its tokens/s (95 %)")
+    """Return a table for people."""
+    title = f"phase {log['phase']}, {log['size']}: {log['new_tokens']} tokens after {log['prompt_tokens']}"
+    heads = ("batch", "worker", "tokens/s", "speedup of mlx (95 %)")
     table = Table(*heads, title=title, caption=log["machine"]["device"])
     for part in log["batches"]:
         ratios = {one["b"]: str(Ratio(**one)) for one in part["ratios"]}
@@ -192,7 +192,7 @@ def show(log: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m bench decode")
     batches = read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
     against = read_names(flags.against, AGAINST, AGAINST[:3])

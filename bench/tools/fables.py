@@ -1,11 +1,11 @@
-"""How near each phase comes to the entropy of the fables, and how consistent its stories are, at equal tokens and time.
+"""Distance of each phase to the entropy of the fables, and consistency of its samples, at equal tokens and equal time.
 
-`python -m bench fables --size nano` trains each phase on the built-in corpus, from each seed twice: for so many tokens,
-and for so many seconds of the training clock. The corpus's entropy is known exactly, and its parser judges what a model
-writes. Finished runs are found again (bench/plan.py), so the same command goes on where it was cut off. It writes
-fables.json, a picture, and into runs/ what each run says of itself.
+`python -m bench fables --size nano` trains each phase on the built-in corpus, from each seed twice: for a number of
+tokens, and for a number of seconds of the training clock. The corpus's entropy is known exactly, and its parser judges
+the samples. Finished runs are reused, so the same command resumes. It writes fables.json, a plot, and the logs of each
+run in runs/.
 
-Each phase trains by its own recipe: a run whose schedule ends before the budget stops there.
+Each phase trains with its own recipe: a run whose schedule ends before the budget stops there.
 """
 
 import functools
@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Flags:
-    """Train every phase on the fables for equal tokens and for equal time; how near is it to their entropy?"""
+    """Train every phase on the fables for equal tokens and equal time, and compare it with their entropy."""
 
     phases: Phases = ()
     """such as 2, 3/BRANCH, 2:RECIPE (default: every phase)"""
@@ -54,11 +54,11 @@ class Flags:
     seeds: WholeNumber = None
     """runs of each phase within each budget (default: 5)"""
     max_tokens: WholeNumber = None
-    """of a run; it cuts, and does not shrink, a schedule (default: 2M at nano, 5M at small, 20M at base)"""
+    """tokens of a run; cuts a schedule off, does not shrink it (default: 2M at nano, 5M at small, 20M at base)"""
     max_seconds: Positive = None
-    """of training of a run (default: 240)"""
+    """training time of a run (default: 240)"""
     stories: WholeNumber = None
-    """how many fables to train on"""
+    """number of fables to train on"""
     device: Device = None
     """where to compute (default: auto)"""
     out: Folder = None
@@ -67,7 +67,7 @@ class Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Who is trained for how long."""
+    """What to train for how long."""
 
     size: str
     seeds: range
@@ -76,7 +76,7 @@ class Task:
 
     @classmethod
     def read(cls, flags: Flags, say: Say) -> "Task":
-        """Raises BadInput for what cannot be trained."""
+        """Read the flags. Raises BadInput for what cannot be trained."""
         use_device(flags.device or "auto")
         size = choose_size(flags.size)
         variants = dict.fromkeys(Variant.read(text) for text in flags.phases or map(str, present_phases()))
@@ -94,18 +94,18 @@ class Task:
 
     @functools.cached_property
     def all_runs(self) -> list[tuple[str, Run]]:
-        """For each seed all in turn, so that a machine's moods fall on all of them alike."""
+        """All runs, the variants interleaved within a seed, so that load drift affects all alike."""
         return [(budget, run.with_settings(seed=seed)) for seed in self.seeds for budget, run in self.runs]
 
     @property
     def identity(self) -> str:
-        """Of everything that decides the results."""
+        """Checksum of everything that determines the results."""
         marks = "".join(run.fingerprint for _, run in self.all_runs)
         return hashlib.sha256(marks.encode()).hexdigest()[:20]
 
 
 def measure(task: Task, folder: Path, say: Say, cache: Path = RUNS) -> dict[str, Any]:
-    """Every run, made or found; the log, which is written after each. Raises RunFailed for a run without a result."""
+    """Train, or find, every run; the log, written after each. Raises RunFailed for a run without a result."""
     folder.mkdir(parents=True, exist_ok=True)
     machine, made = describe_machine(), list[Finished]()
     for budget, run in task.all_runs:
@@ -121,7 +121,7 @@ def measure(task: Task, folder: Path, say: Say, cache: Path = RUNS) -> dict[str,
 
 
 def record(task: Task, machine: Mapping[str, Any], made: Sequence[Finished]) -> dict[str, Any]:
-    """The log: what each contender came to within each budget, and every run with its evaluations."""
+    """Return the log: the result of each variant within each budget, and every run with its evaluations."""
     runs = [
         _row(budget, run, one.result) | {"evals": one.evals}
         for (budget, run), one in zip(task.all_runs, made, strict=False)
@@ -133,7 +133,7 @@ def record(task: Task, machine: Mapping[str, Any], made: Sequence[Finished]) -> 
         own = floor.runs_of(runs, row)
         row |= {key: interval([run[key] for run in own]) for key in MEASURES}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "measures": "fables",
         "complete": len(runs) == len(task.all_runs),
         "machine": machine,
@@ -148,7 +148,7 @@ def record(task: Task, machine: Mapping[str, Any], made: Sequence[Finished]) -> 
 
 
 def _row(budget: str, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run, at its best evaluation."""
+    """Return a run as the log records it, at its best evaluation."""
     bpb, least = result["best_valid_bpb"], result["corpus"]["floor_bpb"]
     names = ("seed", "stopped", "tokens", "train_seconds", "best_valid_bpb", "versions")
     return {
@@ -163,7 +163,7 @@ def _row(budget: str, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def interval(values: Sequence[float | None]) -> dict[str, float | None]:
-    """The median of the values that are known, and its 95 % bounds where there are enough of them."""
+    """Return the median of the known values, and its 95 % bounds if there are enough of them."""
     known = [value for value in values if value is not None]
     if len(known) < FEWEST_SEEDS:
         return {"median": median(known) if known else None, "low": None, "high": None}
@@ -172,7 +172,7 @@ def interval(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def check_out(out: Path, identity: str) -> None:
-    """Raises BadInput if the folder holds anything else than results of this command, or cannot be used."""
+    """Raise BadInput if the folder holds anything but results of this command, or cannot be used."""
     with usable(out):
         check_place(out)
         taken = out.is_dir() and any(out.iterdir())
@@ -185,7 +185,7 @@ def check_out(out: Path, identity: str) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench fables")
     terminal = Console(width=120)
@@ -200,11 +200,11 @@ def main() -> None:
         log = measure(task, folder, say)
         floor.draw(log).write(folder)
     except KeyboardInterrupt:
-        raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
+        raise Interrupted("stopped, the current run is saved; the same command resumes") from None
     except OSError as error:
-        raise RunFailed(f"could not write to '{folder}': {error}; the same command goes on") from error
+        raise RunFailed(f"could not write to '{folder}': {error}; the same command resumes") from error
     terminal.print(tables.on_terminal(floor.table(log)))
-    say(f"all of it: {folder}")
+    say(f"written: {folder}")
 
 
 if __name__ == "__main__":

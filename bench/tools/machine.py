@@ -18,7 +18,7 @@ from rich.table import Table
 from bench import logfile
 from bench.compare.plan import Run, Variant, execute
 from bench.tools.roofline import Flags as RooflineFlags
-from bench.tools.roofline import asked, chips
+from bench.tools.roofline import chips, read_work
 from bench.tools.throughput import best_matmul_gflops
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
@@ -56,7 +56,7 @@ def slug(chip: str) -> str:
 def predicted(chip: str, size: str) -> float | None:
     """Predict tokens per second by `bench roofline`; None for a chip that it does not know."""
     known = chips().get(slug(chip).removeprefix("apple-"))
-    return None if known is None else asked(RooflineFlags(phase=PHASE, size=size))[1].tokens_per_second(known)
+    return None if known is None else read_work(RooflineFlags(phase=PHASE, size=size))[1].tokens_per_second(known)
 
 
 def train(size: str, seconds: float, device: str, folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What half precision costs in loss: the same runs in float32, float16 and bfloat16, from the same seeds.
+"""Loss in half precision: the same runs in float32, float16 and bfloat16, from the same seeds.
 
-`python -m bench precision --phase 2 --size nano --data stories.txt` trains 200 steps in each, five seeds, and sets each
-validation loss at the end against float32's of the same seed. Nothing is timed: a CPU computes halves in software, and
-on a GPU `bench.compare --phases 2 2:fp16` times them. Finished runs are found again (bench/plan.py).
+`python -m bench precision --phase 2 --size nano --data stories.txt` trains 200 steps in each, five seeds, and
+compares each final validation loss with float32's of the same seed. Nothing is timed: a CPU emulates half precision in
+software, and on a GPU `bench.compare --phases 2 2:fp16` times it. Finished runs are reused.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ class Flags:
     """Compare the validation losses of a phase in float32, float16 and bfloat16."""
 
     phase: WholeNumber = None
-    """of the ladder (default: 2)"""
+    """phase of the ladder (default: 2)"""
     recipe: Text = None
-    """a named variant of the phase's recipe"""
+    """one of the phase's recipes"""
     size: Size = None
     """nano, small, base or auto (default: nano)"""
     data: Place = None
@@ -41,7 +41,7 @@ class Flags:
     valid: Place = None
     """validation text"""
     steps: WholeNumber = None
-    """of each run (default: 200)"""
+    """steps of each run (default: 200)"""
     seeds: WholeNumber = None
     """runs in each precision (default: 5)"""
     device: Device = None
@@ -51,7 +51,7 @@ class Flags:
 
 
 def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
-    """The run of the first seed in each precision. Raises BadInput for what cannot be trained."""
+    """Return the run of the first seed by precision. Raises BadInput for what cannot be trained."""
     use_device(flags.device or "auto")
     variant = Variant(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
     given = {name: getattr(flags, name) for name in ("data", "valid", "device")}
@@ -66,7 +66,7 @@ def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
 def measure(
     runs: dict[str, Run], seeds: range, say: Callable[[str], None], cache: Path = RUNS
 ) -> dict[str, list[Finished]]:
-    """A finished run of each seed, by precision. Raises RunFailed for one that ends without a result."""
+    """Train, or find, a run per seed, by precision. Raises RunFailed for one that ends without a result."""
     found: dict[str, list[Finished]] = {dtype: [] for dtype in runs}
     for seed in seeds:
         for dtype, run in runs.items():
@@ -74,18 +74,17 @@ def measure(
             if finished.status != "done":
                 raise RunFailed(f"{dtype}, seed {seed}: {finished.error or finished.status}")
             found[dtype].append(finished)
-            say(f"{dtype}, seed {seed}: {_loss(finished):.4f}")
+            say(f"{dtype}, seed {seed}: {_final_loss(finished):.4f}")
     return found
 
 
-def _loss(finished: Finished) -> float:
-    """At the end."""
+def _final_loss(finished: Finished) -> float:
     return finished.evals[-1]["valid_loss"]
 
 
 def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str, Any]:
-    """The log: validation losses at the end, nats per piece, and by which share of it they are above float32's."""
-    exact = [_loss(finished) for finished in found[DTYPES[0]]]
+    """Return the log: final validation losses in nats per token, and their relative difference from float32's."""
+    exact = [_final_loss(finished) for finished in found[DTYPES[0]]]
     return {
         "schema_version": 1,
         "measures": "precision",
@@ -99,8 +98,8 @@ def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str
         "dtypes": [
             {
                 "dtype": dtype,
-                "losses": [_loss(finished) for finished in own],
-                "above": [_loss(finished) / loss - 1 for finished, loss in zip(own, exact, strict=True)],
+                "losses": [_final_loss(finished) for finished in own],
+                "above": [_final_loss(finished) / loss - 1 for finished, loss in zip(own, exact, strict=True)],
             }
             for dtype, own in found.items()
         ],
@@ -108,11 +107,11 @@ def record(run: Run, seeds: range, found: dict[str, list[Finished]]) -> dict[str
 
 
 def show(log: dict[str, Any]) -> Table:
-    """Precision by precision, for people."""
+    """Return a table for people, one row per precision."""
     name = Variant(phase=log["phase"], recipe=log["recipe"]).name
     title = f"{name}, {log['size']}, {log['corpus']['name']}, {log['steps']} steps"
-    heads = ("computed in", *(f"seed {seed}" for seed in log["seeds"]), "furthest from float32")
-    table = Table(*heads, title=title, caption="validation loss at the end, nats per piece")
+    heads = ("dtype", *(f"seed {seed}" for seed in log["seeds"]), "largest difference from float32")
+    table = Table(*heads, title=title, caption="final validation loss, nats per token")
     for one in log["dtypes"]:
         furthest = max(one["above"], key=abs)
         table.add_row(one["dtype"], *(f"{loss:.4f}" for loss in one["losses"]), f"{furthest:+.2%}")
@@ -120,7 +119,7 @@ def show(log: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, "python -m bench precision")
     terminal = Console(width=120)
@@ -133,17 +132,17 @@ def main() -> None:
     name = "_".join(filter(None, (f"phase{first.variant.phase}", flags.recipe, first.plan.size)))
     out = flags.out or RUNS.parent / f"precision_{name}.json"
     if flags.out is None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # a log of this name is made again, from the runs that are there
+        out.parent.mkdir(parents=True, exist_ok=True)  # an old log of this name is replaced
     else:
         logfile.check_out(out)
     try:
         found = measure(runs, seeds, say)
     except KeyboardInterrupt:
-        raise Interrupted("stopped, and the run that was begun is saved; the same command goes on") from None
+        raise Interrupted("stopped, the current run is saved; the same command resumes") from None
     log = record(first, seeds, found)
     logfile.write_log(out, log)
     terminal.print(show(log))
-    terminal.print(f"all of it: {out}", soft_wrap=True, highlight=False)
+    terminal.print(f"written: {out}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

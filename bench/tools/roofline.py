@@ -1,7 +1,7 @@
-"""What a Mac would reach, predicted from the graph: FLOPs, bytes and launches against a chip's public peak figures.
+"""Predicted throughput on a Mac, from the graph's FLOPs, bytes and launches and a chip's public peak figures.
 
-`python -m bench roofline --chip m1-max --phase 1 --size base` predicts the tokens per second of a training step. Nobody
-has measured them. A kernel takes the longer of its arithmetic and its memory traffic, a launch a fixed time:
+`python -m bench roofline --chip m1-max --phase 1 --size base` predicts the throughput of a training step; it has not
+been measured. A kernel takes the longer of its arithmetic and its memory traffic, a launch a fixed time:
 
     seconds = sum over kernels of max(FLOPs / (peak * MATMUL), bytes / (bandwidth * TRAFFIC)) + launches * LAUNCH
 """
@@ -26,20 +26,20 @@ from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, pa
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 
-# The one public training run on such a chip that is known to us is not of this code: a model of this shape, 7.4M
-# parameters, batch 256 x 128, on an M1 Max, 83,352 tokens/s. MATMUL is what makes our graph take as long.
+# Calibrated on the one known public training run on such a chip, of other code: a model of this shape, 7.4M parameters,
+# batch 256 x 128, on an M1 Max, 83,352 tokens/s.
 MATMUL = 0.34
 LARGE_MATMUL = 0.82  # 13.3 of 16.2 TFLOP/s, float32, M4 Max: chsasank/device-benchmarks, pull request 13
 TRAFFIC = 0.79  # 122 of 153.6 GB/s, M5: michaelstinkerings.org, "Apple M5 GPU roofline analysis"
-LAUNCH = 5.2e-6  # s; an RMSNorm more, in a queue: antonellof/ferrox, issue 149
-FOR_THE_GPU = 0.75  # of the memory: what macOS recommends as Metal's working set at most
+LAUNCH = 5.2e-6  # s, for one more RMSNorm in a queue: antonellof/ferrox, issue 149
+FOR_THE_GPU = 0.75  # of the memory: macOS's recommended maximum working set of Metal
 
 ASSUMPTIONS = f"""\
 Assumed: matmuls reach {MATMUL:.0%} of the peak, calibrated on one public run of other code (83,352 tokens/s on an
 M1 Max, 7.4M parameters, batch 256 x 128); memory traffic reaches {TRAFFIC:.0%} of the bandwidth, with no cache between
-kernels; a launch costs {LAUNCH * 1e6:.1f} us; no arithmetic but that of matmuls; bfloat16 is as fast as float16. "At
-large matmuls' speed" is with {LARGE_MATMUL:.0%}, as large ones reach. ~ marks a clock that is an estimate. Sources:
-bench/chips.json and bench/roofline.py."""
+kernels; a launch costs {LAUNCH * 1e6:.1f} us; only matmuls count as arithmetic; bfloat16 is as fast as float16. "Large
+matmuls" assumes {LARGE_MATMUL:.0%}, which large ones reach. ~ marks an estimated clock. Sources: chips.json and
+roofline.py in bench/tools."""
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,24 @@ class Chip:
     name: str
     gpu_cores: int
     clock_ghz: float
-    half_ratio: float  # speed of float16 matmuls by that of float32
+    half_ratio: float  # speed of float16 matmuls over float32
     bandwidth_gb_s: float
-    memory_gb: tuple[int, int]  # the least and the most it comes with
-    estimate: bool  # whether the clock is one
+    memory_gb: tuple[int, int]  # smallest and largest configuration
+    estimate: bool  # whether the clock is estimated
 
     def flops(self, dtype: mx.Dtype) -> float:
-        """Peak FLOP/s: every core has 128 units of a multiplication and an addition a cycle."""
+        """Return the peak FLOP/s: 128 multiply-adds per core and cycle."""
         return self.gpu_cores * 128 * 2 * self.clock_ghz * 1e9 * (self.half_ratio if dtype.size == 2 else 1)
 
     def describe(self) -> str:
-        """Such as "m1-max, 32 GPU cores, 10.4 TFLOP/s, 400 GB/s"."""
+        """Describe the chip, such as "m1-max, 32 GPU cores, 10.4 TFLOP/s, 400 GB/s"."""
         about = "~" if self.estimate else ""
         peak = self.flops(mx.float32) / 1e12
         return f"{self.name}, {self.gpu_cores} GPU cores, {about}{peak:.1f} TFLOP/s, {self.bandwidth_gb_s:g} GB/s"
 
 
 def chips() -> dict[str, Chip]:
-    """Every chip of chips.json by name."""
+    """Return every chip of chips.json by name."""
     data: dict[str, Any] = json.loads(Path(__file__).with_name("chips.json").read_text(encoding="utf-8"))
     found = {}
     for name, own in data["chips"].items():
@@ -77,7 +77,7 @@ def chips() -> dict[str, Chip]:
 
 @dataclass(frozen=True)
 class Work:
-    """What one training step asks of a chip."""
+    """The kernels and the peak memory of a training step."""
 
     tokens: int
     kernels: list[Kernel]
@@ -85,10 +85,11 @@ class Work:
 
     @classmethod
     def of(cls, graph: Graph, tokens: int) -> "Work":
+        """Return the work of a step's graph."""
         return cls(tokens, kernels(graph), peak_bytes(graph))
 
     def seconds(self, chip: Chip, matmul: float = MATMUL) -> dict[str, float]:
-        """What bounds the step -> its share of the seconds."""
+        """Return the seconds by what limits them."""
         spent = {"arithmetic": 0.0, "memory traffic": 0.0, "launches": 0.0}
         for kernel in self.kernels:
             arithmetic = kernel.flops / (chip.flops(kernel.dtype) * matmul)
@@ -98,31 +99,32 @@ class Work:
         return spent
 
     def tokens_per_second(self, chip: Chip, matmul: float = MATMUL) -> float:
+        """Predict the throughput."""
         return self.tokens / sum(self.seconds(chip, matmul).values())
 
 
 @dataclass
 class Flags:
-    """Predict the tokens per second of a training step on Apple silicon; nothing is measured."""
+    """Predict the throughput of a training step on Apple silicon; nothing is measured."""
 
     chip: Text = None
     """m1, m1-pro, m1-max, ... or all (default: all)"""
     phase: WholeNumber = None
-    """of the ladder (default: 1)"""
+    """phase of the ladder (default: 1)"""
     branch: Text = None
-    """one idea on top of the phase's trunk"""
+    """branch of the phase"""
     size: Size = None
     """nano, small or base (default: base)"""
     batch_size: WholeNumber = None
-    """rows of a step (default: the recipe's)"""
+    """sequences of a step (default: the recipe's)"""
     seq_len: Extent = None
-    """tokens of a row (default: by size)"""
+    """tokens of a sequence (default: by size)"""
     dtype: Dtype = None
-    """what forward and backward compute in (default: the recipe's)"""
+    """precision of forward and backward (default: the recipe's)"""
 
 
-def asked(flags: Flags) -> tuple[str, Work]:
-    """What is predicted, in words, and its work. Raises BadInput where there is no such phase, branch or model."""
+def read_work(flags: Flags) -> tuple[str, Work]:
+    """Return a description of the step that the flags ask for, and its work. Raises BadInput."""
     phase = flags.phase or 1
     module = find_phase(phase)
     kind = find_branch(module, flags.branch)
@@ -130,23 +132,23 @@ def asked(flags: Flags) -> tuple[str, Work]:
     config = kind.Config(**{**SIZES[size], **({"seq_len": flags.seq_len} if flags.seq_len else {})})
     recipe = module.RECIPE.at(size)
     recipe = replace(recipe, dtype=flags.dtype or recipe.dtype).check()
-    rows = flags.batch_size or max(1, recipe.batch_tokens // config.seq_len)
-    check_tokens(rows, config.seq_len)
+    batch_size = flags.batch_size or max(1, recipe.batch_tokens // config.seq_len)
+    check_tokens(batch_size, config.seq_len)
     with on_metal():
-        graph = trace(training_step(kind(config), recipe), mx.zeros((rows, config.seq_len + 1), mx.int32))
+        graph = trace(training_step(kind(config), recipe), mx.zeros((batch_size, config.seq_len + 1), mx.int32))
     name = f"phase {phase}{f' {flags.branch}' if flags.branch else ''}, {size}, {recipe.dtype}"
-    return f"{name}, batch {rows} x {config.seq_len}", Work.of(graph, rows * config.seq_len)
+    return f"{name}, batch {batch_size} x {config.seq_len}", Work.of(graph, batch_size * config.seq_len)
 
 
 def memory(work: Work, chip: Chip) -> str:
-    """What the step needs against what the chip comes with."""
+    """Compare the step's peak memory with the chip's."""
     need, (least, most) = work.peak_bytes / 1e9, chip.memory_gb
     room = [size for size in (least, most) if need < size * FOR_THE_GPU]
     return f"{need:.1f} GB of {least}-{most} GB: {('does not fit', 'fits the larger ones', 'fits')[len(room)]}"
 
 
 def one(what: str, work: Work, chip: Chip) -> str:
-    """The prediction for a chip, in lines."""
+    """Return the prediction for a chip, in lines."""
     spent = work.seconds(chip)
     total = sum(spent.values())
     launches, flops, nbytes = (sum(getattr(k, name) for k in work.kernels) for name in ("launches", "flops", "nbytes"))
@@ -154,18 +156,18 @@ def one(what: str, work: Work, chip: Chip) -> str:
     return "\n".join(
         [
             f"{chip.describe()}: a training step of {what}",
-            f"  predicted {work.tokens / total:,.0f} tokens/s ({total * 1e3:.1f} ms a step)",
-            f"  {flops / work.tokens / 1e6:.1f} MFLOP a token, {nbytes / 1e9:.2f} GB and {launches:,} launches a step",
-            f"  bound by {max(spent, key=lambda name: spent[name])} (predicted shares: {shares})",
+            f"  predicted {work.tokens / total:,.0f} tokens/s ({total * 1e3:.1f} ms per step)",
+            f"  {flops / work.tokens / 1e6:.1f} MFLOP per token; {nbytes / 1e9:.2f} GB, {launches:,} launches per step",
+            f"  limited by {max(spent, key=lambda name: spent[name])} (predicted shares: {shares})",
             f"  memory, predicted: {memory(work, chip)}",
-            f"  predicted at large matmuls' speed: {work.tokens_per_second(chip, LARGE_MATMUL):,.0f} tokens/s",
+            f"  predicted with large matmuls: {work.tokens_per_second(chip, LARGE_MATMUL):,.0f} tokens/s",
         ]
     )
 
 
 def table(what: str, work: Work) -> Table:
-    """A row for each chip."""
-    heads = ("chip", "TFLOP/s", "GB/s", "predicted tokens/s", "bound by", "memory", "at large matmuls' speed")
+    """Return a table with a row per chip."""
+    heads = ("chip", "TFLOP/s", "GB/s", "predicted tokens/s", "limited by", "memory", "large matmuls")
     rows = Table(*heads, title=f"predicted: {what}")
     for chip in chips().values():
         spent = work.seconds(chip)
@@ -183,12 +185,12 @@ def table(what: str, work: Work) -> Table:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m bench roofline")
     known = chips()
     if flags.chip not in (None, "all", *known):
         raise BadInput(f"chip '{flags.chip}' is unknown: expected all or one of {', '.join(known)}")
-    what, work = asked(flags)
+    what, work = read_work(flags)
     if flags.chip in (None, "all"):
         Console(width=120).print(table(what, work))
     else:

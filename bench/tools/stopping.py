@@ -1,7 +1,7 @@
-"""Early-stopping rules compared on finished runs: when each would have stopped, and what waiting longer was worth.
+"""Compare early-stopping rules on finished runs: when each would have stopped, and the loss given up by it.
 
-`python -m bench stopping RUN ...` reads curve.jsonl. A rule changes nothing before it stops, so one long curve judges
-them all; a run that stopped by a rule of its own tells nothing of those that would have waited longer.
+`python -m bench stopping RUN ...` reads curve.jsonl. A rule changes nothing before it stops, so one long curve is
+enough for all; a run that an early-stopping rule ended says nothing about more patient ones.
 """
 
 import json
@@ -40,17 +40,17 @@ class Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one rule makes of one curve."""
+    """The outcome of one rule on one curve."""
 
     rule: StopRule
-    tokens: int  # where it stops, or where the curve ends
+    tokens: int  # when it stops, or at the end of the curve
     stopped: bool
-    best: float  # validation loss, nats per piece, up to there
-    given_up: float  # how much lower the curve came after that
+    best: float  # validation loss until then, nats per token
+    given_up: float  # further decrease of the loss after that
 
 
 def judge(rule: StopRule, tokens: Sequence[int], losses: Sequence[float]) -> Outcome:
-    """A rule on a curve of at least one evaluation."""
+    """Apply a rule to a curve of at least one evaluation."""
     ends = [n for n in range(1, len(losses) + 1) if rule(losses[:n])]
     end = ends[0] if ends else len(losses)
     best = min(losses[:end])
@@ -58,7 +58,7 @@ def judge(rule: StopRule, tokens: Sequence[int], losses: Sequence[float]) -> Out
 
 
 def read(run: Path) -> tuple[list[int], list[float]]:
-    """Tokens and validation losses of a run's evaluations. Raises BadInput if there is none."""
+    """Read tokens and validation losses of a run's evaluations. Raises BadInput if there is none."""
     path = run / "curve.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -71,7 +71,7 @@ def read(run: Path) -> tuple[list[int], list[float]]:
 
 
 def show(run: Path, outcomes: Sequence[Outcome]) -> Table:
-    """What was found, for people."""
+    """Return a table for people."""
     table = Table("rule", "tokens", "best loss", "given up", title=str(run))
     for one in outcomes:
         tokens = f"{one.tokens:,}" if one.stopped else f"> {one.tokens:,}"
@@ -80,7 +80,7 @@ def show(run: Path, outcomes: Sequence[Outcome]) -> Table:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     flags = parse(Flags, "python -m bench stopping")
     if not flags.runs:
         raise BadInput("expected: python -m bench stopping RUN ...")

@@ -223,7 +223,7 @@ def test_steps_stand_phase_by_phase_with_the_rivals_that_were_measured():
 
 def test_tuned_rates_stand_with_their_losses_the_best_in_bold():
     rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
-    log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "rates": rates}
+    log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "learning_rates": rates}
     assert report.tune_table(log).splitlines()[2:] == [
         "| phase 6 | nano | 600k | 0.01: 3.1000, **0.02: 3.0500**, 0.04: diverged |"
     ]
@@ -246,13 +246,15 @@ def test_precisions_are_set_against_float32():
 
 
 def test_lengths_stand_branch_by_branch():
-    done = [{"branch": "rope", "status": "done", "losses": {"64": loss, "128": 3.0}} for loss in (2.0, 2.5, 2.125)]
-    log = {"phase": 3, "rows": [*done, {"branch": "shaw", "status": "diverged"}]}
+    done = [
+        {"name": "phase 3/rope", "status": "done", "losses": {"64": loss, "128": 3.0}} for loss in (2.0, 2.5, 2.125)
+    ]
+    log = {"phase": 3, "runs": [*done, {"name": "phase 3/shaw", "status": "diverged"}]}
     assert report.length_table(log).splitlines() == [
-        "| phase 3 | 64 tokens | 128 tokens |",
+        "| variant | 64 tokens | 128 tokens |",
         "| --- | --- | --- |",
-        "| `rope` | 2.125 (2.000–2.500) | 3.000 (3.000–3.000) |",
-        "| `shaw` | not measured | not measured |",
+        "| phase 3/rope | 2.125 (2.000–2.500) | 3.000 (3.000–3.000) |",
+        "| phase 3/shaw | not measured | not measured |",
     ]
 
 

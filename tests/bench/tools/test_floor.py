@@ -123,7 +123,7 @@ def test_ctrl_c_goes_on_and_a_run_that_fails_is_told(command, monkeypatch):
         return answer
 
     monkeypatch.setattr(fables, "execute", execute)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         command("--phases", "1", "--seeds", 1)
     with pytest.raises(RunFailed, match="phase 1 max_seconds seed0: disk full"):
         command("--phases", "1", "--seeds", 1)

@@ -1,4 +1,4 @@
-"""Length extrapolation: the same pieces at every length, the log, the picture."""
+"""Length extrapolation: the same tokens at every length, the log, the plot."""
 
 import json
 
@@ -19,10 +19,10 @@ VALID = np.random.default_rng(0).integers(0, V, 500).astype(np.uint16)
 
 def test_the_loss_at_a_length_is_the_evaluator_s():
     net = tiny(phase3.BRANCHES["alibi"])
-    for rows in (17, 34):
-        nats = length.losses(net, VALID, rows)
+    for seq_len in (17, 34):
+        nats = length.losses(net, VALID, seq_len)
         assert len(nats) == len(VALID) - 1
-        assert nats.mean() == pytest.approx(Evaluator(net, VALID, rows)(), rel=1e-5)
+        assert nats.mean() == pytest.approx(Evaluator(net, VALID, seq_len)(), rel=1e-5)
 
 
 def test_the_curve_is_what_a_position_behind_the_trained_length_costs():
@@ -32,7 +32,7 @@ def test_the_curve_is_what_a_position_behind_the_trained_length_costs():
     assert [point["position"] for point in found["curve"]] == list(range(2, 65, 2))
     cost = np.array([point["cost"] for point in found["curve"]])
     np.testing.assert_allclose(cost[:8], 0, atol=1e-5)
-    x, y = (mx.array(VALID[i : i + 448].astype(np.int32)) for i in (0, 1))  # seven rows of 64, 28 of 16
+    x, y = (mx.array(VALID[i : i + 448].astype(np.int32)) for i in (0, 1))  # seven sequences of 64, 28 of 16
 
     def nats(rows):
         return np.array(net.token_loss(net.hidden(net.context(x.reshape(rows, -1))), y.reshape(rows, -1))).reshape(
@@ -52,12 +52,12 @@ def run():
     return Run.of(Variant(phase=3), flags)
 
 
-def test_a_run_that_diverged_is_told_and_one_that_failed_is_an_error(run, monkeypatch):
+def test_a_diverged_run_is_recorded_and_a_failed_one_is_an_error(run, monkeypatch):
     monkeypatch.setattr(length, "execute", lambda run, cache: Finished(status="diverged"))
-    assert length.row_of(run)["status"] == "diverged"
+    assert length.evaluate_run(run)["status"] == "diverged"
     monkeypatch.setattr(length, "execute", lambda run, cache: Finished(status="failed", error="no space left"))
     with pytest.raises(RunFailed, match="no space left"):
-        length.row_of(run)
+        length.evaluate_run(run)
 
 
 def test_a_log_is_shown_and_drawn(run, tmp_path):
@@ -65,16 +65,16 @@ def test_a_log_is_shown_and_drawn(run, tmp_path):
     losses = {"64": 3.0, "128": 3.5, "256": 4.0}
     done = {"status": "done", "losses": losses, "curve": curve}
     better = {**done, "losses": {**losses, "64": 2.0}}
-    rows = [
-        {"branch": "rope", "seed": 0, **done},
-        {"branch": "rope", "seed": 1, **better},
-        {"branch": "rope", "seed": 2, "status": "diverged"},
-        {"branch": "t5", "seed": 0, "status": "diverged"},
+    runs = [
+        {"name": "phase 3/rope", "seed": 0, **done},
+        {"name": "phase 3/rope", "seed": 1, **better},
+        {"name": "phase 3/rope", "seed": 2, "status": "diverged"},
+        {"name": "phase 3/t5", "seed": 0, "status": "diverged"},
     ]
-    log = length.record([run], rows, complete=True)
+    log = length.record([run], runs, complete=True)
     assert json.loads(json.dumps(log))["seq_len"] == 64
     assert [list(column.cells) for column in length.show(log).columns] == [
-        ["rope", "t5"],
+        ["phase 3/rope", "phase 3/t5"],
         ["3.0000", "diverged"],
         ["3.5000", "diverged"],
         ["4.0000", "diverged"],

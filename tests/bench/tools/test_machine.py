@@ -22,7 +22,7 @@ def test_a_chip_becomes_a_file_name():
 
 def test_only_a_known_chip_has_a_prediction():
     assert machine.predicted("AMD EPYC", "nano") is None
-    expected = roofline.asked(roofline.Flags(size="nano"))[1].tokens_per_second(roofline.chips()["m1-max"])
+    expected = roofline.read_work(roofline.Flags(size="nano"))[1].tokens_per_second(roofline.chips()["m1-max"])
     assert machine.predicted("Apple M1 Max", "nano") == pytest.approx(expected)
 
 

@@ -61,7 +61,7 @@ def test_a_run_without_a_result_ends_it_and_ctrl_c_says_how_to_go_on(command, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(precision, "execute", interrupt)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         command()
     with pytest.raises(BadInput, match="recipe 'none' is unknown"):
         command("--recipe", "none")

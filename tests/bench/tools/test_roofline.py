@@ -11,7 +11,7 @@ import pytest
 
 from bench.tools import roofline
 from bench.tools.kernels import Kernel
-from bench.tools.roofline import Chip, Flags, Work, asked, chips, memory, one
+from bench.tools.roofline import Chip, Flags, Work, chips, memory, one, read_work
 from mlx_transformer.utils.errors import BadInput
 
 CHIP = Chip("test", 10, 1.0, 2.0, 100.0, (8, 16), False)  # 2.56 TFLOP/s
@@ -23,7 +23,7 @@ def _work(flops=0, nbytes=0, launches=1, dtype=mx.float32, peak=0):
 
 @pytest.fixture(scope="module")
 def nano():
-    return asked(Flags(size="nano", batch_size=4))
+    return read_work(Flags(size="nano", batch_size=4))
 
 
 def test_a_kernel_takes_the_longer_of_its_two_times():
@@ -70,7 +70,7 @@ def test_it_says_that_it_is_a_prediction(nano):
 
 
 def test_half_precision_moves_less(nano):
-    what, half = asked(
+    what, half = read_work(
         Flags(size="nano", batch_size=4, dtype="bfloat16")
     )  # float16 keeps a copy of all state, to undo an overflow
     assert "bfloat16" in what
@@ -79,23 +79,23 @@ def test_half_precision_moves_less(nano):
 
 def test_bad_input():
     with pytest.raises(BadInput, match="branch 'no'"):
-        asked(Flags(branch="no"))
+        read_work(Flags(branch="no"))
     with pytest.raises(BadInput, match="phase 9"):
-        asked(Flags(phase=9))
+        read_work(Flags(phase=9))
     with pytest.raises(BadInput, match="batch of 100000000 x 64 tokens"):
-        asked(Flags(size="nano", batch_size=100_000_000))
+        read_work(Flags(size="nano", batch_size=100_000_000))
 
 
 def test_the_matmul_share_is_what_the_public_point_gives():
     """83,352 tokens/s were reported for this shape on an M1 Max, by other code."""
-    _, work = asked(Flags(size="base", batch_size=256))
+    _, work = read_work(Flags(size="base", batch_size=256))
     assert work.tokens_per_second(chips()["m1-max"]) == pytest.approx(83_352, rel=0.03)
     assert sum(k.flops for k in work.kernels) / work.tokens == pytest.approx(33e6, rel=0.01)
 
 
 def test_the_command(capsys, monkeypatch):
-    small = asked(Flags(size="nano", batch_size=2))
-    monkeypatch.setattr(roofline, "asked", lambda flags: small)
+    small = read_work(Flags(size="nano", batch_size=2))
+    monkeypatch.setattr(roofline, "read_work", lambda flags: small)
     monkeypatch.setattr(sys, "argv", ["roofline", "--chip", "all"])
     roofline.main()
     said = capsys.readouterr().out

@@ -26,11 +26,11 @@ def test_losses_that_part_stop_the_comparison():
         step.check_losses({"mlx": [3.0, 2.0, 1.0], "torch": [3.0, float("nan"), 1.0]})
 
 
-def test_pieces_that_differ_stop_the_comparison():
+def test_tokens_that_differ_stop_the_comparison():
     same = {"tokens": [[1, 2]]}
-    decode.check_pieces({"mlx": [same, same], "torch": [same]})
+    decode.check_tokens_agree({"mlx": [same, same], "torch": [same]})
     with pytest.raises(RunFailed, match="torch and mlx"):
-        decode.check_pieces({"mlx": [same, same], "torch": [same, {"tokens": [[1, 3]]}]})
+        decode.check_tokens_agree({"mlx": [same, same], "torch": [same, {"tokens": [[1, 3]]}]})
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Tuning: where the search goes on, what it calls noise, what it records, and a real one at nano."""
+"""Tuning: where the search resumes, what it calls noise, what it records, and a real one at nano."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.compare.plan import Finished
 from bench.tools import tune
-from bench.tools.tune import Tried
+from bench.tools.tune import Trial
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from phases import phase1
 
@@ -28,7 +28,7 @@ def finished(loss):
 
 
 def tried(rate, *losses):
-    return Tried(rate, [(f"{rate}-{i}", finished(loss)) for i, loss in enumerate(losses)])
+    return Trial(rate, [(f"{rate}-{i}", finished(loss)) for i, loss in enumerate(losses)])
 
 
 def searched(loss_of, rates=RATES):
@@ -42,23 +42,23 @@ def searched(loss_of, rates=RATES):
 def test_the_best_is_not_at_an_edge_but_at_the_bound(log_best, factor):
     rates = [tune.rounded(0.004 * factor**k) for k in tune.STEPS]
     found = searched(lambda rate: 1 + abs(math.log2(rate) - log_best), rates)
-    order = [one.rate for one in found]
+    order = [one.learning_rate for one in found]
     assert order == sorted(order)
     assert set(rates) <= set(order)
     best = tune.best_of(found)
-    assert 0 < best < len(found) - 1 or len(found) == tune.MOST_RATES
+    assert 0 < best < len(found) - 1 or len(found) == tune.MOST_TRIALS
     assert all(b / a == pytest.approx(factor, rel=0.02) for a, b in pairwise(order))
 
 
 def test_nothing_is_added_where_the_best_is_inside():
-    assert [one.rate for one in searched(lambda rate: abs(rate - 0.004) + 1)] == RATES
+    assert [one.learning_rate for one in searched(lambda rate: abs(rate - 0.004) + 1)] == RATES
 
 
 def test_where_all_diverge_lower_rates_are_tried():
     found = searched(lambda rate: None if rate > 0.0003 else 3 - rate)
-    assert [one.rate for one in found] == [0.000125, 0.00025, 0.0005, *RATES]
+    assert [one.learning_rate for one in found] == [0.000125, 0.00025, 0.0005, *RATES]
     (said,) = tune.verdict(searched(lambda rate: None))
-    assert "every rate diverged" in said
+    assert "every learning rate diverged" in said
 
 
 def test_a_seed_that_diverges_makes_the_median_infinite():
@@ -72,12 +72,12 @@ def test_neighbours_are_held_against_the_best_seed_by_seed():
     best, low, high = tune.verdict(near)
     assert best == "best learning rate: 0.002 (validation loss 2.0200)"
     assert low == "0.001 is 0.0100 behind, with 1 of 2 seeds: within seed noise"
-    assert high == "0.004 is 1.9900 behind, with every seed: by chance that is so once in 4"
+    assert high == "0.004 is 1.9900 behind, with every seed: by chance once in 4"
     assert tune.verdict([*near[:2], tried(0.004, None, 2.5)])[-1] == "0.004 diverged"
     of_three = tune.judged(tried(0.002, 2.0, 2.1, None), tried(0.004, 2.2, None, None))
     assert of_three == "0.004 diverged"
     assert "with 2 of 3" in tune.judged(tried(0.002, 2.0, 2.1, None), tried(0.004, 2.2, 2.3, None))
-    assert tune.judged(tried(0.002, 2.0), tried(0.004, 2.5)).endswith("one seed does not tell")
+    assert tune.judged(tried(0.002, 2.0), tried(0.004, 2.5)).endswith("one seed cannot tell this from noise")
 
 
 def test_a_neighbour_that_broke_apart_makes_no_other_one_noise():
@@ -86,14 +86,14 @@ def test_a_neighbour_that_broke_apart_makes_no_other_one_noise():
 
 
 def test_an_edge_is_said():
-    assert "edge of 3 rates: not settled" in tune.verdict([tried(r, 1 / r) for r in (1.0, 2.0, 4.0)])[1]
+    assert "edge of 3: not settled" in tune.verdict([tried(r, 1 / r) for r in (1.0, 2.0, 4.0)])[1]
 
 
 def test_rates_are_read():
-    assert tune.read_rates("4e-3,0.001, 0.002") == [0.001, 0.002, 0.004]
+    assert tune.read_learning_rates("4e-3,0.001, 0.002") == [0.001, 0.002, 0.004]
     for text in ("0.001,0.002", "a,b,c", "0,1,2", "1,2,inf", "1,2,nan", "nan,1,2", "1,nan,2", ""):
-        with pytest.raises(BadInput, match="--rates"):
-            tune.read_rates(text)
+        with pytest.raises(BadInput, match="--learning-rates"):
+            tune.read_learning_rates(text)
 
 
 @pytest.fixture
@@ -113,25 +113,25 @@ def command(monkeypatch, tmp_path):
 
 
 def test_a_real_search_and_the_same_again(command, monkeypatch, capsys):
-    line = ("--rates", "0.0005,0.002,0.008", "--seeds", 1, "--max-tokens", 1024)
-    monkeypatch.setattr(tune, "MOST_RATES", 3)
+    line = ("--learning-rates", "0.0005,0.002,0.008", "--seeds", 1, "--max-tokens", 1024)
+    monkeypatch.setattr(tune, "MOST_TRIALS", 3)
     log = command(*line)
     assert log["complete"]
-    assert [one["learning_rate"] for one in log["rates"]] == [0.0005, 0.002, 0.008]
-    assert [one["losses"] for one in log["rates"]] == [[run["best_valid_loss"]] for run in log["runs"]]
+    assert [one["learning_rate"] for one in log["learning_rates"]] == [0.0005, 0.002, 0.008]
+    assert [one["losses"] for one in log["learning_rates"]] == [[run["best_valid_loss"]] for run in log["runs"]]
     assert len({run["best_valid_loss"] for run in log["runs"]}) == 3
     assert all(run["tokens"] == 1024 and run["evals"] for run in log["runs"])
     assert f"best learning rate: {log['best']:g}" in capsys.readouterr().out
 
     monkeypatch.setattr("bench.compare.plan.run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
     again = command(*line)
-    assert (again["runs"], again["rates"]) == (log["runs"], log["rates"])
+    assert (again["runs"], again["learning_rates"]) == (log["runs"], log["learning_rates"])
     with pytest.raises(BadInput, match="another budget_tokens"):
         command(*line[:-1], 2048)
 
 
 def test_other_rates_are_added_to_a_log_that_never_loses_any(command, monkeypatch, tmp_path):
-    """As its own advice says: go on with --rates around the edge."""
+    """As its own advice says: continue with --learning-rates around the edge."""
     best, made = 0.064, []
 
     def execute(run, cache):
@@ -141,20 +141,23 @@ def test_other_rates_are_added_to_a_log_that_never_loses_any(command, monkeypatc
         return finished(1 + abs(math.log(made[-1] / best)))
 
     monkeypatch.setattr(tune, "execute", execute)
-    monkeypatch.setattr(tune, "MOST_RATES", 3)
+    monkeypatch.setattr(tune, "MOST_TRIALS", 3)
     line, log = ("--seeds", 1), tmp_path / "results" / "bench" / "tune_phase1_nano.json"
 
     def rates():
-        return [one["learning_rate"] for one in json.loads(log.read_text())["rates"]]
+        return [one["learning_rate"] for one in json.loads(log.read_text())["learning_rates"]]
 
     interrupted = None
-    assert "not settled; go on with --rates around it" in command(*line, "--rates", "0.004,0.008,0.016")["verdict"][1]
+    assert (
+        "not settled; continue with --learning-rates around it"
+        in command(*line, "--learning-rates", "0.004,0.008,0.016")["verdict"][1]
+    )
     for interrupted in (5, 10):
         with pytest.raises(Interrupted):
-            command(*line, "--rates", "0.016,0.032,0.064,0.128")
+            command(*line, "--learning-rates", "0.016,0.032,0.064,0.128")
         assert rates() == [0.004, 0.008, 0.016] + [0.032] * (interrupted == 10)
     interrupted = None
-    whole = command(*line, "--rates", "0.016,0.032,0.064,0.128")
+    whole = command(*line, "--learning-rates", "0.016,0.032,0.064,0.128")
     assert rates() == [0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
     assert (whole["best"], len(whole["runs"])) == (best, 6)
 
@@ -184,13 +187,13 @@ def test_a_run_that_fails_ends_the_search_and_ctrl_c_says_how_to_go_on(command, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tune, "execute", interrupt)
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         command()
 
 
 def test_a_file_that_is_no_log_stays(command, tmp_path):
     (tmp_path / "notes.json").write_text("[]")
-    with pytest.raises(BadInput, match="holds no log of this command"):
+    with pytest.raises(BadInput, match="is not a log of this command"):
         command("--out", "notes.json")
     with pytest.raises(BadInput, match="recipe 'none' is unknown"):
         command("--recipe", "none")

@@ -47,7 +47,7 @@ from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.result import known_before
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
-from mlx_transformer.utils.files import check_place, usable, write_json
+from mlx_transformer.utils.files import as_bad_input, check_place, write_json
 
 RESULTS = Path("results/bench")
 QUICK_SEEDS, QUICK_TOKENS = 2, 200_000
@@ -248,7 +248,7 @@ def find_folder(comparison: Comparison, out: Path | None) -> Path:
             if _read(path) == comparison.identity and not (_read(path.parent / "compare.json") or {}).get("complete"):
                 return path.parent
         return RESULTS / time.strftime("%Y%m%d_%H%M%S")
-    with usable(out):
+    with as_bad_input(out):
         check_place(out)
         taken = out.is_dir() and any(out.iterdir())
     if taken and _read(out / _IDENTITY) != comparison.identity:
@@ -390,7 +390,7 @@ def main() -> None:
     terminal.print(show_plan(comparison, plan.RUNS))
     if flags.plan:
         return
-    with usable(folder):
+    with as_bad_input(folder):
         folder.mkdir(parents=True, exist_ok=True)
     say(f"everything goes to {folder}")
     try:

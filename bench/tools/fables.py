@@ -36,7 +36,7 @@ from mlx_transformer.run.flags import Device, Folder, Positive, Size, WholeNumbe
 from mlx_transformer.run.plan import DEFAULT_SECONDS
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
-from mlx_transformer.utils.files import check_place, usable
+from mlx_transformer.utils.files import check_place, as_bad_input
 
 LOG = "fables.json"
 
@@ -173,7 +173,7 @@ def interval(values: Sequence[float | None]) -> dict[str, float | None]:
 
 def check_out(out: Path, identity: str) -> None:
     """Raise BadInput if the folder holds anything but results of this command, or cannot be used."""
-    with usable(out):
+    with as_bad_input(out):
         check_place(out)
         taken = out.is_dir() and any(out.iterdir())
     try:

@@ -37,7 +37,7 @@ from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, parse
 from mlx_transformer.utils.errors import BadInput, Interrupted, exit_cleanly
-from mlx_transformer.utils.files import check_place, usable
+from mlx_transformer.utils.files import as_bad_input, check_place
 
 AXES = ("d_model", "seq_len", "batch_size")
 LOG = "sweep.json"
@@ -241,7 +241,7 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
             if theirs[name] != value:
                 raise BadInput(f"'{path}' was begun with {name} {theirs[name]}, now it is {value}: give another --out")
         return log
-    with usable(path.parent):
+    with as_bad_input(path.parent):
         check_place(path.parent)
         if path.parent.is_dir() and any(path.parent.iterdir()):
             raise BadInput(f"--out '{path.parent}' holds something else than a sweep: give another")

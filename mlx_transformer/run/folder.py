@@ -15,7 +15,7 @@ from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.settings import SETTINGS, Settings, read_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
-from mlx_transformer.utils.files import check_place, usable
+from mlx_transformer.utils.files import as_bad_input, check_place
 
 RESULTS = Path("results/phases")
 RECIPE_CODE = "recipe_code"  # folder of the copy of the file that --recipe FILE.py:NAME names
@@ -25,7 +25,7 @@ _FOLDERS = ("model", "checkpoints", "code", RECIPE_CODE)
 
 def check_folder(settings: Settings) -> None:
     """Raise BadInput if --out cannot be created or must not be overwritten, or if --resume has nothing to resume."""
-    with usable(settings.resume or settings.out):
+    with as_bad_input(settings.resume or settings.out):
         if settings.resume is not None:
             _check_resume(settings.resume)
         elif settings.out is not None:

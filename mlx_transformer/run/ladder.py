@@ -1,4 +1,4 @@
-"""What is trained: a phase of the ladder, found by its number, or somebody's own file of the same shape."""
+"""Experiments: a phase of the ladder, found by its number, or a Python file of one's own with the same names."""
 
 import importlib
 import importlib.util
@@ -23,9 +23,10 @@ PHASES = ROOT / "phases"  # beside the package mlx_transformer, in a checkout an
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """A model, its recipes and its branches under one name, as a module defines them.
+    """What a module defines to be trained: Model, RECIPE, RECIPES, BRANCHES, NAME.
 
-    phase: its number, for somebody's own file that of the phase it builds on, or None; code: None for the ladder's own.
+    phase: its number; for a file of one's own that of the phase that it builds on, or None.
+    code: the file of one's own with the files that it imports; None for a phase.
     """
 
     module: ModuleType
@@ -40,25 +41,25 @@ class Experiment:
 
     @classmethod
     def of_phase(cls, phase: object) -> "Experiment":
-        """A phase of the ladder by its number. Raises BadInput for an unknown one."""
+        """Return the phase with this number. Raises BadInput for an unknown one."""
         return cls.of_module(find_phase(phase))
 
     @classmethod
     def of_file(cls, path: str | Path) -> "Experiment":
-        """Somebody's own file, or the file of a phase. Runs it. Raises BadInput where it defines nothing to train."""
+        """Run a Python file and return its experiment. Raises BadInput where it defines nothing to train."""
         path = Path(path)
         if (number := _number_of(str(path))) is not None:
             return cls.of_phase(number)
         module, code = load_code(path)
-        return _own(module, code)
+        return _from_code(module, code)
 
     @classmethod
     def of_module(cls, module: ModuleType) -> "Experiment":
-        """An imported module, or the program itself, `__main__`. Raises BadInput where it defines nothing to train."""
+        """Return the experiment of a module, such as `__main__`. Raises BadInput where it defines nothing to train."""
         number = _number_of(getattr(module, "__file__", None))
         if number is None:
-            return _own(module, code_of(module))
-        sys.modules.setdefault(f"phases.phase{number}", module)  # a phase that is the program is not imported again
+            return _from_code(module, code_of(module))
+        sys.modules.setdefault(f"phases.phase{number}", module)  # a phase that runs as `__main__` is not imported again
         return cls(
             module=module,
             phase=number,
@@ -101,9 +102,9 @@ class Experiment:
 
 
 def find_phase(phase: object) -> ModuleType:
-    """The module phases.phase<n> of this project, whatever else is called phases where Python looks.
+    """Import phases.phase<n> of this project by its file, so that another `phases` on sys.path does not matter.
 
-    Raises BadInput for an unknown number, and where another package `phases` is imported already.
+    Raises BadInput for an unknown number, and where another module `phases` is imported already.
     """
     numbers = (_number_of(str(path)) for path in PHASES.glob("phase*.py"))
     present = sorted(number for number in numbers if number is not None)
@@ -114,7 +115,7 @@ def find_phase(phase: object) -> ModuleType:
 
 
 def _import_phases() -> None:
-    """Import our package `phases` by its file. Raises BadInput where another one has its name."""
+    """Put our package `phases` into sys.modules. Raises BadInput where another module has its name."""
     file = PHASES / "__init__.py"
     if (other := sys.modules.get("phases")) is not None:
         place = getattr(other, "__file__", None) or next(iter(getattr(other, "__path__", ["?"])))
@@ -130,12 +131,12 @@ def _import_phases() -> None:
 
 
 def find_branch(module: ModuleType, branch: object) -> type[Model]:
-    """A phase's Model, or a branch's. Raises BadInput that lists the known branches."""
+    """Return a module's Model, or the model of a branch. Raises BadInput for an unknown branch."""
     return Experiment.of_module(module).find_branch(branch)
 
 
 def find_experiment(kind: type[Model]) -> tuple[Experiment, str | None]:
-    """Find what defines a model's class, a phase or somebody's own file, and the branch that the class is there.
+    """Find the experiment that defines a model's class, and the branch; None: the class is its Model.
 
     Raises BadInput for a class that no file defines as Model or in BRANCHES.
     """
@@ -155,7 +156,7 @@ def find_experiment(kind: type[Model]) -> tuple[Experiment, str | None]:
 def read_variant(text: str) -> tuple[Experiment, str | None, str | None]:
     """Read what a command line names: the experiment, a branch or None, a recipe or None for its own.
 
-    "3", "3/rope", "2:original", "5:my_idea.py:NAME" (a recipe out of a file), "my_idea.py", "my_idea.py/BRANCH:RECIPE".
+    "3", "3/rope", "2:original", "5:my_idea.py:NAME" (a recipe from a file), "my_idea.py", "my_idea.py/BRANCH:RECIPE".
     Runs the files. Raises BadInput for what is not there.
     """
     found = re.fullmatch(r"([0-9]{1,9}|.+?\.py)(?:/([^:]+))?(?::(.+))?", text, re.DOTALL)
@@ -169,13 +170,13 @@ def read_variant(text: str) -> tuple[Experiment, str | None, str | None]:
 
 
 def split_recipe(text: str) -> tuple[Path, str] | None:
-    """ "ideas/mine.py:fast" -> the file and the name; None for a name alone."""
+    """Split "ideas/mine.py:fast" into file and name; None for a name alone."""
     found = re.fullmatch(r"(.+\.py):(.+)", text, re.DOTALL)
     return (Path(found[1]), found[2]) if found else None
 
 
 def recipe_of(module: ModuleType, name: str) -> Recipe:
-    """RECIPES[name] of a module, or its attribute of that name. Raises BadInput that lists those it has."""
+    """Return RECIPES[name] of a module, or its Recipe of that name. Raises BadInput for an unknown one."""
     recipes = getattr(module, "RECIPES", {})
     found = recipes.get(name, getattr(module, name, None))
     if not isinstance(found, Recipe):
@@ -184,8 +185,8 @@ def recipe_of(module: ModuleType, name: str) -> Recipe:
     return found
 
 
-def _own(module: ModuleType, code: Code) -> Experiment:
-    """Complete somebody's own module by what it does not define itself, from the phase that it builds on."""
+def _from_code(module: ModuleType, code: Code) -> Experiment:
+    """Return the experiment of a file of one's own; the phase that it builds on supplies what it does not define."""
     own = vars(module)
     kind, numbers = own.get("Model"), own.get("Config")
     for name, value, parent in (("Model", kind, Model), ("Config", numbers, config.Config)):
@@ -199,14 +200,19 @@ def _own(module: ModuleType, code: Code) -> Experiment:
         kind = base.Model
     if numbers is not None and not issubclass(kind.Config, numbers):
         if kind.__module__ == module.__name__:
-            kind.Config = numbers  # its branches get them too
+            kind.Config = numbers  # inherited by its branches
         else:
             kind = type("Model", (kind,), {"Config": numbers, "__module__": module.__name__, "__doc__": kind.__doc__})
-            own["Model"] = kind  # the same class when asked again
-    inherits = base is not None and kind is base.Model
+            own["Model"] = kind  # the same class on the next call
     recipe = own.get("RECIPE", getattr(base, "RECIPE", None))
     if not isinstance(recipe, Recipe):
         raise BadInput(f"'{code.path}' has no RECIPE, and builds on no phase that has one: expected a Recipe")
+    inherited = base.BRANCHES if base is not None and kind is base.Model else {}
+    branches, recipes = own.get("BRANCHES", inherited), {**getattr(base, "RECIPES", {}), **own.get("RECIPES", {})}
+    if bad := [name for name, one in branches.items() if not (isinstance(one, type) and issubclass(one, Model))]:
+        raise BadInput(f"BRANCHES['{bad[0]}'] in '{code.path}' is no subclass of {Model.__module__}.Model")
+    if bad := [name for name, one in recipes.items() if not isinstance(one, Recipe)]:
+        raise BadInput(f"RECIPES['{bad[0]}'] in '{code.path}' is no Recipe")
     return Experiment(
         module=module,
         phase=phase,
@@ -215,13 +221,13 @@ def _own(module: ModuleType, code: Code) -> Experiment:
         command=f"python {shlex.quote(_shown(code.path))}",
         model=kind,
         recipe=recipe,
-        recipes={**getattr(base, "RECIPES", {}), **own.get("RECIPES", {})},
-        branches=own.get("BRANCHES", base.BRANCHES if base is not None and inherits else {}),
+        recipes=recipes,
+        branches=branches,
     )
 
 
 def _phase_below(module: ModuleType) -> int | None:
-    """The number of the phase that a module's Model derives from, else of the newest phase that it imports."""
+    """Return the number of the phase that a module's Model derives from, else of the newest phase that it imports."""
     kind = vars(module).get("Model")
     if isinstance(kind, type):
         numbers = (_number_of_class(ancestor) for ancestor in kind.__mro__)
@@ -243,7 +249,7 @@ def _number_of_class(kind: type) -> int | None:
 
 
 def _number_of(file: Any) -> int | None:
-    """The number of the phase that a file is, or None."""
+    """Return the number of the phase that a file defines, or None."""
     if not isinstance(file, str):
         return None
     path = Path(file).resolve()
@@ -252,7 +258,7 @@ def _number_of(file: Any) -> int | None:
 
 
 def _shown(path: Path) -> str:
-    """A path as a person in the working folder would write it."""
+    """Return a path relative to the working folder if it is inside."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 

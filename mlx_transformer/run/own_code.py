@@ -1,4 +1,4 @@
-"""Somebody's own Python files: loaded from a path, hashed, and copied into a run folder."""
+"""Python files of one's own: loaded from a path, hashed, and copied into a run folder."""
 
 import hashlib
 import importlib.util
@@ -16,12 +16,15 @@ from mlx_transformer.utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or site-packages
 _OURS = ("mlx_transformer", "phases", "bench")
-_PREFIX = "own_code_"  # of the names of the modules that load_code makes
+_PREFIX = "own_code_"  # of the module names that load_code gives
 
 
 @dataclass(frozen=True)
 class Code:
-    """A Python file and the files beside it that it imports; files: path relative to its folder -> content."""
+    """A Python file and the files below its folder that it imports.
+
+    files: path relative to the folder -> content.
+    """
 
     path: Path
     files: dict[str, bytes]
@@ -49,23 +52,23 @@ def record(code: Code | None) -> dict[str, Any] | None:
 
 
 def code_of(module: ModuleType) -> Code:
-    """Collect the file of an imported module and the imported files below its folder.
+    """Read the file of an imported module and the imported files below its folder.
 
-    Installed packages and this project's own are left out. Raises BadInput for a module that has no file.
+    Installed packages and those of this project are left out. Raises BadInput for a module without a file.
     """
-    if (code := getattr(module, "_code", None)) is not None:  # as it was when it was loaded
+    if (code := getattr(module, "_code", None)) is not None:  # as it was loaded
         return code
     file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_file():
-        raise BadInput("a model of your own is trained from a file: expected python my_idea.py")
+        raise BadInput("a model of your own has to be defined in a Python file: expected python my_idea.py")
     path = Path(file).resolve()
     return Code(path, {found.relative_to(path.parent).as_posix(): found.read_bytes() for found in _files(path)})
 
 
 def load_code(path: Path) -> tuple[ModuleType, Code]:
-    """Run a Python file under a module name of its own, so that two files of one name stay apart.
+    """Run a Python file under a unique module name, so that files of equal names do not collide.
 
-    The files beside it can be imported while it runs. Raises BadInput if there is no such file or it cannot be run.
+    It can import the files of its folder while it runs. Raises BadInput if there is no such file or it fails.
     """
     path = path.resolve()
     if not path.is_file():
@@ -94,7 +97,7 @@ def is_own(name: str) -> bool:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file itself, and each imported one below its folder that is neither installed nor ours."""
+    """Yield the file itself, and each imported file below its folder that is neither installed nor of this project."""
     installed = {Path(place).resolve() for place in (sys.prefix, sys.base_prefix)}
     yield path
     seen = {path}
@@ -111,12 +114,9 @@ def _files(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _siblings_of(folder: Path) -> Iterator[None]:
-    """Let the modules of a folder be imported for a while; afterwards they are forgotten, and others of their names
-    are back."""
-    names = {found.stem for found in folder.glob("*.py")} | {
-        found.parent.name for found in folder.glob("*/__init__.py")
-    }
-    names -= {*_OURS, *sys.stdlib_module_names}
+    """Make the modules of a folder importable; sys.path and sys.modules are restored afterwards."""
+    places = {*folder.glob("*.py"), *(file.parent for file in folder.glob("*/__init__.py"))}
+    names = {place.stem for place in places} - {*_OURS, *sys.stdlib_module_names}
 
     def take() -> dict[str, ModuleType]:
         found = [name for name in sys.modules if name.partition(".")[0] in names]

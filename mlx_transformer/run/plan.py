@@ -55,7 +55,7 @@ class Plan:
     init_from: Path | None
 
     def make_model(self) -> Model:
-        """Initialize the model. Raises BadInput if it does not fit the device, the groups of the recipe or --init-from."""
+        """Initialize the model. Raises BadInput if it does not fit the device, the recipe's groups or --init-from."""
         self._check_memory(0, 0)  # before any layer is allocated
         model = self.kind(self.config, self.seed)
         scores = [part.n_scores(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]

@@ -1,4 +1,4 @@
-"""A trained model on disk: model.safetensors, config.json, the tokenizer's files, and code/ for one's own models."""
+"""Saved models: model.safetensors, config.json, the tokenizer's files, and code/ with the files of one's own model."""
 
 import json
 import warnings
@@ -11,7 +11,7 @@ from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_w
 from mlx_transformer.run.ladder import Experiment, find_experiment
 from mlx_transformer.run.own_code import Code, record
 from mlx_transformer.utils.errors import BadInput
-from mlx_transformer.utils.files import usable, write_json
+from mlx_transformer.utils.files import as_bad_input, write_json
 from mlx_transformer.utils.trees import by_path
 
 CODE = "code"  # folder of the copies of somebody's own files
@@ -21,9 +21,11 @@ KEPT = "kept"  # names those copies as the code to load
 def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokenizer]:
     """Read a model, in evaluation mode, and its tokenizer from a run folder, its model/, or a folder of `save`.
 
-    model(tokens) maps (B, L) int32 to logits (B, L, V). code: for a model of somebody's own file that file, or "kept"
-    for the copy in the folder; either is run. Nothing in the folder is run without it. Warns where the file differs
-    from the one that the model was trained with. Raises BadInput where the folder holds no model that fits.
+    model(tokens) maps (B, L) int32 to logits (B, L, V).
+    code: the file that defines a model of one's own, or "kept" for the copy in the folder. That file is run; without
+        code nothing in the folder is. Warns if the file differs from the one that the model was trained with.
+
+    Raises BadInput if the folder holds no model, a damaged one, or one that needs code.
     """
     folder = model_folder(run)
     described = read_config(folder)
@@ -45,7 +47,7 @@ def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokeni
 
 
 def _find_experiment(described: dict[str, Any], folder: Path, code: str | Path | None) -> Experiment:
-    """Return what defines the model of a config.json. Raises BadInput where it cannot be found, or is not to be run."""
+    """Return the experiment that defines the model of a config.json. Raises BadInput if unknown or without code."""
     recorded = described.get("code")
     if recorded is None:
         if code is not None:
@@ -56,7 +58,7 @@ def _find_experiment(described: dict[str, Any], folder: Path, code: str | Path |
         raise BadInput(f"'{folder / 'config.json'}' is damaged: expected the name of a Python file in code")
     if code is None:
         raise BadInput(
-            f"'{folder}' holds a model of the file '{name}', which is not run without being asked for: give "
+            f"'{folder}' holds a model of the file '{name}', which runs only on request: give "
             f'code="{name}" (--code {name}), or code="kept" (--code kept) for the copy in the folder'
         )
     experiment = Experiment.of_file(_kept(folder, name) if code == KEPT else code)
@@ -66,7 +68,7 @@ def _find_experiment(described: dict[str, Any], folder: Path, code: str | Path |
 
 
 def _kept(folder: Path, name: str) -> Path:
-    """The copy of a file beside a model. Raises BadInput if there is none."""
+    """Return the copy of a file in a run folder or a folder of `save`. Raises BadInput if there is none."""
     for place in (folder, folder.parent):
         if (place / CODE / name).is_file():
             return place / CODE / name
@@ -74,7 +76,7 @@ def _kept(folder: Path, name: str) -> Path:
 
 
 def save(folder: str | Path, model: Model, tokenizer: Tokenizer) -> None:
-    """Write a model of the ladder, or of somebody's own file with a copy of that file, so that `load` reads it back.
+    """Write a model and its tokenizer for `load`, with a copy of the file that defines a model of one's own.
 
     Raises BadInput for a class that no file defines as Model or in BRANCHES; OSError if the folder cannot be written.
     """
@@ -112,7 +114,7 @@ def save_model(
 def model_folder(run: str | Path) -> Path:
     """Return RUN/model or RUN, the first that holds config.json. Raises BadInput if neither does."""
     for folder in (Path(run) / "model", Path(run)):
-        with usable(folder):
+        with as_bad_input(folder):
             if (folder / "config.json").is_file():
                 return folder
     raise BadInput(f"'{run}' holds no model: expected a run folder, or its model/, with a config.json")

@@ -59,7 +59,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def usable(folder: Path | None) -> Iterator[None]:
+def as_bad_input(folder: Path | None) -> Iterator[None]:
     """Raise BadInput naming the folder for an OSError inside."""
     try:
         yield
@@ -80,7 +80,7 @@ def check_place(out: Path) -> None:
 
 def check_new(folder: Path) -> None:
     """Raise BadInput unless folder is empty or can be created."""
-    with usable(folder):
+    with as_bad_input(folder):
         check_place(folder)
         if folder.is_dir() and any(folder.iterdir()):
             raise BadInput(f"'{folder}' is not empty: expected a folder that is new or empty")

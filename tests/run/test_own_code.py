@@ -139,7 +139,7 @@ def test_another_file_is_loaded_with_a_warning(copied):
 def test_saved_and_loaded_in_python(home, tmp_path):
     model, tokenizer = load(home / "run", code="kept")
     save(tmp_path / "saved", model, tokenizer)
-    with pytest.raises(BadInput, match="is not run without being asked for"):
+    with pytest.raises(BadInput, match="runs only on request"):
         load(tmp_path / "saved")
     again, _ = load(tmp_path / "saved", code="kept")
     np.testing.assert_array_equal(logits(again), logits(model))

@@ -3,27 +3,31 @@
 Each document begins with BOS if the tokenizer has a BOS token other than EOS.
 """
 
+import bisect
 import hashlib
+import itertools
 import json
 import re
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlx_transformer.data.chunks import Chunk, chunks, encode_chunks
 from mlx_transformer.data.corpus import Corpus
-from mlx_transformer.data.documents import Part, read_parts
+from mlx_transformer.data.documents import read_parts
 from mlx_transformer.data.store import cached_folder, progress
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.utils.files import write_json
 
 MAX_VALID_TOKENS = 1_000_000
 _BATCH_CHARACTERS = 4 << 20  # per call of the tokenizer: enough for every core, about 100 MB as Python lists
-_VERSION = 2  # of the files: part of the cache key
+
+Encoded = tuple[Chunk, list[int]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
         valid.astype(dtype).tofile(folder / "valid.bin")
         write_json(folder / "tokens.json", facts)
 
-    key = hashlib.sha256(repr((_VERSION, corpus.sha256, tokenizer.sha256, MAX_VALID_TOKENS)).encode()).hexdigest()[:20]
+    key = hashlib.sha256(
+        repr((tokenizer.version, corpus.sha256, tokenizer.sha256, MAX_VALID_TOKENS)).encode()
+    ).hexdigest()[:20]
     folder = cached_folder("tokens", f"{tokenizer.kind}-{key}", build)
     facts = json.loads((folder / "tokens.json").read_text())
     whole = facts["valid_bytes"] == corpus.valid_bytes
@@ -72,14 +78,13 @@ def _write_train(
 ) -> None:
     out.write(np.array([tokenizer.eos_id], dtype).tobytes())
     bos_id, begins = _bos(tokenizer), True
-    for batch in _batches(read_parts(corpus.train)):
-        texts = [text for text, _ in batch]
+    for batch in _batches(chunks(read_parts(corpus.train), tokenizer)):
         tokens: list[int] = []
-        for encoded, (_, ends) in zip(tokenizer.encode_batch(texts), batch, strict=True):
-            tokens += [*(bos_id if begins else ()), *encoded, *([tokenizer.eos_id] if ends else ())]
-            begins = ends
+        for chunk, encoded in zip(batch, encode_chunks(batch, tokenizer), strict=True):
+            tokens += [*(bos_id if begins else ()), *encoded, *([tokenizer.eos_id] if chunk.ends else ())]
+            begins = chunk.ends
         out.write(np.array(tokens, dtype).tobytes())
-        advance(sum(map(len, texts)))
+        advance(sum(len(chunk.text) for chunk in batch))
 
 
 def _bos(tokenizer: Tokenizer) -> list[int]:
@@ -88,12 +93,12 @@ def _bos(tokenizer: Tokenizer) -> list[int]:
     return [] if bos_id == tokenizer.eos_id else [bos_id]
 
 
-def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
-    batch: list[Part] = []
+def _batches(chunked: Iterator[Chunk]) -> Iterator[list[Chunk]]:
+    batch: list[Chunk] = []
     size = 0
-    for part in parts:
-        batch.append(part)
-        size += len(part[0])
+    for chunk in chunked:
+        batch.append(chunk)
+        size += len(chunk.text)
         if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -108,11 +113,13 @@ def encode_text(path: Path, tokenizer: Tokenizer, max_tokens: int = sys.maxsize)
     """
     tokens, bos_id = array("I", [tokenizer.eos_id]), _bos(tokenizer)
     documents, size, lossless = 0, 0, tokenizer.lossless
-    for text, encoded in _valid_documents(path, tokenizer, max_tokens):
+    for document in _valid_documents(path, tokenizer, max_tokens):
+        text = "".join(chunk.text for chunk, _ in document)
+        encoded = list(itertools.chain.from_iterable(ids for _, ids in document))
         if len(tokens) + len(bos_id) + len(encoded) + 1 > max_tokens:
             if documents:
                 break
-            text, encoded = _whole_lines(text, tokenizer, max_tokens - 2 - len(bos_id))
+            text, encoded = _beginning(document, tokenizer, max_tokens - 2 - len(bos_id))
         tokens.extend([*bos_id, *encoded, tokenizer.eos_id])
         documents += 1
         size += len(text.encode())
@@ -123,30 +130,42 @@ def encode_text(path: Path, tokenizer: Tokenizer, max_tokens: int = sys.maxsize)
     return np.array(tokens, np.uint32), facts
 
 
-def _valid_documents(path: Path, tokenizer: Tokenizer, max_tokens: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield documents with their tokens; of one longer than `max_tokens`, only a beginning that is longer too."""
-    texts: list[str] = []
-    tokens: list[int] = []
-    for text, ends in read_parts(path):
-        if len(tokens) <= max_tokens:
-            texts.append(text)
-            tokens += tokenizer.encode(text)
-        if ends:
-            yield "".join(texts), tokens
-            texts, tokens = [], []
+def _valid_documents(path: Path, tokenizer: Tokenizer, max_tokens: int) -> Iterator[list[Encoded]]:
+    """Yield documents in chunks; of one longer than `max_tokens`, only a beginning that is longer too."""
+    document: list[Encoded] = []
+    size = 0
+    for chunk in chunks(read_parts(path), tokenizer):
+        if size <= max_tokens:
+            document.append((chunk, encode_chunks([chunk], tokenizer)[0]))
+            size += len(document[-1][1])
+        if chunk.ends:
+            yield document
+            document, size = [], 0
 
 
-def _whole_lines(text: str, tokenizer: Tokenizer, max_tokens: int) -> tuple[str, list[int]]:
-    """Return the first lines of a text that fit `max_tokens`, and their tokens; of a too long first line, what fits."""
-    tokens: list[int] = []
-    end = 0
-    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
-        encoded = tokenizer.encode(line)
-        if len(tokens) + len(encoded) > max_tokens:
-            break
-        tokens += encoded
-        end += len(line)
-    if end:
-        return text[:end], tokens
-    cut = tokenizer.decode(tokenizer.encode(text)[:max_tokens]).rstrip("\N{REPLACEMENT CHARACTER}")
-    return cut, tokenizer.encode(cut)[:max_tokens]
+def _beginning(document: list[Encoded], tokenizer: Tokenizer, max_tokens: int) -> tuple[str, list[int]]:
+    """Return the first lines of a too long document that fit, and their tokens; of a too long first line, what fits."""
+    text, tokens = "", array("I")
+    for chunk, encoded in document:
+        room = max_tokens - len(tokens)
+        if len(encoded) <= room:
+            text += chunk.text
+            tokens.extend(encoded)
+            continue
+        kept = _shortened(chunk, tokenizer, room, [match.end() for match in re.finditer("\n", chunk.text)])
+        if not kept.text and "\n" not in text:
+            kept = _shortened(chunk, tokenizer, room, range(len(chunk.text)))
+        text += kept.text
+        tokens.extend(encode_chunks([kept], tokenizer)[0])
+        break
+    return text, tokens.tolist()
+
+
+def _shortened(chunk: Chunk, tokenizer: Tokenizer, max_tokens: int, ends: Sequence[int]) -> Chunk:
+    """Return the longest beginning of a chunk that ends at one of `ends` and has at most max_tokens tokens."""
+
+    def beginning(end: int) -> Chunk:
+        return chunk._replace(text=chunk.text[:end])
+
+    count = bisect.bisect_right(ends, max_tokens, key=lambda end: len(encode_chunks([beginning(end)], tokenizer)[0]))
+    return beginning(ends[count - 1] if count else 0)

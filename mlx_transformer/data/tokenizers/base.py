@@ -23,6 +23,7 @@ class Tokenizer(ABC):
     eos_id: int
     unk_id: int | None  # token of what the vocabulary lacks; None if it lacks nothing
     lossless: bool  # decode(encode(text)) == text, for every text
+    version = 2  # of the rules by which texts are encoded: part of the key of cached vocabularies and tokens
 
     @property
     def bos_id(self) -> int:

@@ -22,7 +22,7 @@ class HFTokenizer(Tokenizer):
     Raises BadInput if the library is missing or cannot read the content, or if there is no EOS token.
     """
 
-    kind = "hf"
+    kind, version = "hf", 3
     _END = "tokenizer.end.txt"
     _ENDS = (SEPARATOR, "</s>", "<eos>", "<|end_of_text|>")
     _AWKWARD = (

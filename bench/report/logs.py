@@ -50,6 +50,8 @@ def migrate(log: Any, phase: int | None = None) -> Any:
         for key, value in log.items()
         if key not in _DROPPED
     }
+    if "recipe_name" in new:
+        new.setdefault("code", None)
     return new | ({"schema_version": 2} if "schema_version" in new else {})
 
 

@@ -44,19 +44,21 @@ def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Picture:
     panels["peak memory (MB)"] = lambda one: max(one["peak_bytes"].values()) / 1e6
     lengths = sorted({one["seq_len"] for one in done})
     with mpl.rc_context(dict[Any, Any](STYLE)):
-        figure = Figure(figsize=(3 * len(panels), 3.2), layout="constrained")
+        figure = Figure(figsize=(2.8 * len(panels), 3), layout="constrained")
         for axes, (label, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for i, name in enumerate(names):
                 own = sorted((one for one in done if one["name"] == name), key=lambda one: one["seq_len"])
                 xs, ys = [one["seq_len"] for one in own], [value(one) for one in own]
-                axes.plot(xs, ys, marker="os^D"[i % 4], color=COLOURS[i % len(COLOURS)], label=name)
-            axes.set_xscale("log")
-            axes.set_xticks(lengths, map(str, lengths))
-            axes.minorticks_off()
-            axes.set_yscale("log")
-            axes.set_xlabel("sequence length, tokens")
-            axes.set_title(label, loc="left", fontsize=10)
-            axes.legend(frameon=False)
+                axes.plot(xs, ys, marker="os^D"[i % 4], color=COLOURS[i % len(COLOURS)], markersize=4, label=name)
+            axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
+            axes.set_xticks(lengths, map(str, lengths), rotation=45)
+            axes.xaxis.minorticks_off()
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+            axes.tick_params(which="both", labelsize=7.5)
+            axes.set_title(label, loc="left", fontsize=9)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(names), frameon=False)
     return Picture(name="sweep", shows="Time and peak memory over the sequence length.", figure=figure)
 
 

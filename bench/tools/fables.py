@@ -36,7 +36,7 @@ from mlx_transformer.run.flags import Device, Folder, Positive, Size, WholeNumbe
 from mlx_transformer.run.plan import DEFAULT_SECONDS
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
-from mlx_transformer.utils.files import check_place, as_bad_input
+from mlx_transformer.utils.files import as_bad_input, check_place
 
 LOG = "fables.json"
 

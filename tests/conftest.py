@@ -1,4 +1,4 @@
-"""What every test shares: the repository on the path, caches away from the user's own, a fixed seed."""
+"""Shared fixtures: the repository on sys.path, caches apart from the user's, a fixed seed."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ def _seeded():
 
 @pytest.fixture
 def two_threads():
-    """Products and our own operations divided over two threads, whatever this machine would take."""
+    """Divide matrix products and our own operations over two threads."""
     blas = prepare().blas
     blas.set_threads(2)
     yield
@@ -43,7 +43,7 @@ def two_threads():
 
 @pytest.fixture
 def shared_data():
-    """The folder of real texts beside the checkout."""
+    """Folder with real texts beside the checkout."""
     if not SHARED.is_dir():
         pytest.skip("the folder ../shared/data is not beside this checkout")
     return SHARED

@@ -1,4 +1,4 @@
-"""Here runs are made by the dozen: their pictures, half a second each, are drawn elsewhere."""
+"""No pictures here: each takes half a second, and tests/run draws them."""
 
 import pytest
 

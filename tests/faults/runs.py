@@ -1,4 +1,4 @@
-"""Tiny runs for the tests of what goes wrong: in this process, or in one of their own that is killed."""
+"""Tiny runs in this process, or in a process of their own that is killed."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ _WORDS = [first + rest for first in ("the", "ca", "do", "sa", "mu", "tree") for 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, and what it said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def write_text(path: Path, *, size: int = TEXT_BYTES, seed: int = 0) -> Path:
-    """About size bytes of documents of nonsense, the same for the same seed."""
+    """Write about `size` bytes of documents of random words, the same for the same seed."""
     draw = random.Random(seed)
     documents = (" ".join(draw.choices(_WORDS, k=30)) + "." for _ in range(size // 130))
     path.write_text("\n<|endoftext|>\n".join(documents))
@@ -81,25 +81,25 @@ def spawn(*args, **options) -> subprocess.Popen:
 
 
 def train_and_die(pattern: str, nth: int, *args) -> int:
-    """Train in a process that kills itself at the nth disk operation that the pattern matches; its exit code."""
+    """Train in a process that kills itself at the nth disk operation that matches the pattern; return its exit code."""
     line = [sys.executable, "-m", "tests.faults.runs", pattern, str(nth), *map(str, args)]
     return subprocess.run(line, cwd=ROOT, capture_output=True).returncode
 
 
 def count_disk_operations(*args) -> int:
-    """How many there are in a run that nobody kills."""
+    """Count the disk operations of a run that is not killed."""
     line = [sys.executable, "-m", "tests.faults.runs", "", "0", *map(str, args)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stderr.split()[-1])
 
 
-def assert_bad(ended: Outcome, *said: object) -> None:
-    """One sentence, with all of these words in it, and nothing else."""
+def assert_bad(ended: Outcome, *words: object) -> None:
+    """Check that stderr is one sentence that contains these words, with exit code 2."""
     assert ended.code == 2, ended
     assert ended.err.startswith("error: "), ended.err
     assert ended.err.count("\n") == 1, ended.err
-    for part in said:
+    for part in words:
         assert str(part) in ended.err, ended.err
 
 
@@ -108,20 +108,20 @@ def weights(folder: Path) -> bytes:
 
 
 def curve(folder: Path) -> list[dict]:
-    """The lines of curve.jsonl without what a clock measured."""
+    """Read curve.jsonl without measured times."""
     clocks = ("seconds", "tokens_per_second", "data_wait_share")
     lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
 
 
 def result(folder: Path) -> dict:
-    """result.json without what a clock or the allocator measured."""
+    """Read result.json without measured times and memory."""
     clocks = ("train_seconds", "compile_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes")
     return {key: v for key, v in json.loads((folder / "result.json").read_text()).items() if key not in clocks}
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:
-    """Nothing but its clock tells a run that was stopped from one that was not."""
+    """Check that two runs are equal in all but measured times."""
     assert weights(folder) == weights(reference)
     assert curve(folder) == curve(reference)
     assert result(folder) == result(reference)
@@ -129,7 +129,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 
 def _die_at(pattern: str, nth: int, folder: str) -> list[int]:
-    """Arm this process; the list counts."""
+    """Kill this process at the nth matching disk operation; return a list that holds the count."""
     seen = [0]
 
     def hook(event: str, values: tuple) -> None:

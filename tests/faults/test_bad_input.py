@@ -1,4 +1,4 @@
-"""Whatever cannot be done: one sentence, exit code 2, nothing written."""
+"""Bad input: one sentence, exit code 2, nothing written."""
 
 import fcntl
 import json
@@ -29,7 +29,7 @@ def tiny(text):
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """A whole run, for the tests that leave it as it is."""
+    """A finished run; tests must not change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert train(*tiny, "--max-steps", 12, "--eval-every", 5, "--quiet", "--out", folder).code == 0
     return folder
@@ -37,17 +37,17 @@ def finished(tiny, tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """The same, to be changed."""
+    """A copy of the finished run, to be changed."""
     return shutil.copytree(finished, tmp_path / "copy")
 
 
 @pytest.fixture
 def refused(tiny, tmp_path):
-    """Check that flags, put behind good ones, are refused and leave nothing."""
+    """Check that flags, appended to good ones, are refused and nothing is written."""
 
-    def check(*flags, said=()):
+    def check(*flags, words=()):
         out = tmp_path / "out"
-        assert_bad(train(*tiny, "--out", out, *flags), *said)
+        assert_bad(train(*tiny, "--out", out, *flags), *words)
         assert not out.exists()
 
     return check
@@ -57,9 +57,9 @@ def test_weights_of_a_run_that_diverged(copied, text, tmp_path):
     path = copied / "model" / "model.safetensors"
     arrays = mx.load(str(path))
     mx.save_safetensors(str(path), {**arrays, "head.weight": arrays["head.weight"] * mx.nan})
-    said = ("not finite in 'head.weight'",)
-    assert_bad(command(lambda: exit_cleanly(generate.main), copied, "--prompt", "a cat"), *said)
-    assert_bad(train("--data", text, "--max-steps", 3, "--init-from", copied, "--out", tmp_path / "out"), *said)
+    words = ("not finite in 'head.weight'",)
+    assert_bad(command(lambda: exit_cleanly(generate.main), copied, "--prompt", "a cat"), *words)
+    assert_bad(train("--data", text, "--max-steps", 3, "--init-from", copied, "--out", tmp_path / "out"), *words)
 
 
 TEXTS = {
@@ -77,24 +77,24 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("content", TEXTS.values(), ids=TEXTS)
-def test_texts_that_are_none(content, refused, tmp_path):
-    raw, said = content if isinstance(content, tuple) else (content, "UTF-8")
+def test_files_that_are_no_text(content, refused, tmp_path):
+    raw, words = content if isinstance(content, tuple) else (content, "UTF-8")
     path = tmp_path / "bad.txt"
     path.write_bytes(raw)
-    refused("--data", path, said=(path, said))
-    refused("--valid", path, said=(path,)) if "--valid" not in said else None
+    refused("--data", path, words=(path, words))
+    refused("--valid", path, words=(path,)) if "--valid" not in words else None
 
 
-def test_paths_that_are_no_text(refused, tmp_path, text):
-    refused("--data", tmp_path / "none.txt", said=("none.txt", "does not exist"))
-    refused("--valid", tmp_path / "none.txt", said=("none.txt", "does not exist; --valid takes the path of a text"))
-    refused("--data", tmp_path, said=("is a folder",))
-    refused("--data", "/dev/null", said=("not a regular file",))
+def test_paths_that_are_no_text_file(refused, tmp_path, text):
+    refused("--data", tmp_path / "none.txt", words=("none.txt", "does not exist"))
+    refused("--valid", tmp_path / "none.txt", words=("none.txt", "does not exist; --valid takes the path of a text"))
+    refused("--data", tmp_path, words=("is a folder",))
+    refused("--data", "/dev/null", words=("not a regular file",))
     refused("--data", text / "below a file")
     refused("--data", "x" * 300)
     for flag in ("--data", "--valid", "--tokenizer", "--init-from"):
-        refused(flag, "", said=(flag,))
-        refused(flag, "~nobody_of_that_name/x", said=(flag, "no user"))
+        refused(flag, "", words=(flag,))
+        refused(flag, "~nobody_of_that_name/x", words=(flag, "no user"))
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "~nobody_of_that_name/x"], ids=["too long", "nobody's"])
@@ -112,10 +112,10 @@ def test_paths_that_the_system_refuses(path, refused, tmp_path):
 
 def test_texts_that_are_too_short(refused, text, tmp_path):
     short = write_text(tmp_path / "short.txt", size=3000)
-    refused("--data", short, "--seq-len", 5000, said=("5,001",))
-    refused("--vocab-size", 5000, said=("--vocab-size 5000 is more than this text supports", "the largest is"))
-    refused("--vocab-size", 100, said=("--vocab-size 100 is too small",))
-    refused("--valid", text, said=("nothing is left to train on",))
+    refused("--data", short, "--seq-len", 5000, words=("5,001",))
+    refused("--vocab-size", 5000, words=("--vocab-size 5000 is more than this text supports", "the largest is"))
+    refused("--vocab-size", 100, words=("--vocab-size 100 is too small",))
+    refused("--valid", text, words=("nothing is left to train on",))
 
 
 EXTENTS = ("--vocab-size", "--d-model", "--n-layers", "--n-heads", "--d-ff", "--seq-len", "--batch-size")
@@ -126,22 +126,22 @@ NONSENSE = ("-1", "nan", "inf", "-inf", "abc", "", " ", "1e999", "0x10", "--seed
 
 
 @pytest.mark.parametrize("flag", [*WHOLE, *POSITIVE, *REAL, "--seed"])
-def test_numbers_that_are_none(flag, refused):
+def test_malformed_numbers(flag, refused):
     for value in NONSENSE:
-        refused(flag, value, said=(flag,))
+        refused(flag, value, words=(flag,))
         if value:
-            refused(f"{flag}={value}", said=(flag,))
-    refused(flag, said=(flag,))
+            refused(f"{flag}={value}", words=(flag,))
+    refused(flag, words=(flag,))
     if flag not in (*REAL, "--seed"):
-        refused(flag, "0", said=(flag, "'0'"))
+        refused(flag, "0", words=(flag, "'0'"))
     if flag in (*WHOLE, "--seed"):
         for value in ("1.5", "1e3", "१", "²", "9" * 30):
-            refused(flag, value, said=(flag,))
+            refused(flag, value, words=(flag,))
 
 
 @pytest.mark.parametrize("flag", EXTENTS)
-def test_numbers_that_mlx_cannot_hold(flag, refused):
-    refused(flag, 2**31, said=(flag, 2**31 - 1))
+def test_lengths_beyond_32_bits(flag, refused):
+    refused(flag, 2**31, words=(flag, 2**31 - 1))
 
 
 @pytest.mark.parametrize(
@@ -153,17 +153,17 @@ def test_numbers_that_mlx_cannot_hold(flag, refused):
         ["--batch-size", 2**31 - 1],
     ],
 )
-def test_models_that_no_memory_holds(flags, refused):
-    refused(*flags, said=("need at least", "GiB"))
+def test_models_larger_than_memory(flags, refused):
+    refused(*flags, words=("need at least", "GiB"))
 
 
-def test_rows_whose_scores_no_memory_holds(refused, text, tmp_path):
-    """In blocks, as a window takes them, the same row is no reason to refuse."""
+def test_sequences_whose_scores_exceed_memory(refused, text, tmp_path):
+    """With windowed attention, which computes scores in blocks, the same sequence is accepted."""
     long = write_text(tmp_path / "long.txt", size=500_000)
     settings = {"seq_len": 100_000, "d_model": 64, "n_heads": 4, "n_layers": 1}
     refused(
         *("--data", long, "--valid", text, "--seq-len", 100_000, "--d-model", 64, "--n-heads", 4, "--batch-size", 1),
-        said=("need at least", "give a smaller", "or --seq-len"),
+        words=("need at least", "give a smaller", "or --seq-len"),
     )
     whole, blocks = (
         kind(kind.Config(**settings)).blocks[0].mixer for kind in (phase3.Model, phase3.BRANCHES["longformer"])
@@ -181,9 +181,9 @@ RANGES = {
 }
 
 
-@pytest.mark.parametrize(("flags", "said"), RANGES.values(), ids=RANGES)
-def test_numbers_out_of_range(flags, said, refused):
-    refused(*flags, said=(said,))
+@pytest.mark.parametrize(("flags", "words"), RANGES.values(), ids=RANGES)
+def test_numbers_out_of_range(flags, words, refused):
+    refused(*flags, words=(words,))
 
 
 WORDS = {
@@ -208,12 +208,12 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize(("flags", "said"), WORDS.values(), ids=WORDS)
-def test_words_that_are_not_known(flags, said, refused):
-    refused(*flags, said=(said,))
+@pytest.mark.parametrize(("flags", "words"), WORDS.values(), ids=WORDS)
+def test_unknown_names(flags, words, refused):
+    refused(*flags, words=(words,))
 
 
-def test_tokenizer_files_that_are_none(refused, tmp_path):
+def test_damaged_tokenizer_files(refused, tmp_path):
     pytest.importorskip("tokenizers")
     for content in (b"", b"{}", b"\xff", b"not json"):
         (tmp_path / "tokenizer.json").write_bytes(content)
@@ -233,13 +233,13 @@ def test_weights_that_do_not_fit(refused, finished, text, tmp_path):
 def test_no_gpu(refused):
     if mx.is_available(mx.gpu):
         pytest.skip("there is a GPU")
-    refused("--device", "gpu", said=("none here",))
+    refused("--device", "gpu", words=("none here",))
 
 
 # --out
 
 
-def test_a_folder_that_is_taken(tiny, finished, copied, text):
+def test_out_names_a_folder_in_use(tiny, finished, copied, text):
     assert_bad(train(*tiny, "--out", finished), "holds a finished run")
     (copied / "result.json").unlink()
     before = weights(copied)
@@ -258,7 +258,7 @@ def test_an_interrupted_run_is_not_overwritten(tiny, copied):
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "settings.json", ".hidden"])
-def test_a_folder_of_something_else_is_left_alone(name, tiny, tmp_path):
+def test_a_folder_with_other_files_is_refused(name, tiny, tmp_path):
     folder = tmp_path / "foreign"
     (folder / "model").mkdir(parents=True)
     (folder / name).write_text('{"editor.fontSize": 12}')
@@ -281,7 +281,7 @@ def test_an_empty_folder_is_used(tiny, tmp_path):
     assert train(*tiny, "--quiet", "--out", tmp_path).code == 0
 
 
-def test_a_home_folder_is_found(tiny, tmp_path, monkeypatch):
+def test_a_tilde_is_expanded(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert train(*tiny, "--quiet", "--out=~/run").code == 0
@@ -299,8 +299,8 @@ def test_two_processes_on_one_folder(tiny, copied):
         assert weights(copied) == before
 
 
-def test_a_run_that_ended_while_this_one_prepared(tiny, finished, tmp_path, monkeypatch):
-    """Two of the same name at once: whoever comes second must not clear away what the first has made."""
+def test_a_run_that_finished_in_the_folder_meanwhile(tiny, finished, tmp_path, monkeypatch):
+    """Of two processes that start in one folder the second must not delete the run of the first."""
     folder, make_plan = tmp_path / "run", run_module.make_plan
 
     def slow_plan(*args):
@@ -315,7 +315,7 @@ def test_a_run_that_ended_while_this_one_prepared(tiny, finished, tmp_path, monk
 # --resume
 
 
-def test_resuming_what_is_no_run(tmp_path, text):
+def test_resuming_a_folder_without_a_run(tmp_path, text):
     for folder in (tmp_path / "none", tmp_path, text):
         assert_bad(train("--resume", folder))
     assert_bad(train("--resume", ""), "--resume")
@@ -411,7 +411,7 @@ def test_resuming_with_another_tokenizer_of_the_same_size(copied):
     assert_bad(train("--resume", copied, "--max-steps", 13), "another tokenizer")
 
 
-def test_resuming_past_a_damaged_checkpoint_says_so(copied, finished):
+def test_a_damaged_checkpoint_is_skipped_with_a_note(copied, finished):
     (copied / "checkpoints" / "step_00000012" / "arrays.safetensors").write_bytes(b"\0")
     ended = train("--resume", copied)
     assert ended.code == 0
@@ -427,7 +427,7 @@ def test_resuming_with_every_checkpoint_damaged(copied):
     assert_bad(train("--resume", copied), "every checkpoint under", "is damaged")
 
 
-def test_resuming_a_finished_run_whose_checkpoints_were_thrown_away(copied, finished):
+def test_resuming_a_finished_run_without_its_checkpoints(copied, finished):
     shutil.rmtree(copied / "checkpoints")
     assert_bad(train("--resume", copied, "--max-steps", 13), "without its checkpoints", f"--init-from {copied}")
     assert weights(copied) == weights(finished)

@@ -1,4 +1,4 @@
-"""A disk that is full or refuses: one sentence, nothing damaged, and the run goes on once there is room."""
+"""A full or read-only disk: one sentence, nothing damaged, and the run can be resumed once there is space."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def whole(tiny, tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 500 kB, and the function that gives it other mount options."""
+    """A file system of 500 kB, and a function that remounts it with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -42,7 +42,7 @@ def small_disk(tmp_path):
 
 
 class Refusal:
-    """An audit hook cannot be taken away again, only told to let everything through."""
+    """An audit hook cannot be removed, only switched off."""
 
     pattern: str | None = None
     installed = False
@@ -58,7 +58,7 @@ class Refusal:
 
 @pytest.fixture
 def refuse():
-    """The function after which nothing whose name matches can be written; None: everything can."""
+    """A function that makes every write to a matching name fail; None: no write."""
     if not Refusal.installed:
         sys.addaudithook(Refusal.hook)
         Refusal.installed = True
@@ -93,7 +93,7 @@ def test_each_file_that_cannot_be_written(pattern, tiny, whole, refuse, tmp_path
     assert_same_run(folder, whole)
 
 
-def test_settings_that_cannot_be_written_leave_nothing_in_the_way(tiny, whole, refuse, tmp_path):
+def test_after_settings_that_cannot_be_written_the_folder_can_be_used(tiny, whole, refuse, tmp_path):
     folder = tmp_path / "run"
     refuse(r"\.settings\.json")
     assert_failed(train(*tiny, "--out", folder), folder)

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed ends as one that was never stopped: byte for byte."""
+"""A run that is killed at any moment and resumed ends byte for byte as one that was not."""
 
 import os
 import random
@@ -45,7 +45,7 @@ def tiny(text):
 
 @pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
 def whole(request, tiny, tmp_path_factory):
-    """Flags and folder of a run that nobody stopped."""
+    """Flags and folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     flags = [*tiny, *request.param]
     assert train(*flags, "--out", folder).code == 0
@@ -53,7 +53,7 @@ def whole(request, tiny, tmp_path_factory):
 
 
 def go_on(flags, folder):
-    """The flags with which a run that was killed goes on: killed before it wrote its settings, it begins."""
+    """Return the flags that resume a killed run, or start it where it was killed before it wrote its settings."""
     return ["--resume", folder, "--quiet"] if (folder / "settings.json").exists() else [*flags, "--out", folder]
 
 
@@ -124,7 +124,7 @@ MORE_MOMENTS = {
     [pytest.param(*moment, id=name) for name, moment in MOMENTS.items()]
     + [pytest.param(*moment, id=name, marks=pytest.mark.slow) for name, moment in MORE_MOMENTS.items()],
 )
-def test_killed_at_an_awkward_moment(pattern, nth, tiny, whole_compiled, tmp_path):
+def test_killed_at_a_chosen_disk_operation(pattern, nth, tiny, whole_compiled, tmp_path):
     folder = tmp_path / "run"
     assert train_and_die(pattern, nth, *tiny, "--out", folder) == -signal.SIGKILL
     assert not (folder / "result.json").exists()
@@ -144,7 +144,7 @@ def whole_compiled(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plateau(text, tmp_path_factory):
-    """Flags and folder of a run that learns nothing and so stops at its sixth evaluation."""
+    """Flags and folder of a run that stops on a plateau at its sixth evaluation."""
     folder = tmp_path_factory.mktemp("plateau") / "run"
     flags = [*TINY, "--data", text, "--quiet", "--learning-rate", "1e-9", "--max-steps", 99, "--eval-every", 2]
     assert train(*flags, "--out", folder).code == 0
@@ -164,7 +164,7 @@ def test_killed_while_it_stops_on_a_plateau(pattern, plateau, tmp_path):
 
 @pytest.mark.parametrize("step", [14, 16], ids=["at an evaluation", "between two"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_a_signal_saves_and_says_how_to_go_on(number, step, tiny, whole_compiled, tmp_path, monkeypatch):
+def test_a_signal_saves_and_prints_the_command_that_resumes(number, step, tiny, whole_compiled, tmp_path, monkeypatch):
     folder, show = tmp_path / "a run", console.Console.show
 
     def signalled(self, event, *args):
@@ -240,7 +240,7 @@ def test_a_signal_to_a_real_process(tiny, tmp_path):
 
 
 def test_resumed_with_a_larger_limit(tiny, whole_compiled, tmp_path):
-    """Stopped by its limit where an evaluation stood anyway, a run can be made longer as if it had never stopped."""
+    """A run that stopped at a limit together with an evaluation resumes as if it had not stopped."""
     folder = tmp_path / "run"
     assert train(*tiny, "--max-steps", 14, "--out", folder).code == 0
     assert train("--resume", folder, "--max-steps", 24, "--quiet").code == 0
@@ -248,7 +248,7 @@ def test_resumed_with_a_larger_limit(tiny, whole_compiled, tmp_path):
 
 
 def test_a_resumed_run_keeps_the_limits_that_are_not_replaced(tiny, tmp_path):
-    """Another end replaces the end; the target, and the end beside another target, stay."""
+    """A new limit replaces the old one but not the target, and a new target not the limit."""
     folder = tmp_path / "run"
     assert train(*tiny, "--max-steps", 2, "--target-loss", 0.01, "--out", folder).code == 0
     assert train("--resume", folder, "--max-tokens", 300, "--quiet").code == 0

@@ -1,4 +1,4 @@
-"""The command line: what a run leaves, and one sentence for everything that cannot be done."""
+"""The training command: the files of a run, its output and its flags."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def tiny(text):
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_pictures(finished):
-    """One run has its picture; that of every other would take half a second."""
+    """Draw no picture after the first run: each takes half a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "draw_loss", lambda path, *_: path.touch())
         yield
@@ -47,7 +47,7 @@ def _no_pictures(finished):
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """A whole run, for the tests that leave it as it is."""
+    """A finished run; tests must not change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     ended = train(
         *tiny, "--max-steps", 12, "--eval-every", 5, "--prompt", "the cat", "--prompt", "a dog", "--out", folder
@@ -59,7 +59,7 @@ def finished(tiny, tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """The same, to be changed."""
+    """A copy of the finished run, to be changed."""
     return shutil.copytree(finished, tmp_path / "copy")
 
 
@@ -126,7 +126,7 @@ def test_its_stories_and_its_report(finished):
     assert f"{result(finished)['best_valid_loss']:.3f}" in report
 
 
-def test_what_it_said_is_in_its_log(finished):
+def test_its_output_is_in_its_log(finished):
     said, log = (finished / "said").read_text(), (finished / "log.txt").read_text()
     assert "step 12: validation loss" in said
     for line in said.splitlines()[:-4]:  # before the story, of which a terminal shows no control characters
@@ -142,7 +142,7 @@ def test_the_same_flags_give_the_same_run(tiny, finished, tmp_path):
     assert weights(tmp_path / "other") != weights(finished)
 
 
-def test_quiet_says_nothing(tiny, tmp_path):
+def test_quiet_prints_nothing(tiny, tmp_path):
     ended = train(*tiny, "--quiet", "--out", tmp_path / "run")
     assert (ended.code, ended.out, ended.err) == (0, "", "")
     assert "stopped: max_steps" in (tmp_path / "run" / "log.txt").read_text()
@@ -175,7 +175,7 @@ def test_a_word_level_run(text, tmp_path):
     assert re.search(r"\*\*the cat\*\* ?\w", (folder / "stories.md").read_text())
 
 
-def test_the_smallest_run_there_is(text, tmp_path):
+def test_the_smallest_possible_run(text, tmp_path):
     numbers = {"d-model": 2, "n-layers": 1, "n-heads": 1, "d-ff": 1, "seq-len": 1, "batch-size": 1, "vocab-size": 384}
     flags = [part for name, value in numbers.items() for part in (f"--{name}", value)]
     ended = train("--size", "nano", *flags, "--data", text, "--max-steps", 1, "--out", tmp_path / "run")
@@ -183,7 +183,7 @@ def test_the_smallest_run_there_is(text, tmp_path):
     jsonschema.validate(json.loads((tmp_path / "run" / "result.json").read_text()), SCHEMA)
 
 
-def test_from_the_weights_of_another_run(finished, text, tmp_path):
+def test_initialized_from_the_weights_of_another_run(finished, text, tmp_path):
     flags = ["--size", "nano", "--data", text, "--init-from", finished, "--max-steps", 1, "--learning-rate", 1e-12]
     assert train(*flags, "--quiet", "--out", tmp_path / "run").code == 0
     assert result(tmp_path / "run")["config"] == result(finished)["config"]
@@ -191,7 +191,7 @@ def test_from_the_weights_of_another_run(finished, text, tmp_path):
     assert all(mx.allclose(one[name], other[name], atol=1e-6).item() for name in other)
 
 
-def test_a_run_that_nobody_reads_goes_on(tiny, tmp_path):
+def test_a_run_continues_after_a_broken_pipe(tiny, tmp_path):
     """python -m phases.phase1 | head -1"""
     process = spawn(*tiny, "--out", tmp_path / "run")
     process.stdout.readline()
@@ -202,7 +202,7 @@ def test_a_run_that_nobody_reads_goes_on(tiny, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
-def test_output_that_finds_no_room(finished, monkeypatch):
+def test_output_to_a_full_device(finished, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["generate", str(finished), "--prompt", "a", "--max-tokens", "2"])
     said = io.StringIO()
     with open("/dev/full", "w") as full, redirect_stdout(full), redirect_stderr(said), pytest.raises(SystemExit) as end:
@@ -212,7 +212,7 @@ def test_output_that_finds_no_room(finished, monkeypatch):
 
 
 def test_closed_streams_are_no_error(finished):
-    """`<&-` and `>&-`: the next file to be opened would else be the standard input."""
+    """`<&-` and `>&-`: without care the next file opened becomes the standard input."""
     command = f"'{sys.executable}' -m mlx_transformer.generate '{finished}' --prompt a --max-tokens 2"
     for closing in ("<&-", ">&-", "<&- >&-"):
         ended = subprocess.run(["sh", "-c", f"{command} {closing}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -244,7 +244,7 @@ def test_every_setting_is_in_one_group_of_the_help():
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(Settings.__dataclass_fields__)
 
 
-def test_what_the_numbers_of_a_branch_mean():
+def test_every_hyperparameter_has_a_comment():
     for n in range(1, 7):
         module = find_phase(n)
         for kind in (module.Model, *module.BRANCHES.values()):
@@ -288,5 +288,5 @@ def test_a_long_name_is_shown_whole(finished, tmp_path):
 
 
 @pytest.mark.parametrize("line", [[], ["lsit"], ["list", "nowhere"], ["list", "a", "b"], ["--all"]])
-def test_a_list_that_cannot_be_given(line):
+def test_list_refuses_bad_arguments(line):
     assert_bad(list_runs(*line))

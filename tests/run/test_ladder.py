@@ -1,4 +1,4 @@
-"""Phases are found by number, as files of this project; somebody's own file is completed by the phase it builds on."""
+"""Phases found by number as files of this project, and experiments from files of one's own."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from tests.faults.runs import ROOT, TINY, train, write_text
 
 @pytest.fixture
 def own(tmp_path):
-    """Write a file and read it."""
+    """Write a file and return its experiment."""
 
     def write(text, name="my_idea.py"):
         path = tmp_path / name
@@ -71,7 +71,7 @@ def test_a_phase_that_is_the_program_is_not_imported_again():
     assert (ended.stdout, ended.stderr) == ("True\n", "")
 
 
-def test_an_own_file_says_only_what_differs(own):
+def test_a_file_defines_only_what_differs_from_its_phase(own):
     found = own(
         """
         from mlx_transformer.nn.feedforward import FeedForward
@@ -99,7 +99,7 @@ def test_an_own_file_says_only_what_differs(own):
     assert str(found) == "my_idea.py"
 
 
-def test_an_own_file_of_numbers_or_of_a_recipe_alone(own):
+def test_a_file_with_a_config_or_a_recipe_alone(own):
     numbers = own("from phases import phase3, phase5\nclass Config(phase5.Config):\n    slope: float = 0.5")
     assert (numbers.phase, numbers.model.Config, numbers.branches) == (5, numbers.module.Config, {})
     assert issubclass(numbers.model, phase5.Model)
@@ -108,7 +108,7 @@ def test_an_own_file_of_numbers_or_of_a_recipe_alone(own):
     assert (recipe.model, recipe.branches, recipe.recipe.dropout) == (phase5.Model, phase5.BRANCHES, 0.5)
 
 
-def test_two_own_files_of_one_name_stay_apart(own, tmp_path):
+def test_two_files_of_one_name_do_not_collide(own, tmp_path):
     (tmp_path / "helper.py").write_text("WIDTH = 3")
     one = own("from helper import WIDTH\nfrom phases import phase1\nclass Model(phase1.Model):\n    width = WIDTH")
     (tmp_path / "helper.py").write_text("WIDTH = 44")
@@ -134,7 +134,7 @@ def test_files_that_define_nothing_to_train(text, words, own):
         own(text)
 
 
-def test_a_recipe_out_of_a_file(own, tmp_path):
+def test_a_recipe_from_a_file(own, tmp_path):
     own("from dataclasses import replace\nfrom phases import phase5\nFAST = replace(phase5.RECIPE, dropout=0.5)")
     experiment = Experiment.of_phase(5)
     assert experiment.find_recipe(f"{tmp_path}/my_idea.py:FAST")[0].dropout == 0.5

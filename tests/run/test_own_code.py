@@ -1,4 +1,4 @@
-"""A model of somebody's own file: trained, kept with its file, and run again only where that is asked for."""
+"""A model from a file of one's own: trained, kept with its code, and loaded only on request."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def _no_pictures():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with the idea, a text, and a run of 3 steps."""
+    """Folder with the idea, a text, and a run of 3 steps."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "my_idea.py").write_text(IDEA)
     (folder / "bend.py").write_text(BEND)
@@ -96,7 +96,7 @@ def test_what_a_run_keeps(home):
     assert "--code kept" in (run / "report.md").read_text()
 
 
-def test_its_code_runs_only_where_that_is_asked_for(copied):
+def test_its_code_runs_only_on_request(copied):
     (copied / "run" / "code" / "my_idea.py").write_text("raise SystemExit('it ran')")
     for folder in (copied / "run", copied / "run" / "model"):
         with pytest.raises(BadInput, match=r'code="my_idea.py" \(--code my_idea.py\), or code="kept"'):
@@ -176,7 +176,7 @@ def test_resumed_with_the_same_code_only(copied):
     assert weights(run) == before
 
 
-def test_a_recipe_out_of_a_file(home, tmp_path):
+def test_a_recipe_from_a_file(home, tmp_path):
     (tmp_path / "mine.py").write_text(
         "import dataclasses\nfrom phases import phase1\nSLOW = dataclasses.replace(phase1.RECIPE, learning_rate=1e-9)\n"
     )

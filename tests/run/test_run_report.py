@@ -1,4 +1,4 @@
-"""result.json's schema, the report a person reads, the picture, and files that are whole or not there."""
+"""The schema of result.json, report.md, stories.md, loss.png, and atomic writes."""
 
 import copy
 import json
@@ -106,7 +106,7 @@ def errors_of(result):
         {"tokenizer": {"kind": "word", "vocab_size": 8192, "unknown_rate": 0.02}, "best_valid_bpb": None},
     ],
 )
-def test_the_schema_accepts_what_a_run_can_be(changes):
+def test_the_schema_accepts_possible_results(changes):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert errors_of(a_result(**changes)) == []
 
@@ -132,7 +132,7 @@ def test_the_schema_accepts_what_a_run_can_be(changes):
         {"device": {"name": "Apple M1 Max", "backend": "metal"}},
     ],
 )
-def test_the_schema_refuses_what_none_can_be(changes):
+def test_the_schema_refuses_impossible_results(changes):
     assert errors_of(a_result(**changes)) != []
 
 
@@ -194,21 +194,21 @@ def test_a_model_worse_than_a_uniform_guess_is_named(tmp_path):
 def test_a_run_that_stopped_at_a_limit_can_be_resumed_to_twice_its_length(tmp_path, stopped, command):
     folder = tmp_path / "a run"
     folder.mkdir()
-    said = report(folder, a_result(stopped=stopped), a_curve())
-    assert "its loss still falling" in said
-    assert re.search(rf"python -m phases\.phase1 --resume '{folder}'.*", said)[0].count(command) == 1
+    text = report(folder, a_result(stopped=stopped), a_curve())
+    assert "its loss still falling" in text
+    assert re.search(rf"python -m phases\.phase1 --resume '{folder}'.*", text)[0].count(command) == 1
 
 
-def test_remarks_name_overfitting_copying_circles_waiting_and_divergence(tmp_path):
+def test_remarks_name_overfitting_copying_repetition_waiting_and_divergence(tmp_path):
     curve = [
         {"kind": "eval", "step": 5, "tokens": 5, "seconds": 1, "valid_loss": 4.0, "valid_bpb": None},
         {"kind": "log", "step": 10, "tokens": 10, "seconds": 2, "loss": 1.0, "data_wait_share": 0.5},
         {"kind": "log", "step": 11, "tokens": 11, "seconds": 3, "loss": None, "data_wait_share": None},
     ]
     quality = {"longest_copied_span": 30, "longest_copied_text": "once upon", "repetition": 0.5}
-    said = report(tmp_path, a_result(stopped="diverged", quality=quality), curve)
+    text = report(tmp_path, a_result(stopped="diverged", quality=quality), curve)
     for expected in ["It overfits", "30 words", "repeat themselves", "50.0 % of the training time", "It diverged"]:
-        assert expected in said
+        assert expected in text
 
 
 def test_a_run_that_never_evaluated_can_be_reported(tmp_path):
@@ -219,17 +219,17 @@ def test_a_run_that_never_evaluated_can_be_reported(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_stories_come_out_as_text_whatever_the_model_wrote(tmp_path):
+def test_generated_text_is_escaped(tmp_path):
     figures = {"distinct_1": 0.5, "repetition": None, "longest_copied_span": 2, "longest_copied_text": "a cat"}
     write_stories(tmp_path, STORIES, figures)
-    said = (tmp_path / "stories.md").read_text(encoding="utf-8")
-    assert "> **Once upon a time**, there was a \\*cat\\*." in said
-    assert "> \\# It sat." in said
-    assert "> \\- 1" in said
-    assert "> 1\\. It!" in said
-    assert "> (nothing)" in said
-    assert "| distinct words | 50.0 % |" in said
-    assert "| longest copied span | 2 words | a cat |" in said
+    text = (tmp_path / "stories.md").read_text(encoding="utf-8")
+    assert "> **Once upon a time**, there was a \\*cat\\*." in text
+    assert "> \\# It sat." in text
+    assert "> \\- 1" in text
+    assert "> 1\\. It!" in text
+    assert "> (nothing)" in text
+    assert "| distinct words | 50.0 % |" in text
+    assert "| longest copied span | 2 words | a cat |" in text
 
 
 @pytest.mark.parametrize("changes", [{}, {"best_valid_bpb": None}, {"best_valid_loss": 20.0}])
@@ -252,7 +252,7 @@ def test_the_picture_shows_the_curve(tmp_path):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
-def test_write_json_turns_what_json_lacks_into_null(tmp_path):
+def test_write_json_turns_nan_and_infinity_into_null(tmp_path):
     write_json(tmp_path / "a.json", {"loss": math.nan, "all": [1.5, math.inf, (None, "ä")]})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
         "loss": None,
@@ -261,7 +261,7 @@ def test_write_json_turns_what_json_lacks_into_null(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, call):
     path = tmp_path / "result.json"
     atomic_write(path, "old\r\n")
 
@@ -283,14 +283,14 @@ def test_atomic_write_replaces_whole(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_training_at_the_end_is_what_was_logged_since_the_last_evaluation_but_one(tmp_path):
+def test_the_last_training_loss_is_the_mean_since_the_second_last_evaluation(tmp_path):
     logs = [{"kind": "log", "step": n, "tokens": 100 * n, "seconds": n, "loss": 8.0 - n} for n in range(1, 7)]
     evaluated = [(2, 5.0), (4, 4.0), (6, 4.5)]
     curve = logs + [
         {"kind": "eval", "step": n, "tokens": 100 * n, "seconds": n, "valid_loss": loss, "valid_bpb": None}
         for n, loss in evaluated
     ]
-    said = report(tmp_path, a_result(best_valid_loss=4.0, final_valid_loss=4.5), curve)
-    assert "2.500 nats in training at the end, 4.500 in validation" in said
-    assert "the saved model and the texts are of the best one" in said
-    assert "--resume" not in said
+    text = report(tmp_path, a_result(best_valid_loss=4.0, final_valid_loss=4.5), curve)
+    assert "2.500 nats in training at the end, 4.500 in validation" in text
+    assert "the saved model and the texts are of the best one" in text
+    assert "--resume" not in text

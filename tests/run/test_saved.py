@@ -1,4 +1,4 @@
-"""A model on disk: what `load` gives back, and what it says of a folder that is not one."""
+"""Saved models: what `load` returns, and its errors for damaged folders."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def copied(run, tmp_path):
-    """A model folder to be damaged."""
+    """A copy of the model folder, to be damaged."""
     return shutil.copytree(run / "model", tmp_path / "model")
 
 
@@ -81,13 +81,13 @@ def test_saved_again_is_the_same_bytes(run, tmp_path):
 
 
 @pytest.mark.parametrize("phase", ["os", 7, 0, -1, "../x", "1", 1.0, True, None, [1], {"a": 1}, "phase1", "1.x"])
-def test_a_phase_that_is_none_of_ours(phase, copied, capsys):
+def test_an_unknown_phase(phase, copied, capsys):
     change(copied, phase=phase)
     assert_bad(runs.generate(copied, "--prompt", "a"), f"phase {phase!r} is unknown")
 
 
 @pytest.mark.parametrize("branch", ["os", "../x", "__class__", 5, ["rope"], {"a": 1}, ""])
-def test_a_branch_that_is_none_of_ours(branch, copied):
+def test_an_unknown_branch(branch, copied):
     change(copied, branch=branch)
     assert_bad(runs.generate(copied, "--prompt", "a"), "is unknown in phase 1: it has ")
 
@@ -113,7 +113,7 @@ WRONG_NUMBERS = {
 
 
 @pytest.mark.parametrize("numbers", WRONG_NUMBERS.values(), ids=WRONG_NUMBERS)
-def test_wrong_numbers(numbers, copied):
+def test_impossible_hyperparameters(numbers, copied):
     change_numbers(copied, **numbers)
     assert_bad(runs.generate(copied, "--prompt", "a"))
 
@@ -122,7 +122,7 @@ NO_CONFIG = ["", "{", "[]", "7", "null", '{"phase": 1}', '{"phase": 1, "config":
 
 
 @pytest.mark.parametrize("text", NO_CONFIG, ids=range(len(NO_CONFIG)))
-def test_a_config_that_is_none(text, copied):
+def test_a_damaged_config(text, copied):
     (copied / "config.json").write_text(text)
     assert_bad(runs.generate(copied, "--prompt", "a"), "config.json")
 
@@ -191,7 +191,7 @@ def turned(arrays):
 
 
 @pytest.mark.parametrize("dtype", [mx.int32, mx.bool_, mx.complex64])
-def test_weights_that_are_no_numbers_to_compute_with(dtype, copied):
+def test_weights_of_a_dtype_that_is_not_floating_point(dtype, copied):
     path = str(copied / "model.safetensors")
     arrays = {name: value.astype(dtype) for name, value in mx.load(path).items()}
     mx.eval(arrays)
@@ -241,8 +241,8 @@ def test_only_phases_and_their_branches_can_be_named():
         find_phase(6.0)
 
 
-def test_weights_are_not_cast_in_silence(run):
-    """What is stored in half precision stays so: the caller sees the dtype that the file has."""
+def test_weights_keep_their_dtype(run):
+    """Weights stored in half precision are loaded in half precision."""
     model, _ = load(run)
     assert {value.dtype for _, value in tree_flatten(model.parameters())} == {mx.float32}
     with pytest.raises(BadInput, match="does not fit"):

@@ -1,3 +1,3 @@
-"""The ladder, a module a phase."""
+"""The ladder: one module for each phase."""
 
 import mlx_transformer  # noqa: F401 - prepares the runtime before a phase imports mlx.core

@@ -68,30 +68,24 @@ def differing(ours, theirs):
     return {name for name in ours if ours[name] != theirs[name]}
 
 
+def check_ablation(name, changed, variants, before, ours):
+    """Compare the fields of one idea's variants with those of phase 5 (before) and phase 6 (ours)."""
+    added, kept = variants[f"phase_5_with_{name}"], f"without_{name}" in variants
+    assert differing(added, before) == changed
+    assert differing(variants[f"without_{name}" if kept else f"with_{name}"], ours) == changed
+    assert {field for field in changed if added[field] == ours[field]} == (changed if kept else set())
+
+
 @pytest.mark.parametrize(("idea", "changed"), IDEAS.items())
 def test_an_ablation_of_the_model_differs_by_one_idea(idea, changed):
-    before, ours = slots(BRANCHES["phase_5"]), slots(phase6.Model)
-    added = slots(BRANCHES[f"phase_5_with_{idea}"])
-    assert differing(added, before) == changed
-    if f"without_{idea}" in BRANCHES:
-        assert differing(slots(BRANCHES[f"without_{idea}"]), ours) == changed
-        assert all(added[name] == ours[name] for name in changed)
-    else:
-        assert differing(slots(BRANCHES[f"with_{idea}"]), ours) == changed
-        assert all(added[name] != ours[name] for name in changed)
+    variants = {name: slots(kind) for name, kind in BRANCHES.items()}
+    check_ablation(idea, changed, variants, variants["phase_5"], slots(phase6.Model))
 
 
 @pytest.mark.parametrize(("technique", "changed"), TECHNIQUES.items())
 def test_an_ablation_of_the_recipe_differs_by_one_technique(technique, changed):
-    before, ours = vars(phase5.RECIPE), vars(phase6.RECIPE)
-    added = vars(RECIPES[f"phase_5_with_{technique}"])
-    assert differing(added, before) == changed
-    if f"without_{technique}" in RECIPES:
-        assert differing(vars(RECIPES[f"without_{technique}"]), ours) == changed
-        assert all(added[name] == ours[name] for name in changed)
-    else:
-        assert differing(vars(RECIPES[f"with_{technique}"]), ours) == changed
-        assert all(added[name] != ours[name] for name in changed)
+    variants = {name: vars(recipe) for name, recipe in RECIPES.items()}
+    check_ablation(technique, changed, variants, vars(phase5.RECIPE), vars(phase6.RECIPE))
 
 
 def test_every_ablation_of_phase_6_is_checked():

@@ -1,12 +1,15 @@
 """Tokenizers: nothing is lost, the same bytes every time, and vocabularies no larger than the text supports."""
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlx_transformer.data import fables
 from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizers import (
     BPETokenizer,
@@ -14,6 +17,7 @@ from mlx_transformer.data.tokenizers import (
     Tokenizer,
     WordTokenizer,
     load_tokenizer,
+    split_words,
     train_tokenizer,
 )
 from mlx_transformer.data.tokenizers import training as module
@@ -187,6 +191,46 @@ def test_words_read_well(corpus):
     assert words.encode("zebra") == [words.unk_id]
     assert words.decode([0, 2, words.eos_id]) == ""
     assert words.token(words.eos_id) == "<eos>"
+
+
+MARKED = {
+    "मैं हिन्दी लिखता हूँ।": ["मैं", "हिन्दी", "लिखता", "हूँ", "।"],
+    "בְּרֵאשִׁית בָּרָא, בֵּית־סֵפֶר": ["בְּרֵאשִׁית", "בָּרָא", ",", "בֵּית", "־", "סֵפֶר"],
+    "กินข้าวที่นี่ น้ำ": ["กินข้าวที่นี่", "น้ำ"],
+    "de\u0301ja\u0300 l'e\u0301te\u0301!": ["de\u0301ja\u0300", "l'e\u0301te\u0301", "!"],
+    "می\u200cخواهم بِسْمِ": ["می\u200cخواهم", "بِسْمِ"],
+    "❤️ 👩\u200d🚀 👍🏽 🇩🇪 1️⃣": ["❤️", "👩\u200d🚀", "👍🏽", "🇩🇪", "1️⃣"],
+    "வணக்கம் ဗမာစာ": ["வணக்கம்", "ဗမာစာ"],
+}
+
+
+@pytest.mark.parametrize("text", MARKED)
+def test_marks_belong_to_their_word(text):
+    tokenizer, _ = train_words([text], 99)
+    assert split_words(text) == MARKED[text]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_what_two_flags_and_lone_marks_are():
+    assert split_words("🇩🇪🇫🇷x \u0301a🇩") == ["🇩🇪", "🇫🇷", "x", "\u0301", "a", "🇩"]
+
+
+FORMER_WORD = re.compile(r"\n|\w+(?:['’]\w+)*|[^\w\s]")
+
+
+@given(text=AWKWARD | st.text(st.characters(max_codepoint=0x2FF)))
+@example(text=STORY)
+@example(text="“Don’t_stop,” naïve Zoë said: 3.5 Привет 你好\n")
+def test_a_text_without_marks_is_split_as_ever(text):
+    joining = "\u200c", "\u200d", *map(chr, range(0x1F1E6, 0x1F400))
+    marked = any(unicodedata.category(char)[0] == "M" or char in joining for char in text)
+    assert marked or split_words(text) == FORMER_WORD.findall(text)
+    assert "".join(split_words(text)) == "".join(FORMER_WORD.findall(text))
+
+
+def test_fables_are_split_as_ever():
+    stories = (fables.generate(seed).text for seed in range(200))
+    assert all(split_words(text) == FORMER_WORD.findall(text) for text in stories)
 
 
 def test_a_words_rank_is_its_frequency():

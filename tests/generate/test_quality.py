@@ -1,7 +1,9 @@
 """The quality figures, against their definitions written out and against counts by hand."""
 
+import re
 import sys
 import types
+import unicodedata
 
 import numpy as np
 import pytest
@@ -39,6 +41,16 @@ def test_words_are_lower_case_without_punctuation():
         *("don't", "stop", "lily", "yes", "she", "said", "3", "apples", "pears"),
     ]
     assert words(" ... \ufffd") == []
+
+
+def test_marks_belong_to_their_word():
+    assert words("De\u0301ja\u0300 vu: हिन्दी में; בָּרָא ❤️") == ["de\u0301ja\u0300", "vu", "हिन्दी", "में", "בָּרָא"]
+
+
+@given(st.text() | st.text("ab_'’ \n,3é"))
+def test_words_without_marks_are_letters_digits_and_apostrophes(text):
+    former = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
+    assert words(text) == former or any(unicodedata.category(char)[0] in "MC" for char in text.lower())
 
 
 def test_distinct_counts_n_grams_within_texts():

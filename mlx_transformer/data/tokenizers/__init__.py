@@ -4,6 +4,7 @@ from mlx_transformer.data.tokenizers.base import Tokenizer
 from mlx_transformer.data.tokenizers.bpe import BPETokenizer
 from mlx_transformer.data.tokenizers.huggingface import HFTokenizer
 from mlx_transformer.data.tokenizers.loading import load_tokenizer
+from mlx_transformer.data.tokenizers.split import split_words
 from mlx_transformer.data.tokenizers.training import DEFAULT_VOCAB_SIZE, train_tokenizer
 from mlx_transformer.data.tokenizers.word import WordTokenizer
 
@@ -14,5 +15,6 @@ __all__ = [
     "Tokenizer",
     "WordTokenizer",
     "load_tokenizer",
+    "split_words",
     "train_tokenizer",
 ]

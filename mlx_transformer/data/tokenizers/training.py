@@ -8,7 +8,7 @@ from mlx_transformer.data.corpus import Corpus
 from mlx_transformer.data.documents import read_parts
 from mlx_transformer.data.store import cached_folder
 from mlx_transformer.data.tokenizers.base import Tokenizer
-from mlx_transformer.data.tokenizers.bpe import SMALLEST_BPE, train_bpe
+from mlx_transformer.data.tokenizers.bpe import SMALLEST_BPE, BPETokenizer, train_bpe
 from mlx_transformer.data.tokenizers.loading import load_tokenizer, read_tokenizer_json
 from mlx_transformer.data.tokenizers.word import WordTokenizer, train_words
 from mlx_transformer.utils.errors import BadInput
@@ -16,7 +16,6 @@ from mlx_transformer.utils.files import write_json
 
 DEFAULT_VOCAB_SIZE = 8192
 SAMPLE_BYTES = 20_000_000  # of the training text from which a vocabulary is learned
-_VERSION = 2  # of the way vocabularies are trained: part of the cache key
 
 
 def train_tokenizer(kind: str, corpus: Corpus, vocab_size: int | None = None, explicit: bool = True) -> Tokenizer:
@@ -42,7 +41,8 @@ def train_tokenizer(kind: str, corpus: Corpus, vocab_size: int | None = None, ex
         tokenizer.save(folder)
         write_json(folder / "supported.json", supported)
 
-    key = hashlib.sha256(repr((_VERSION, kind, size, SAMPLE_BYTES, corpus.train_sha256)).encode()).hexdigest()[:20]
+    version = BPETokenizer.version if kind == "bpe" else WordTokenizer.version
+    key = hashlib.sha256(repr((version, kind, size, SAMPLE_BYTES, corpus.train_sha256)).encode()).hexdigest()[:20]
     folder = cached_folder("tokenizers", f"{kind}-{key}", build)
     supported = json.loads((folder / "supported.json").read_text())
     if explicit and supported < size:

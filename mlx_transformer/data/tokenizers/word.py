@@ -1,35 +1,29 @@
 """The word-level tokenizer, and how its vocabulary is learned."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from mlx_transformer.data.tokenizers.base import Tokenizer
+from mlx_transformer.data.tokenizers.split import split_words
 
 
 class WordTokenizer(Tokenizer):
     """Words, case kept; punctuation marks and newlines are tokens. Not lossless: `decode` guesses white space."""
 
-    kind, lossless = "word", False
+    kind, version, lossless = "word", 3, False
     SPECIALS = ("<pad>", "<unk>", "<bos>", "<eos>")
     unk_id, eos_id = 1, 3
-    _WORD = re.compile(r"\n|\w+(?:['’]\w+)*|[^\w\s]")
-    _NOT_BEFORE = frozenset("\n.,!?;:%)]}'’”…-–—/")
-    _NOT_AFTER = frozenset("\n([{‘“$#-–—/")
+    _NOT_BEFORE = frozenset("\n.,!?;:%)]}'’”…-–—/।॥،؛؟־、。，！？；：")
+    _NOT_AFTER = frozenset("\n([{‘“$#-–—/־、。，！？；：")
 
     def __init__(self, words: Sequence[str]):
         self._words = [*self.SPECIALS, *words]
         self._index = {word: i for i, word in enumerate(self._words) if i >= len(self.SPECIALS)}
         self.vocab_size = len(self._words)
 
-    @classmethod
-    def split(cls, text: str) -> list[str]:
-        """Return the words, punctuation marks and newlines of a text."""
-        return cls._WORD.findall(text)
-
     def encode(self, text: str) -> list[int]:
-        return [self._index.get(word, self.unk_id) for word in self.split(text)]
+        return [self._index.get(word, self.unk_id) for word in split_words(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Join words as English is written; in a paragraph, straight double quotes open and close alternately."""
@@ -53,7 +47,7 @@ class WordTokenizer(Tokenizer):
 
 def train_words(sample: list[str], vocab_size: int) -> tuple[WordTokenizer, int]:
     """Return a tokenizer of the most frequent words, and the largest vocabulary that the sample supports."""
-    counts = Counter(word for text in sample for word in WordTokenizer.split(text))
+    counts = Counter(word for text in sample for word in split_words(text))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     specials = len(WordTokenizer.SPECIALS)
     return WordTokenizer(ranked[: vocab_size - specials]), len(ranked) + specials

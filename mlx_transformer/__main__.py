@@ -10,7 +10,7 @@ _PACKAGE = "mlx_transformer.run.commands"
 COMMANDS = {
     "generate": (f"{_PACKAGE}.generate:main", "generate text with a trained model"),
     "evaluate": (f"{_PACKAGE}.evaluate:main", "compute a model's loss, perplexity and bits per byte over a text"),
-    "runs": (f"{_PACKAGE}.runs:main", "show past runs"),
+    "runs": (f"{_PACKAGE}.runs:main", "list past runs, or compare some of them"),
     "import": (f"{_PACKAGE}.interop:import_command", "convert a Hugging Face folder to a run"),
     "export": (f"{_PACKAGE}.interop:export_command", "convert a run to a Hugging Face folder"),
     "info": (f"{_PACKAGE}.info:main", "print versions and device, or a saved model's configuration"),

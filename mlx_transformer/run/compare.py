@@ -42,7 +42,10 @@ class RunRecord:
             if (folder / name).is_file():
                 curve = folder / "curve.jsonl"
                 lines = curve.read_text(encoding="utf-8").splitlines() if curve.is_file() else []
-                return cls(str(folder), _read_json(folder / name), [line for text in lines if (line := _parse(text))])
+                result = _read_json(folder / name)
+                if not all(isinstance(result.get(key), int | float | None) for key in _RESULTS):
+                    raise BadInput(f"'{folder / name}' is damaged: expected numbers for {', '.join(_RESULTS)}")
+                return cls(str(folder), result, [line for text in lines if (line := _parse(text))])
         raise BadInput(f"'{folder}' is no run: expected a folder with result.json or settings.json")
 
     @property
@@ -70,7 +73,10 @@ def _parse(text: str) -> dict[str, Any] | None:
 def settings_table(runs: Sequence[RunRecord]) -> Table:
     """One row for each setting that is not the same in all runs."""
     table = Table(
-        "setting", *(Column(Text(run.name)) for run in runs), title="settings that differ", title_justify="left"
+        Column("setting", overflow="fold"),
+        *(Column(Text(run.name), overflow="fold") for run in runs),
+        title="settings that differ",
+        title_justify="left",
     )
     settings = [run.settings for run in runs]
     for key in dict.fromkeys(key for own in settings for key in own):
@@ -83,7 +89,7 @@ def settings_table(runs: Sequence[RunRecord]) -> Table:
 def results_table(runs: Sequence[RunRecord]) -> Table:
     """One row for each run, the lowest validation loss first."""
     heads = [head for head, _ in _RESULTS.values()]
-    table = Table("run", *heads, "stopped", title="results", title_justify="left")
+    table = Table(Column("run", overflow="fold"), *heads, "stopped", title="results", title_justify="left")
     for run in sorted(runs, key=_best_loss):
         cells = [
             "" if run.result.get(key) is None else format(run.result[key], form) for key, (_, form) in _RESULTS.items()

@@ -114,6 +114,11 @@ Place = Annotated[str | None, optional(read_place, "NAME|PATH"), tyro.conf.arg(h
 Folder = Annotated[Path | None, optional(read_path, "DIR"), tyro.conf.arg(help_behavior_hint="")]
 File = Annotated[Path | None, optional(read_path, "FILE"), tyro.conf.arg(help_behavior_hint="")]
 Argument = Annotated[Path, optional(read_path, "PATH"), tyro.conf.Positional]
+Arguments = Annotated[
+    tuple[Annotated[Path, optional(read_path, "PATH")], ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(help_behavior_hint=""),
+]
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Logs = Annotated[
     tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="tensorboard|wandb", help_behavior_hint="")

@@ -86,7 +86,7 @@ def test_what_cannot_be_evaluated(run, tmp_path):
     assert_bad(call("evaluate", run, "--data", tmp_path / "none.txt"), "none.txt")
     assert_bad(call("evaluate", tmp_path, "--data", run.parent / "valid.txt"), "holds no model")
     assert_bad(call("evaluate", run, "--data", run.parent / "valid.txt", "--code", "kept"), "takes no code")
-    assert_bad(call("runs"), "a command is missing: expected list")
+    assert_bad(call("runs"), "a command is missing: expected list, compare")
 
 
 def test_info_on_a_run(run):

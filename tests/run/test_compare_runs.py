@@ -8,6 +8,7 @@ from rich.console import Console
 
 from mlx_transformer.run.compare import RunRecord, draw_curves, results_table, settings_table
 from mlx_transformer.utils.errors import BadInput
+from tests.faults.runs import assert_bad, list_runs
 
 
 def a_run(folder, d_ff, losses, finished=True):
@@ -52,3 +53,27 @@ def test_no_run_and_no_curve_are_one_sentence_each(tmp_path):
     run = a_run(tmp_path / "a", 8, [1.0])
     with pytest.raises(BadInput, match="no curve to draw"):
         draw_curves(tmp_path / "out.png", [RunRecord(run.name, run.result, [])])
+
+
+def test_the_command_prints_both_tables_and_names_the_picture(tmp_path):
+    a_run(tmp_path / "worse[x]", 8, [3.0, 2.5])
+    a_run(tmp_path / "better", 16, [3.0, 2.0], finished=False)
+    picture = tmp_path / "new" / "curves.png"
+    ended = list_runs("compare", tmp_path / "worse[x]", tmp_path / "better", "--out", picture)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.index("config.d_ff") < ended.out.index("2.5000") < ended.out.index(f"picture: {picture}")
+    assert ended.out.count(f"{tmp_path}/worse[x]") == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_command_cannot_compare(tmp_path):
+    a_run(tmp_path / "a", 8, [3.0])
+    a_run(tmp_path / "b", 8, [3.0])
+    both = ("compare", tmp_path / "a", tmp_path / "b")
+    assert_bad(list_runs("compare"), "fewer than two")
+    assert_bad(list_runs("compare", tmp_path / "a"), "fewer than two")
+    assert_bad(list_runs("compare", tmp_path / "a", tmp_path), "is no run")
+    assert_bad(list_runs(*both, "--out", tmp_path / "x.pdf"), ".png")
+    assert_bad(list_runs(*both, "--out", tmp_path / "a" / "result.json" / "x.png"), "cannot be written")
+    (tmp_path / "b" / "result.json").write_text('{"best_valid_loss": "low"}')
+    assert_bad(list_runs(*both), "is damaged")

@@ -1,4 +1,4 @@
-"""`python -m mlx_transformer.run list [FOLDER]`: a table of past runs."""
+"""`python -m mlx_transformer.run list [FOLDER] | compare RUN RUN ...`: tables and a picture of past runs."""
 
 import json
 from dataclasses import dataclass
@@ -8,18 +8,32 @@ import rich.console
 from rich.table import Table
 
 from mlx_transformer.run.commands import dispatch
-from mlx_transformer.run.flags import Argument, parse
+from mlx_transformer.run.compare import RunRecord, draw_curves, results_table, settings_table
+from mlx_transformer.run.flags import Argument, Arguments, File, parse
 from mlx_transformer.run.folder import RESULTS
 from mlx_transformer.run.settings import SETTINGS, read_settings
 from mlx_transformer.utils.errors import BadInput
 
-COMMANDS = {"list": ("mlx_transformer.run.commands.runs:list_command", "show past runs, newest first")}
+COMMANDS = {
+    "list": ("mlx_transformer.run.commands.runs:list_command", "show past runs, newest first"),
+    "compare": ("mlx_transformer.run.commands.runs:compare_command", "show how runs differ, in settings and results"),
+}
 _PIPE_WIDTH = 200  # characters of a row where the output is no terminal
 
 
 def main(prog: str = "python -m mlx_transformer.run", args: list[str] | None = None) -> None:
     """Run the command line."""
     dispatch(COMMANDS, prog, args)
+
+
+@dataclass
+class CompareFlags:
+    """Show the settings in which runs differ and their results, and draw their validation losses."""
+
+    runs: Arguments
+    """two or more run folders, finished or not"""
+    out: File = None
+    """picture to write (default: results/compare_runs.png)"""
 
 
 @dataclass
@@ -35,10 +49,34 @@ def list_command(prog: str, args: list[str]) -> None:
     flags = parse(ListFlags, prog, args=args)
     if not flags.folder.is_dir():
         raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
-    terminal = rich.console.Console()
-    if not terminal.is_terminal:
-        terminal.width = _PIPE_WIDTH
-    terminal.print(list_runs(flags.folder))
+    _console().print(list_runs(flags.folder))
+
+
+def compare_command(prog: str, args: list[str]) -> None:
+    """Print `settings_table` and `results_table` of runs and write the picture of `draw_curves`."""
+    flags = parse(CompareFlags, prog, args=args)
+    if len(flags.runs) < 2:
+        raise BadInput(f"fewer than two runs cannot be compared: expected {prog} RUN RUN")
+    out = flags.out or RESULTS.parent / "compare_runs.png"
+    if out.suffix != ".png":
+        raise BadInput(f"--out {out}: expected a file name that ends in .png")
+    runs = [RunRecord.read(folder) for folder in flags.runs]
+    console = _console()
+    for table in (settings_table(runs), results_table(runs)):
+        console.print(table)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_curves(out, runs)
+    except OSError as error:
+        raise BadInput(f"'{out}' cannot be written ({error.strerror}): give another --out") from error
+    print(f"picture: {out}")
+
+
+def _console() -> rich.console.Console:
+    console = rich.console.Console()
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
 
 
 def list_runs(folder: Path) -> Table:

@@ -49,7 +49,7 @@ def test_the_original_recipe_is_recorded_resumed_and_logged(tiny, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     logged = [line for line in lines if line["kind"] == "log"]
     assert all(line["loss_scale"] > 0 and line["skipped_steps"] >= 0 for line in logged)
-    assert "2 parts" in (tmp_path / "log.txt").read_text()
+    assert "accumulated over 2" in (tmp_path / "log.txt").read_text()
     assert train("--resume", tmp_path, "--max-steps", 5).code == 0
     assert result(tmp_path)["steps"] == 5
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rich.console
 from rich.table import Table
@@ -81,12 +82,12 @@ def _console() -> rich.console.Console:
 
 def list_runs(folder: Path) -> Table:
     """Tabulate the runs in or below a folder: phase, size, loss, tokens/s, size on disk, newest first."""
-    table = Table("run", "phase", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
+    table = Table("run", "model", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
     runs = [path.parent for path in folder.rglob(SETTINGS)]
     for path in sorted(runs, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
         try:
             cells = _cells(path)
-        except (BadInput, KeyError, TypeError, ValueError):
+        except (BadInput, AttributeError, KeyError, TypeError, ValueError):
             cells = ["", "", "", "", "", "", "damaged"]
         name = folder.name if path == folder else str(path.relative_to(folder))
         table.add_row(name, *cells, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
@@ -106,14 +107,21 @@ def _cells(path: Path) -> list[str]:
     try:
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return [str(settings["phase"]), str(settings["flags"].get("size", "")), "", "", "", "", "unfinished"]
+        return [
+            _model(settings, settings["flags"]),
+            str(settings["flags"].get("size", "")),
+            "",
+            "",
+            "",
+            "",
+            "unfinished",
+        ]
 
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    branch = f" {result['branch']}" if result["branch"] else ""
     return [
-        f"{result['phase']}{branch}",
+        _model(result, result),
         result["size"],
         result["corpus"]["name"],
         shown(result["best_valid_loss"], ".4f"),
@@ -121,3 +129,9 @@ def _cells(path: Path) -> list[str]:
         shown(result["tokens_per_second"], ",.0f"),
         result["stopped"],
     ]
+
+
+def _model(record: dict[str, Any], named: dict[str, Any]) -> str:
+    """Return the phase, or the file of one's own, and the branch."""
+    name = record["code"]["file"] if record.get("code") else f"phase {record['phase']}"
+    return f"{name} {named.get('branch') or ''}".rstrip()

@@ -18,6 +18,7 @@ from mlx_transformer.data.documents import Part, digests, group, read_lines, rea
 from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
+from mlx_transformer.utils.text import plural
 
 VALID_SHARE = 20  # without --valid, one in 20 documents (or lines) is held out
 FABLES_STORIES, FABLES_VALID_STORIES, FABLES_SEED = 30_000, 1_000, 0
@@ -107,8 +108,8 @@ def _prepare(
         held_out = _write(folder / "valid.txt", valid, frozenset(), advance)
     if not kept.documents:
         raise BadInput(
-            f"nothing is left to train on: every training document ({kept.duplicates:,}) is a validation document too; "
-            "give another --valid"
+            f"nothing is left to train on: {plural(kept.duplicates, 'training document')}, each of them a validation "
+            "document too; give another --valid"
         )
     _write_facts(folder, name, kept, held_out, floor_bits=None)
 
@@ -132,11 +133,10 @@ def _write_facts(folder: Path, name: str, train: _Tally, valid: _Tally, floor_bi
 def _open(folder: Path, source: str) -> Corpus:
     """Open the corpus prepared in `folder`; `source` says in words where it comes from."""
     facts = json.loads((folder / "corpus.json").read_text())
-    note = (
-        f"data: {source}: {facts['train_documents']:,} training and {facts['valid_documents']:,} validation documents"
-    )
+    valid_documents = plural(facts["valid_documents"], "validation document")
+    note = f"data: {source}: {facts['train_documents']:,} training and {valid_documents}"
     if facts["duplicates_removed"]:
-        note += f", {facts['duplicates_removed']:,} duplicates of validation documents removed"
+        note += f", {plural(facts['duplicates_removed'], 'duplicate')} of validation documents removed"
     return Corpus(**facts, train=folder / "train.txt", valid=folder / "valid.txt", note=note)
 
 
@@ -191,7 +191,7 @@ def _tinystories(stories: int | None, say: Say) -> Corpus:
         _prepare(folder, "tinystories", train, read_parts(source.valid, errors="replace"), banned, size)
 
     folder = cached_folder("corpora", f"tinystories-{_key(source.identity, stories)}", build)
-    return _open(folder, f"TinyStories, the first {stories:,} stories, {source.how}")
+    return _open(folder, f"TinyStories, the first {plural(stories, 'story')}, {source.how}")
 
 
 def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:

@@ -18,6 +18,7 @@ from mlx_transformer.backend import cache_dir
 from mlx_transformer.data.store import SEPARATOR, progress, sha256_of, unwritable
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
+from mlx_transformer.utils.text import plural
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -63,7 +64,7 @@ def fetch(stories: int, say: Say = print) -> Source:
         # A snapshot links to a file that is named by its ETag.
         identity = f"{hub_train.resolve().name} {hub_valid.resolve().name}"
         return Source(hub_train, hub_valid, identity, "in the cache of huggingface_hub")
-    described = _describe(f"the cache holds {train.stories:,} of {stories:,} stories")
+    described = _describe(f"the cache holds {train.stories:,} of {plural(stories, 'story')}")
     try:
         train.path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(train.path.parent / "lock"):

@@ -23,8 +23,10 @@ from mlx_transformer.data.documents import read_parts
 from mlx_transformer.data.store import cached_folder, progress
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.utils.files import write_json
+from mlx_transformer.utils.text import plural
 
 MAX_VALID_TOKENS = 1_000_000
+NOISY_TOKENS = 4096  # fewer: the mean of losses with a deviation of 3 nats is uncertain by more than 0.05 nats
 _BATCH_CHARACTERS = 4 << 20  # per call of the tokenizer: enough for every core, about 100 MB as Python lists
 
 Encoded = tuple[Chunk, list[int]]
@@ -69,6 +71,9 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
         say(f"evaluating on the first {facts['valid_bytes']:,} of {corpus.valid_bytes:,} bytes of validation text")
     train = np.memmap(folder / "train.bin", dtype, mode="r")
     valid = np.fromfile(folder / "valid.bin", dtype)
+    if len(valid) - 1 < NOISY_TOKENS:
+        count = plural(len(valid) - 1, "token")
+        say(f"warning: the validation text has only {count}, so that its loss is noisy; give a longer one as --valid")
     floor_bits = corpus.floor_bits if whole else None
     return Tokens(train, valid, tokenizer.eos_id, floor_bits=floor_bits, tokenizer=tokenizer, **facts)
 

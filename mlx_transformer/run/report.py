@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_transformer.run.plots import draw_loss, finite, series, short, title
 from mlx_transformer.utils.files import atomic_write
+from mlx_transformer.utils.text import plural
 
 __all__ = ["draw_loss", "escaped", "memory", "write_report", "write_stories"]
 
@@ -88,7 +89,7 @@ def _what_was_done(result: Record) -> str:
     return (
         f"{_model_name(result)} with {short(result['parameters']['total'])} parameters was"
         f" trained on {result['corpus']['name']} for {_duration(result['train_seconds'])} on {device['name']}"
-        f" ({device['backend']}): {_plural(result['steps'], 'step')}, {short(result['tokens'])} tokens,"
+        f" ({device['backend']}): {plural(result['steps'], 'step')}, {short(result['tokens'])} tokens,"
         f" {_passes(result['epochs'])}"
         + (f", {speed:,.0f} tokens/s after compilation" if speed else "")
         + f". {STOPPED[result['stopped']]}."
@@ -257,10 +258,6 @@ def _next_commands(folder: Path, result: Record, command: str) -> str:
 
 
 # Numbers and text
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

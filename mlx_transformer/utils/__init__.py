@@ -1,1 +1,1 @@
-"""Errors, files and parameter trees, for every package."""
+"""Errors, files, parameter trees and text, for every package."""

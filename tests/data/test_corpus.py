@@ -63,6 +63,7 @@ def test_duplicates_of_held_out_documents_leave_train(tmp_path):
     prepared = load(text_file(tmp_path, stories("same", "other", "same")))
     assert splits(prepared) == (["other"], ["same"])
     assert prepared.duplicates_removed == 1
+    assert prepared.note.endswith("1 training and 1 validation document, 1 duplicate of validation documents removed")
 
 
 def test_a_text_without_separators_is_split_by_lines(tmp_path):

@@ -122,6 +122,16 @@ def test_one_long_validation_document_is_cut_at_a_line_or_a_character(tmp_path, 
     assert (tokens.valid[0], tokens.valid[-1]) == (bpe.eos_id, bpe.eos_id)
 
 
+@pytest.mark.parametrize(("words", "said"), [(1, "2 tokens"), (4094, "4,095 tokens"), (4095, None)])
+def test_a_short_validation_text_is_noisy(corpus, tmp_path, words, said):
+    (tmp_path / "valid.txt").write_text("cat " * words)
+    corpus = load_corpus(str(tmp_path / "text.txt"), str(tmp_path / "valid.txt"), say=lambda line: None)
+    messages: list[str] = []
+    tokenize_corpus(corpus, WordTokenizer(["cat"]), messages.append)
+    assert [line for line in messages if "noisy" in line] == messages
+    assert messages == [] if said is None else f"has only {said}," in messages[0]
+
+
 def test_a_floor_is_kept_where_nothing_was_cut(corpus, bpe):
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The community's measurement: from end to end at nano, its schema, and the names of chips."""
+"""The file of a machine: its schema, its prediction, the names of chips."""
 
 import json
 import sys
@@ -7,9 +7,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from bench.compare.plan import Finished
 from bench.tools import machine, roofline
 from mlx_transformer.backend import Device
 from mlx_transformer.utils.errors import BadInput, RunFailed
+from tests.faults.runs import ROOT
 
 SCHEMA = json.loads(Path(machine.__file__).with_name("machine.schema.json").read_text(encoding="utf-8"))
 
@@ -26,31 +28,46 @@ def test_only_a_known_chip_has_a_prediction():
     assert machine.predicted("Apple M1 Max", "nano") == pytest.approx(expected)
 
 
-def test_from_end_to_end_and_by_the_schema(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def finished(monkeypatch):
+    """Lets every run end as a published one did, or in an error; the runs that were asked for."""
+    runs, result = [], json.loads((ROOT / "results/published/phase1_fables_small_make_run/result.json").read_text())
+
+    def end(error=None):
+        def execute(run, folder):
+            runs.append(run)
+            status = "failed" if error else "done"
+            return Finished(status=status, result=None if error else result, error=error)
+
+        monkeypatch.setattr(machine, "execute", execute)
+        return runs
+
+    return end
+
+
+def test_the_file_of_a_machine_follows_its_schema(finished, monkeypatch, tmp_path, capsys):
+    runs = finished()
     monkeypatch.setattr(machine, "best_matmul_gflops", lambda: 100.0)
     out = tmp_path / "new" / "chip.json"
-    seconds = "6"  # on a busy machine one is too short for the ten steps that a rate takes
-    line = ["machine", "--sizes", "nano", "--seconds", seconds, "--device", "cpu", "--out", str(out)]
+    line = ["machine", "--sizes", "nano", "--seconds", "6", "--device", "cpu", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", line)
     machine.main()
-    found = json.loads(out.read_text())
+    log = json.loads(out.read_text())
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    jsonschema.validate(found, SCHEMA)
-    own = found["sizes"]["nano"]
-    assert own["tokens_per_second"] > 0
-    assert own["train_seconds"] >= 1
-    assert own["stopped"] == "max_seconds"
-    assert found["backend"] == "cpu"
+    jsonschema.validate(log, SCHEMA)
+    assert [(run.plan.size, run.plan.limits.max_seconds) for run in runs] == [("nano", 6)]
+    assert log["sizes"]["nano"]["tokens_per_second"] > 0
+    assert log["backend"] == "cpu"
     assert str(tmp_path) not in out.read_text()
     assert "not for the published table" in capsys.readouterr().out
     with pytest.raises(BadInput, match="is there already"):
         machine.main()
 
 
-def test_a_run_that_fails_is_told_in_one_sentence(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(RunFailed, match=r"phase 1 at nano: .*is a file"):
-        machine.train("nano", 1, "cpu", tmp_path / "file")
+def test_a_run_that_fails_is_an_error(finished, tmp_path):
+    finished(error="disk full")
+    with pytest.raises(RunFailed, match="phase 1 at nano: disk full"):
+        machine.train("nano", 1, "cpu", tmp_path)
 
 
 def test_bad_input():

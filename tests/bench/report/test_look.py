@@ -37,7 +37,7 @@ def test_a_map_is_the_paper_s_equation():
     np.testing.assert_allclose(look.attention_maps(model, ids[0].tolist())[0], shares, atol=1e-5)
 
 
-def test_looking_changes_nothing():
+def test_attention_maps_leave_the_model_unchanged():
     model, ids = tiny(KINDS["1"]), tokens(batch=1)
     before = model(ids)
     look.attention_maps(model, ids[0].tolist())

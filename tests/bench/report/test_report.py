@@ -169,7 +169,7 @@ def test_the_table_of_a_comparison_gives_its_answer(root):
     assert "| phase 2 | 2.8200 (1) | faster | 2.31× (1.90–2.80) |" in text
 
 
-def test_an_ablation_has_a_row_an_idea(root):
+def test_an_ablation_has_a_row_per_variant(root):
     lines = page(root, "{{table: ideas compare.json}}").splitlines()
     assert lines[2].startswith("| phase 1 | — | — | — | 1.5M (1.25M–1.75M) | 10,220 (10,016–10,527) |")
     row = [line for line in lines if line.startswith("| phase 2 |")]
@@ -178,7 +178,7 @@ def test_an_ablation_has_a_row_an_idea(root):
     assert "| 286 MiB | 1,841,664 | " in row[0]
 
 
-def test_two_curves_are_set_against_each_other_where_both_were_evaluated():
+def test_two_curves_are_compared_where_both_were_evaluated():
     def curve(*losses):
         return [{"kind": "log", "tokens": 5, "loss": 9.0}] + [
             {"kind": "eval", "tokens": 10 * i, "valid_loss": loss} for i, loss in enumerate(losses)
@@ -188,7 +188,7 @@ def test_two_curves_are_set_against_each_other_where_both_were_evaluated():
     assert rows[-1] == "| 2 | 0.5000 | 0.3750 |"
 
 
-def test_machines_stand_in_one_table_the_fastest_first():
+def test_machines_are_sorted_by_speed():
     slow = {"chip": "Old", "backend": "cpu", "memory_bytes": 8 * 2**30, "matmul_gflops": 190.0, "date": "2026-01-01"}
     slow |= {
         "versions": {"mlx": "0.32.4"},
@@ -204,7 +204,7 @@ def test_machines_stand_in_one_table_the_fastest_first():
     assert report.machines_table([]) == "None yet."
 
 
-def test_steps_stand_phase_by_phase_with_the_rivals_that_were_measured():
+def test_steps_are_sorted_by_phase_with_the_measured_workers():
     ratio = {"a": "mlx", "b": "torch", "ratio": 2.0, "low": 1.5, "high": 2.5}
     facts = {"blas": "OpenBLAS 0.3 (SkylakeX kernel)"}
     log = {
@@ -221,7 +221,7 @@ def test_steps_stand_phase_by_phase_with_the_rivals_that_were_measured():
     assert "phase" not in report.shapes_table([{**log, "phase": 1}])
 
 
-def test_tuned_rates_stand_with_their_losses_the_best_in_bold():
+def test_the_best_tuned_learning_rate_is_bold():
     rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
     log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "learning_rates": rates}
     assert report.tune_table(log).splitlines()[2:] == [
@@ -239,13 +239,13 @@ def test_a_sweep_shows_the_fastest_setting_of_each_width():
     assert report.sweep_table(log).splitlines()[2:] == ["| 64 | 16 × 128 | 10,000 | 51% | 1.50 GB |"]
 
 
-def test_precisions_are_set_against_float32():
+def test_precisions_are_compared_with_float32():
     dtypes = [{"dtype": "float16", "losses": [3.0, 4.0], "above": [0.001, -0.0225]}]
     rows = report.precision_table({"seeds": [0, 1], "dtypes": dtypes}).splitlines()
     assert rows[2:] == ["| float16 | 3.0000 | 4.0000 | -2.25% |"]
 
 
-def test_lengths_stand_branch_by_branch():
+def test_lengths_have_a_row_per_variant():
     done = [
         {"name": "phase 3/rope", "status": "done", "losses": {"64": loss, "128": 3.0}} for loss in (2.0, 2.5, 2.125)
     ]
@@ -258,7 +258,7 @@ def test_lengths_stand_branch_by_branch():
     ]
 
 
-def test_long_contexts_stand_with_their_medians():
+def test_long_contexts_are_shown_by_their_medians():
     done = {"name": "phase 3", "seq_len": 1024, "status": "done", "peak_bytes": {"gradients": 2_000_000_000}}
     done |= {"pass_seconds": {"gradients": [1.0, 3.0, 2.0], "decode": [0.0012]}}
     log = {"settings": [done, {"name": "phase 3/longformer", "seq_len": 2048, "status": "out of memory"}]}
@@ -294,7 +294,7 @@ def test_the_published_page_is_up_to_date(monkeypatch):
     assert (outcome.code, outcome.err) == (0, "")
 
 
-NOUNS = "ms|s|min|h|nats?|bits?|bytes?|tokens?|pieces?|steps?|stories|rounds|parameters"
+NOUNS = "ms|s|min|h|nats?|bits?|bytes?|tokens?|steps?|stories|rounds|parameters"
 UNITS = rf"%|×(?! ?\d)|x\b|[kMGT]i?B?\b|[GT]FLOP|(?:{NOUNS})\b"
 TYPED = re.compile(rf"\d+[.,]\d+|\d+\s?-?(?:{UNITS})")
 ALLOWED = ("95 %",)  # of an interval

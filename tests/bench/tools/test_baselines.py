@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from bench.tools.baselines import FALLBACK_DISCOUNTS, bits_per_byte, kneser_ney, main
 from mlx_transformer.utils.errors import BadInput
 
-VOCAB, BOUNDARY = 6, 0
+VOCAB, SEPARATOR = 6, 0
 
 
 def joined(documents):
-    return np.array([BOUNDARY, *(piece for document in documents for piece in [*document, BOUNDARY])])
+    return np.array([SEPARATOR, *(token for document in documents for token in [*document, SEPARATOR])])
 
 
 documents = st.lists(st.lists(st.integers(1, VOCAB - 2), max_size=12), min_size=1, max_size=12)
@@ -29,7 +29,7 @@ class Dictionaries:
         self.order = order
         occurrences, before = Counter(), defaultdict(set)
         for document in docs:
-            padded = [BOUNDARY, *document, BOUNDARY]
+            padded = [SEPARATOR, *document, SEPARATOR]
             for end in range(1, len(padded)):
                 for k in range(1, min(order, end + 1) + 1):
                     gram = tuple(padded[end - k + 1 : end + 1])
@@ -55,20 +55,20 @@ class Dictionaries:
     def discount(self, k, count):
         return self.discounts[k][min(count, 3) - 1] if count else 0.0
 
-    def probability(self, history, piece):
+    def probability(self, history, token):
         context, k = tuple(history), len(history) + 1
-        lower = self.probability(context[1:], piece) if context else 1 / VOCAB
+        lower = self.probability(context[1:], token) if context else 1 / VOCAB
         seen = self.continuations.get(context)
         if not seen:
             return lower
         given_up = sum(self.discount(k, n) for n in seen.values())
-        count = seen.get(piece, 0)
+        count = seen.get(token, 0)
         return (count - self.discount(k, count) + given_up * lower) / sum(seen.values())
 
     def log_prob(self, docs):
         return [
             math.log(self.probability(padded[max(0, end - self.order + 1) : end], padded[end]))
-            for padded in ([BOUNDARY, *document, BOUNDARY] for document in docs)
+            for padded in ([SEPARATOR, *document, SEPARATOR] for document in docs)
             for end in range(1, len(padded))
         ]
 
@@ -76,7 +76,7 @@ class Dictionaries:
 @settings(max_examples=60)
 @given(train=documents, valid=documents, order=st.integers(1, 6))
 def test_equals_the_formula_written_with_dictionaries(train, valid, order):
-    model = kneser_ney(joined(train), VOCAB, BOUNDARY, order)
+    model = kneser_ney(joined(train), VOCAB, SEPARATOR, order)
     np.testing.assert_allclose(model.log_prob(joined(valid)), Dictionaries(train, order).log_prob(valid), rtol=1e-9)
 
 
@@ -88,67 +88,67 @@ def test_equals_the_dictionaries_where_the_discounts_are_estimated():
     slow = Dictionaries([list(document) for document in train], 4)
     assert slow.discounts[4] != FALLBACK_DISCOUNTS
     np.testing.assert_allclose(
-        kneser_ney(joined(train), VOCAB, BOUNDARY, 4).log_prob(joined(train)), slow.log_prob(train)
+        kneser_ney(joined(train), VOCAB, SEPARATOR, 4).log_prob(joined(train)), slow.log_prob(train)
     )
 
 
 @settings(max_examples=60)
 @given(train=documents, document=held_out, order=st.integers(0, 6))
 def test_the_continuations_of_a_context_sum_to_one_and_are_what_log_prob_uses(train, document, order):
-    model = kneser_ney(joined(train), VOCAB, BOUNDARY, order)
+    model = kneser_ney(joined(train), VOCAB, SEPARATOR, order)
     distribution = model.distribution(document)
     assert distribution.sum() == pytest.approx(1, abs=1e-12)
     assert distribution.min() > 0
-    last = model.log_prob(np.array([BOUNDARY, *document, BOUNDARY]))[-1]
-    assert last == pytest.approx(math.log(distribution[BOUNDARY]))
+    last = model.log_prob(np.array([SEPARATOR, *document, SEPARATOR]))[-1]
+    assert last == pytest.approx(math.log(distribution[SEPARATOR]))
 
 
 def test_known_example():
-    # "a b", "a c", a=1, b=2, c=3. Continuation counts: a 1 (after the boundary), b 1, c 1, boundary 2 (after b and c).
+    # "a b", "a c", a=1, b=2, c=3. Continuation counts: a 1 (at the start), b 1, c 1, separator 2 (after b and c).
     # Fallback discounts .5 and 1: given up 2.5 of 5; P1(b) = (1 - .5) / 5 + .5 / 6.  After a: (1 - .5) / 2 + .5 P1(b).
-    model = kneser_ney(joined([[1, 2], [1, 3]]), VOCAB, BOUNDARY, 2)
+    model = kneser_ney(joined([[1, 2], [1, 3]]), VOCAB, SEPARATOR, 2)
     unigram = 0.5 / 5 + 2.5 / 5 / VOCAB
     assert model.distribution([1])[2] == pytest.approx(0.5 / 2 + 0.5 * unigram)
     assert model.distribution([5])[2] == pytest.approx(unigram)  # a context never seen leaves it to the order below
 
 
 def test_uniform_and_bits_per_byte():
-    log_prob = kneser_ney(joined([[1]]), VOCAB, BOUNDARY, 0).log_prob(joined([[1, 2], [3]]))
+    log_prob = kneser_ney(joined([[1]]), VOCAB, SEPARATOR, 0).log_prob(joined([[1, 2], [3]]))
     np.testing.assert_allclose(log_prob, -math.log(VOCAB))
-    assert len(log_prob) == 5  # every piece but the first boundary, once
+    assert len(log_prob) == 5  # every token but the first separator, once
     assert bits_per_byte(log_prob, 10) == pytest.approx(5 * math.log2(VOCAB) / 10)
 
 
 @settings(max_examples=30)
 @given(train=documents, first=held_out, second=held_out)
-def test_contexts_do_not_cross_a_boundary(train, first, second):
-    model = kneser_ney(joined(train), VOCAB, BOUNDARY)
+def test_contexts_do_not_cross_a_separator(train, first, second):
+    model = kneser_ney(joined(train), VOCAB, SEPARATOR)
     both = model.log_prob(joined([first, second]))
     alone = [model.log_prob(joined([document])) for document in (first, second)]
     np.testing.assert_allclose(both, np.concatenate(alone))
 
 
 def test_samples_follow_the_distribution_and_stop():
-    model = kneser_ney(joined([[1, 2, 3]] * 50), VOCAB, BOUNDARY)
+    model = kneser_ney(joined([[1, 2, 3]] * 50), VOCAB, SEPARATOR)
     rng = np.random.default_rng(0)
     samples = [tuple(model.sample(rng, 8)) for _ in range(200)]
     assert samples.count((1, 2, 3)) == pytest.approx(200 * math.exp(model.log_prob(joined([[1, 2, 3]])).sum()), abs=25)
     assert max(map(len, samples)) <= 8
-    assert not any(BOUNDARY in sample for sample in samples)
+    assert not any(SEPARATOR in sample for sample in samples)
 
 
 def test_sixty_five_thousand_tokens_at_order_five_do_not_overflow():
     rng = np.random.default_rng(0)
     train = [rng.integers(1, 65_536, 50) for _ in range(100)]
-    model = kneser_ney(joined(train).astype(np.uint16), 65_536, BOUNDARY)
+    model = kneser_ney(joined(train).astype(np.uint16), 65_536, SEPARATOR)
     assert model.log_prob(joined(train)).mean() > -3
     assert model.log_prob(joined([rng.permutation(document) for document in train])).mean() < -9
 
 
-@pytest.mark.parametrize("tokens", [[], [BOUNDARY], [1, 2, BOUNDARY], [BOUNDARY, VOCAB], [BOUNDARY, -1]])
+@pytest.mark.parametrize("tokens", [[], [SEPARATOR], [1, 2, SEPARATOR], [SEPARATOR, VOCAB], [SEPARATOR, -1]])
 def test_bad_tokens_are_refused(tokens):
     with pytest.raises(BadInput, match="token"):
-        kneser_ney(np.array(tokens), VOCAB, BOUNDARY)
+        kneser_ney(np.array(tokens), VOCAB, SEPARATOR)
 
 
 def test_the_command_prints_each_order_over_the_validation_text(tmp_path, monkeypatch, capsys):

@@ -62,7 +62,7 @@ def made(monkeypatch):
     return runs
 
 
-def test_every_phase_twice_from_every_seed_and_what_came_of_it(command, made, capsys, tmp_path):
+def test_every_phase_runs_within_both_budgets_from_every_seed(command, made, capsys, tmp_path):
     log = command("--max-tokens", 4000, "--max-seconds", 3)
     limits = [(run.plan.limits.max_tokens, run.plan.limits.max_seconds) for run in made]
     phases = [run.variant.phase for run in made]
@@ -84,17 +84,17 @@ def test_every_phase_twice_from_every_seed_and_what_came_of_it(command, made, ca
     assert second["consistent_sentences"]["median"] == pytest.approx(0.215)  # of the four that wrote stories
     assert all(run["evals"] for run in log["runs"])
 
-    told = report.TABLES["fables"](log)
-    assert "| phase 1 | 4k tokens | 2.80 (2.70–2.90) | 0.540 (0.510–0.570) | 30% (30%–30%) |" in told
-    assert "| 100k tokens in 60.0 s; 4 max\\_tokens, 1 diverged |" in told
-    assert "| phase 6 | 3 s | 1.30 (1.20–1.40) |" in told
+    table = report.TABLES["fables"](log)
+    assert "| phase 1 | 4k tokens | 2.80 (2.70–2.90) | 0.540 (0.510–0.570) | 30% (30%–30%) |" in table
+    assert "| 100k tokens in 60.0 s; 4 max\\_tokens, 1 diverged |" in table
+    assert "| phase 6 | 3 s | 1.30 (1.20–1.40) |" in table
     assert "phase 6" in capsys.readouterr().out
     assert (tmp_path / "out" / "fables.png").stat().st_size > 10_000
     assert "phase 1 within 3 s: 2.80 times the floor, 12% of sentences consistent" in floor.draw(log).shows
 
 
 @given(st.lists(st.none() | st.floats(0, 9), max_size=7))
-def test_a_median_with_its_bounds_of_what_is_known(values):
+def test_a_median_has_bounds_if_enough_values_are_known(values):
     found, known = fables.interval(values), [value for value in values if value is not None]
     assert found["median"] == (pytest.approx(statistics.median(known)) if known else None)
     if len(known) >= 5:
@@ -113,7 +113,7 @@ def test_one_seed_and_no_evaluation_are_drawn_too(command, monkeypatch):
     assert "| phase 1 | 2M tokens | not measured | not measured |" in report.TABLES["fables"](log)
 
 
-def test_ctrl_c_goes_on_and_a_run_that_fails_is_told(command, monkeypatch):
+def test_ctrl_c_resumes_and_a_failed_run_is_an_error(command, monkeypatch):
     answers = [finished(1, 0), KeyboardInterrupt(), finished(1, 0), Finished(status="failed", error="disk full")]
 
     def execute(run, cache):
@@ -131,7 +131,7 @@ def test_ctrl_c_goes_on_and_a_run_that_fails_is_told(command, monkeypatch):
     assert command("--phases", "1", "--seeds", 1)["complete"]
 
 
-def test_bad_input_is_a_sentence(command, made, tmp_path):
+def test_bad_input_is_refused(command, made, tmp_path):
     with pytest.raises(BadInput, match="--phases 'x'"):
         command("--phases", "x")
     command("--phases", "1", "--seeds", 1)
@@ -142,7 +142,7 @@ def test_bad_input_is_a_sentence(command, made, tmp_path):
         command("--phases", "1", "--seeds", 1)
 
 
-def test_a_real_run_and_the_same_again(command, monkeypatch, tmp_path):
+def test_real_runs_are_reused(command, monkeypatch, tmp_path):
     line = ("--phases", "1", "--seeds", 1, "--max-tokens", 2000, "--max-seconds", 0.2)
     log = command(*line)
     by_tokens, by_seconds = log["runs"]

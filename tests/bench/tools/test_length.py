@@ -25,7 +25,7 @@ def test_the_loss_at_a_length_is_the_evaluator_s():
         assert nats.mean() == pytest.approx(Evaluator(net, VALID, seq_len)(), rel=1e-5)
 
 
-def test_the_curve_is_what_a_position_behind_the_trained_length_costs():
+def test_the_curve_is_the_extra_loss_by_position():
     net = tiny(phase3.BRANCHES["alibi"])
     found = length.measure(net, VALID, 16)
     assert list(found["losses"]) == ["16", "32", "64"]

@@ -25,7 +25,7 @@ def command(tmp_path, monkeypatch):
     return run
 
 
-def test_every_precision_runs_from_every_seed_and_is_set_against_float32(command, monkeypatch):
+def test_every_precision_is_compared_with_float32_of_the_same_seed(command, monkeypatch):
     runs = []
 
     def execute(run, cache):
@@ -52,7 +52,7 @@ def test_a_real_run_of_each(command):
     assert losses == pytest.approx([losses[0]] * 3, rel=0.01)
 
 
-def test_a_run_without_a_result_ends_it_and_ctrl_c_says_how_to_go_on(command, monkeypatch):
+def test_a_failed_run_is_an_error_and_ctrl_c_resumes(command, monkeypatch):
     monkeypatch.setattr(precision, "execute", lambda *_: Finished(status="diverged"))
     with pytest.raises(RunFailed, match="float32, seed 0: diverged"):
         command()

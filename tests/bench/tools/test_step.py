@@ -18,7 +18,7 @@ needs_torch = pytest.mark.skipif(
 )
 
 
-def test_losses_that_part_stop_the_comparison():
+def test_losses_that_differ_stop_the_comparison():
     step.check_losses({"mlx": [3.0, 2.0, 1.0, 9.0], "torch": [3.0, 2.0005, 1.0, 8.0], "plain": [3.0, 2.0]})
     with pytest.raises(RunFailed, match=r"step 2: torch .* 2\.0100"):
         step.check_losses({"mlx": [3.0, 2.0, 1.0], "torch": [3.0, 2.01, 1.0]})

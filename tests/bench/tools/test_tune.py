@@ -57,8 +57,8 @@ def test_nothing_is_added_where_the_best_is_inside():
 def test_where_all_diverge_lower_rates_are_tried():
     found = searched(lambda rate: None if rate > 0.0003 else 3 - rate)
     assert [one.learning_rate for one in found] == [0.000125, 0.00025, 0.0005, *RATES]
-    (said,) = tune.verdict(searched(lambda rate: None))
-    assert "every learning rate diverged" in said
+    (sentence,) = tune.verdict(searched(lambda rate: None))
+    assert "every learning rate diverged" in sentence
 
 
 def test_a_seed_that_diverges_makes_the_median_infinite():
@@ -67,7 +67,7 @@ def test_a_seed_that_diverges_makes_the_median_infinite():
     assert tried(0.1, 2.0, None, 3.0).median == 3.0
 
 
-def test_neighbours_are_held_against_the_best_seed_by_seed():
+def test_neighbours_are_compared_with_the_best_seed_by_seed():
     near = [tried(0.001, 2.04, 2.02), tried(0.002, 2.01, 2.03), tried(0.004, 2.5, 5.52)]
     best, low, high = tune.verdict(near)
     assert best == "best learning rate: 0.002 (validation loss 2.0200)"
@@ -80,12 +80,12 @@ def test_neighbours_are_held_against_the_best_seed_by_seed():
     assert tune.judged(tried(0.002, 2.0), tried(0.004, 2.5)).endswith("one seed cannot tell this from noise")
 
 
-def test_a_neighbour_that_broke_apart_makes_no_other_one_noise():
+def test_an_outlier_does_not_hide_other_differences():
     low, best, high = tried(0.004, 3.7167, 3.7518), tried(0.008, 3.6174, 3.6792), tried(0.016, 3.7981, 5.8452)
-    assert all("with every seed" in said for said in tune.verdict([low, best, high])[1:])
+    assert all("with every seed" in sentence for sentence in tune.verdict([low, best, high])[1:])
 
 
-def test_an_edge_is_said():
+def test_a_best_rate_at_the_edge_is_reported():
     assert "edge of 3: not settled" in tune.verdict([tried(r, 1 / r) for r in (1.0, 2.0, 4.0)])[1]
 
 
@@ -112,7 +112,7 @@ def command(monkeypatch, tmp_path):
     return run
 
 
-def test_a_real_search_and_the_same_again(command, monkeypatch, capsys):
+def test_a_real_search_is_reused(command, monkeypatch, capsys):
     line = ("--learning-rates", "0.0005,0.002,0.008", "--seeds", 1, "--max-tokens", 1024)
     monkeypatch.setattr(tune, "MOST_TRIALS", 3)
     log = command(*line)
@@ -178,7 +178,7 @@ def test_every_phase_gets_the_same_budget_and_seeds(command, monkeypatch):
     assert len({run.fingerprint for run in runs}) == 10
 
 
-def test_a_run_that_fails_ends_the_search_and_ctrl_c_says_how_to_go_on(command, monkeypatch):
+def test_a_failed_run_ends_the_search_and_ctrl_c_resumes(command, monkeypatch):
     monkeypatch.setattr(tune, "execute", lambda *_: Finished(status="failed", error="disk full"))
     with pytest.raises(RunFailed, match=f"rate {AROUND[0]:g}, seed 0: disk full"):
         command()
@@ -191,7 +191,7 @@ def test_a_run_that_fails_ends_the_search_and_ctrl_c_says_how_to_go_on(command, 
         command()
 
 
-def test_a_file_that_is_no_log_stays(command, tmp_path):
+def test_another_file_is_not_overwritten(command, tmp_path):
     (tmp_path / "notes.json").write_text("[]")
     with pytest.raises(BadInput, match="is not a log of this command"):
         command("--out", "notes.json")

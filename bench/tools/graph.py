@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -30,6 +30,7 @@ from mlx_transformer.train.step import TrainingStep
 # Our own, of mlx_transformer/primitives.cpp.
 FOR_A_CPU = frozenset({"CpuAttention", "CpuLayerNorm", "CpuRMSNorm"})
 # Their eval_gpu raises (MLX 0.32, mlx/backend/metal/primitives.cpp; our primitives.cpp).
+_SUM = {"Scatter": 2, "ScatterAxis": 0}  # the reduction's number among a primitive's arguments (mlx/primitives.h)
 NO_METAL_KERNEL = FOR_A_CPU | {"LUF", "QRF", "SVD", "Inverse", "Cholesky", "Eig", "Eigh", "Load"}
 
 
@@ -52,6 +53,7 @@ class Node:
     primitive: str
     inputs: list[str]
     outputs: list[str]
+    arguments: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -74,6 +76,12 @@ class Graph:
         }
         missing = {n.primitive for n in self.nodes} & NO_METAL_KERNEL
         return sorted(missing) + [f"float64 in {name}" for name in sorted(wide)]
+
+    def float_scatters(self) -> list[Array]:
+        """List the results of scatters that add floats, which a GPU adds in the order in which its threads arrive."""
+        found = [n for n in self.nodes if n.primitive in _SUM and n.arguments[0] == _SUM[n.primitive]]
+        arrays = [self.arrays[n.outputs[0]] for n in found]
+        return [array for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
 
 
 def labels(*arrays: mx.array) -> list[str]:
@@ -258,7 +266,8 @@ def _assemble(count: int, inputs: list, constants: list, outputs: list, primitiv
     same: dict[str, str] = {}
     for message in primitive:
         arrays |= {name: Array(tuple(shape), dtype) for name, shape, dtype in message["outputs"]}
-        node = Node(message["name"], *([a[0] for a in message[side]] for side in ("inputs", "outputs")))
+        ends = {side: [a[0] for a in message[side]] for side in ("inputs", "outputs")}
+        node = Node(message["name"], **ends, arguments=message.get("arguments", []))
         if node.primitive == "Depends" and (mark := names.keys() & set(node.inputs)):
             node = Node(names[mark.pop()], [a for a in node.inputs if a not in names], node.outputs)
             if node.primitive.startswith("place "):

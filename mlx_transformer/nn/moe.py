@@ -145,11 +145,11 @@ class Dispatch:
         """Copy tokens (N, D) to their slots (groups, size, D); choice a belongs to token a mod N."""
         token = mx.full((self.n_slots + 1,), len(tokens))
         token[self.slot] = mx.arange(self.slot.size) % len(tokens)
-        return _and_zeros(tokens)[token[:-1]].reshape(self.groups, self.size, -1)
+        return ops.gather_rows(_and_zeros(tokens), token[:-1]).reshape(self.groups, self.size, -1)
 
     def gather(self, outputs: mx.array) -> mx.array:
         """Return each choice's output (A, D) from those of all slots (groups, size, D); zeros if it was dropped."""
-        return _and_zeros(outputs.flatten(0, 1))[self.slot]
+        return ops.gather_rows(_and_zeros(outputs.flatten(0, 1)), self.slot)
 
 
 def capacity_dispatch(choices: mx.array, n_experts: int, capacity: int) -> Dispatch:

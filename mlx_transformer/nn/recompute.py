@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_transformer import ops
 from mlx_transformer.nn.context import Ctx
 
 
@@ -27,11 +28,14 @@ def checkpointed(block: nn.Module, x: mx.array, ctx: Ctx) -> mx.array:
             name: a for name, a in passed.items() if isinstance(a, mx.array) and mx.issubdtype(a.dtype, mx.floating)
         },
     }
-    paths, arrays = zip(*tree_flatten(inputs), strict=True)
+    paths, leaves = zip(*tree_flatten(inputs), strict=True)
+    casts = [leaf.dtype if isinstance(leaf, ops.CastWeight) else None for leaf in leaves]
+    arrays = [leaf.weight if isinstance(leaf, ops.CastWeight) else leaf for leaf in leaves]
     entries: list[tuple[str, mx.array, float]] = []
 
     def run(*arrays: mx.array) -> mx.array | list[mx.array]:
-        tree = tree_unflatten(list(zip(paths, arrays, strict=True)))
+        leaves = [a if dtype is None else ops.CastWeight(a, dtype) for a, dtype in zip(arrays, casts, strict=True)]
+        tree = tree_unflatten(list(zip(paths, leaves, strict=True)))
         entries.clear()
         block.update(tree["block"])
         ctx.position.update(tree.get("position", {}))

@@ -30,7 +30,7 @@ class ShawAttention(Attention):
         self.relative_values = mx.zeros((config.max_distance + 1, self.head_dim))
 
     def bias(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
-        scores = gather_by_distance((q * self.scale) @ self.relative_keys.T, self.distances(k_pos, ctx))
+        scores = ops.gather_by_distance((q * self.scale) @ self.relative_keys.T, self.distances(k_pos, ctx))
         return add_bias(scores, super().bias(q, k, k_pos, ctx))
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
@@ -42,12 +42,6 @@ class ShawAttention(Attention):
     def distances(self, k_pos: mx.array, ctx: Ctx) -> mx.array:
         """Return the table row of each query and key, (.., Lq, Lk)."""
         return mx.minimum(causal_distances(ctx.positions, k_pos), self.relative_keys.shape[0] - 1)
-
-
-def gather_by_distance(scores: mx.array, distances: mx.array) -> mx.array:
-    """Return the scores (B, H, Lq, Lk) of keys at the given distances (.., Lq, Lk), from scores (B, H, Lq, n)."""
-    distances = mx.broadcast_to(distances[..., None, :, :], (*scores.shape[:3], distances.shape[-1]))
-    return mx.take_along_axis(scores, distances, axis=-1)
 
 
 def add_bias(scores: mx.array, bias: mx.array | None) -> mx.array:
@@ -106,7 +100,7 @@ class TransformerXLAttention(Attention):
         r = self.split(self.r_proj(self._sinusoids.astype(q.dtype))[None])
         scores = ((q + self.per_head(self.position_bias)) * self.scale) @ r.swapaxes(-1, -2)
         distances = mx.minimum(causal_distances(ctx.positions, k_pos), r.shape[2] - 1)
-        return add_bias(gather_by_distance(scores, distances), super().bias(q, k, k_pos, ctx))
+        return add_bias(ops.gather_by_distance(scores, distances), super().bias(q, k, k_pos, ctx))
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
         return super().mix(q + self.per_head(self.content_bias), k, v, mask)

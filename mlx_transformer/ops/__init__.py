@@ -6,16 +6,20 @@ The plain form is used on a GPU, on macOS, and everywhere with MLX_TRANSFORMER_P
 from mlx_transformer.ops.activations import gelu_tanh, relu, relu_squared, sigmoid, silu
 from mlx_transformer.ops.attention import attention, grouped_attention
 from mlx_transformer.ops.dropout import dropout
-from mlx_transformer.ops.gather import gather_matmul
+from mlx_transformer.ops.gather import CastWeight, fixed_order, gather_by_distance, gather_matmul, gather_rows
 from mlx_transformer.ops.loss import cross_entropy, mean_cross_entropy
 from mlx_transformer.ops.norms import layer_norm, rms_norm
 from mlx_transformer.ops.softmax import softmax
 
 __all__ = [
+    "CastWeight",
     "attention",
     "cross_entropy",
     "dropout",
+    "fixed_order",
+    "gather_by_distance",
     "gather_matmul",
+    "gather_rows",
     "gelu_tanh",
     "grouped_attention",
     "layer_norm",

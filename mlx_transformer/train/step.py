@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 
+from mlx_transformer import ops
 from mlx_transformer.backend import divide, in_parts, split
 from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
@@ -23,11 +24,12 @@ class TrainingStep:
 
     Where a batch is split over several streams, each stream's part of the work is compiled by itself. Compiled as one,
     equal constants of two streams become one array of the first stream, which the second has to wait for and cannot
-    fuse (docs/PERFORMANCE.md). Raises BadInput if a parameter is not in exactly one of the recipe's groups, or the
-    recipe cannot train a model with dropout.
+    fuse (docs/PERFORMANCE.md). deterministic: add the gradients of tables in a fixed order (`ops.fixed_order`). Raises
+    BadInput if a parameter is not in exactly one of the recipe's groups, or the recipe cannot train a model with
+    dropout.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, *, compiled: bool = True) -> None:
+    def __init__(self, model: Model, recipe: Recipe, *, compiled: bool = True, deterministic: bool = False) -> None:
         recipe.check_dropout(max((part.p for part in model.modules() if isinstance(part, Dropout)), default=0.0))
         self.model, self.recipe = model, recipe
         self.dtype = getattr(mx, recipe.dtype)
@@ -40,7 +42,7 @@ class TrainingStep:
         }
         model.label_smoothing, model.checkpoint = recipe.label_smoothing, recipe.checkpoint
         self.shares = divide({path: value.size for path, value in parameters.items()})
-        self.compiled = compiled
+        self.compiled, self.deterministic = compiled, deterministic
         self._step_parts: list[Callable] = [self._gradients, self._mean, self._update]
         self._curvature_parts: list[Callable] = [self._sampled_gradients, self._mean, self._observe]
         self._built: tuple[Callable[..., tuple[Arrays, mx.array]], Callable] | None = None
@@ -157,7 +159,8 @@ class TrainingStep:
 
         def loss_of(weights: Tree, sequences: mx.array) -> tuple[mx.array, Arrays]:
             """Compute the scaled loss in the recipe's dtype, as a function of the float32 weights."""
-            self.model.update(tree_map(lambda w: w.astype(self.dtype), weights))
+            cast = self.dtype != mx.float32 or self.deterministic
+            self.model.update(tree_map(lambda w: ops.CastWeight(w, self.dtype), weights) if cast else weights)
             loss, values = function(sequences)
             return loss * self.memory["scaling"]["scale"] if self.memory["scaling"] else loss, values
 
@@ -167,7 +170,8 @@ class TrainingStep:
         for sequences, portion in in_parts(batch, self.recipe.accumulate):
             if total:  # else MLX, which evaluates a graph breadth first, would hold all parts in memory at once
                 sequences = mx.depends([sequences], list(total.values()))[0]
-            (_, values), gradients = mx.value_and_grad(loss_of)(weights, sequences)
+            with ops.fixed_order(self.deterministic):
+                (_, values), gradients = mx.value_and_grad(loss_of)(weights, sequences)
             _add(metrics, values, portion)
             _add(total, by_path(gradients), portion)
         if self.memory["scaling"]:

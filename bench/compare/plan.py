@@ -29,10 +29,11 @@ from bench.workers.process import ALLOCATOR, INTERRUPTED, UNTOUCHED, environment
 from bench.workers.training_step import save_weights
 from mlx_transformer.backend import compiles, device_info, matmul_gflops, versions
 from mlx_transformer.data.stream import Batches, validation_sequences
+from mlx_transformer.run.folder import write_settings
 from mlx_transformer.run.ladder import Experiment, find_branch, find_phase
 from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.result import known_before
-from mlx_transformer.run.settings import Settings, write_settings
+from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.trainer import default_eval_every
 from mlx_transformer.utils.errors import BadInput, RunFailed

@@ -1,4 +1,4 @@
-"""A run's folder: whether it may be written, its lock, and errors while it is written."""
+"""A run's folder: whether it may be written, its lock, its settings.json, and errors while it is written."""
 
 import fcntl
 import json
@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.own_code import record
+from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import SETTINGS, Settings, read_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
-from mlx_transformer.utils.files import as_bad_input, check_place
+from mlx_transformer.utils.files import as_bad_input, check_place, write_json
 
 RESULTS = Path("results/phases")
 RECIPE_CODE = "recipe_code"  # folder of the copy of the file that --recipe FILE.py:NAME names
@@ -73,6 +75,38 @@ def _is_finished(folder: Path) -> bool:
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))["stopped"] != "interrupted"
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def write_settings(folder: Path, plan: Plan) -> None:
+    """Write settings.json: the settings, and what they have to lead to again when the run is resumed.
+
+    A folder with this file alone is a run before its first step: `--resume FOLDER` trains it. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {"phase": plan.experiment.phase, "flags": plan.settings.to_dict(), **_identity(plan)}
+    write_json(folder / SETTINGS, stored)
+
+
+def check_unchanged(folder: Path, plan: Plan) -> None:
+    """Raise BadInput where the settings of a run folder lead to another model, text, tokenizer or code than before."""
+    stored = read_settings(folder)
+    for name, value in _identity(plan).items():
+        if stored.get(name) != value:
+            raise BadInput(
+                f"'{folder}' was started with another {name} than there is now: it cannot be resumed; start a new run"
+            )
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    identity = {
+        "code": record(plan.experiment.code),
+        "recipe_code": record(plan.recipe_code),
+        "corpus": plan.corpus.sha256,
+        "config": plan.config.to_dict(),
+        "recipe": plan.recipe.to_dict(),
+        "tokenizer": plan.tokenizer.sha256,
+    }
+    return json.loads(json.dumps(identity))  # tuples become lists, as in the file
 
 
 def new_folder(experiment: Experiment, branch: str | None) -> Path:

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -34,12 +34,7 @@ from mlx_transformer.run.flags import (
     read_real,
 )
 from mlx_transformer.run.ladder import Experiment, split_recipe
-from mlx_transformer.run.own_code import record
 from mlx_transformer.utils.errors import BadInput
-from mlx_transformer.utils.files import write_json
-
-if TYPE_CHECKING:
-    from mlx_transformer.run.plan import Plan
 
 SETTINGS = "settings.json"
 ENDS = ("max_steps", "max_tokens", "max_epochs", "max_seconds")
@@ -270,35 +265,3 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or "phase" not in stored or not isinstance(stored.get("flags"), dict):
         raise BadInput(f"'{path}' does not describe a run: expected the keys phase and flags")
     return stored
-
-
-def write_settings(folder: Path, plan: "Plan") -> None:
-    """Write settings.json: the settings, and what they have to lead to again when the run is resumed.
-
-    A folder with this file alone is a run before its first step: `--resume FOLDER` trains it. Raises OSError.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = {"phase": plan.experiment.phase, "flags": plan.settings.to_dict(), **_identity(plan)}
-    write_json(folder / SETTINGS, stored)
-
-
-def check_unchanged(folder: Path, plan: "Plan") -> None:
-    """Raise BadInput where the settings of a run folder lead to another model, text, tokenizer or code than before."""
-    stored = read_settings(folder)
-    for name, value in _identity(plan).items():
-        if stored.get(name) != value:
-            raise BadInput(
-                f"'{folder}' was started with another {name} than there is now: it cannot be resumed; start a new run"
-            )
-
-
-def _identity(plan: "Plan") -> dict[str, Any]:
-    identity = {
-        "code": record(plan.experiment.code),
-        "recipe_code": record(plan.recipe_code),
-        "corpus": plan.corpus.sha256,
-        "config": plan.config.to_dict(),
-        "recipe": plan.recipe.to_dict(),
-        "tokenizer": plan.tokenizer.sha256,
-    }
-    return json.loads(json.dumps(identity))  # tuples become lists, as in the file

@@ -19,7 +19,15 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.run.console import Console
 from mlx_transformer.run.curve import Curve
 from mlx_transformer.run.flags import parse
-from mlx_transformer.run.folder import RECIPE_CODE, check_folder, lock_folder, new_folder, report_failures
+from mlx_transformer.run.folder import (
+    RECIPE_CODE,
+    check_folder,
+    check_unchanged,
+    lock_folder,
+    new_folder,
+    report_failures,
+    write_settings,
+)
 from mlx_transformer.run.help import HELP, HELP_ALL, print_help
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.loggers import check_loggers, open_loggers
@@ -27,7 +35,7 @@ from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.run.result import make_result
 from mlx_transformer.run.saved import CODE, save_model
-from mlx_transformer.run.settings import Settings, check_unchanged, settings_type, write_settings
+from mlx_transformer.run.settings import Settings, settings_type
 from mlx_transformer.train.trainer import RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json

@@ -11,9 +11,10 @@ import pytest
 
 from mlx_transformer.run import console
 from mlx_transformer.run.flags import parse
+from mlx_transformer.run.folder import write_settings
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.plan import make_plan
-from mlx_transformer.run.settings import settings_type, write_settings
+from mlx_transformer.run.settings import settings_type
 from mlx_transformer.train.checkpoint import load_newest
 from mlx_transformer.train.trainer import Saved, Step
 from tests.faults.runs import (

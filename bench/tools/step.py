@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bench import logfile
 from bench.options import read_names
-from bench.tools.throughput import StepFlags, describe
+from bench.tools.throughput import StepFlags, describe, pass_worker
 from bench.workers import training_step
 from bench.workers.interleave import Ratio, interleave, speed_ratio
 from bench.workers.machine import check_torch, describe_machine
@@ -64,7 +64,7 @@ def make_workers(task: Task, against: list[str], folder: Path) -> list[Worker]:
 
     def other(name: str) -> Worker:
         if name == "gemm":
-            return replace(training_step.mlx_training(name, task, folder), target="bench.workers.gemm:GemmRounds")
+            return replace(pass_worker(name, task), target="bench.workers.passes:GemmRounds")
         if name == "plain":
             return training_step.mlx_training(name, task, folder, MLX_TRANSFORMER_PLAIN="1")
         compiled, tuned = name == "torch-compile", name != "torch-installed"

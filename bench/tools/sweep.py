@@ -62,7 +62,7 @@ class Flags:
     d_models: Text = None
     """widths, with commas, multiples of the size's head (default: half, once and twice the size's)"""
     passes: Text = None
-    """of forward, gradients, step and decode, with commas (default: the first three)"""
+    """of forward, gradients, step, decode, products (matrix products alone), with commas (default: the first three)"""
     seconds: Positive = None
     """of timing for each setting (default: 3)"""
     max_memory: Positive = None

@@ -21,6 +21,7 @@ _LABELS = {
     "gradients": "forward and backward (ms)",
     "step": "training step (ms)",
     "decode": "decoding a token (ms)",
+    "products": "matrix products of a step (ms)",
 }
 
 

@@ -9,10 +9,9 @@ import mlx.core as mx
 
 from bench.tools import graph
 from bench.tools.graph import Graph
-from bench.workers import mlx_worker
-from mlx_transformer.backend import divided_blas, split, use_device
+from mlx_transformer.backend import split
+from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.recipe import Recipe
 
 Factor = tuple[tuple[int, ...], bool]  # shape, and whether it is another array transposed
@@ -39,43 +38,20 @@ def step_products(model: Model, recipe: Recipe, batch_size: int) -> list[list[Fa
         return shapes(graph.trace(graph.training_step(model, recipe), batch))
 
 
-class GemmRounds:
-    """The products of a training step, from the settings of mlx_worker.TrainingRounds, on as many streams."""
+class Products:
+    """The products of a training step on random matrices, on as many streams; each call computes them once."""
 
-    def __init__(
-        self,
-        *,
-        phase: int,
-        size: str,
-        batch_size: int,
-        config: dict[str, Any],
-        device: str,
-        branch: str | None = None,
-        recipe: str | None = None,
-        learning_rate: float | None = None,
-        **others: Any,
-    ) -> None:
-        use_device(device)
-        kind = find_branch(find_phase(phase), branch)
-        rules = mlx_worker.make_recipe(phase, size, batch_size, config["seq_len"], recipe, learning_rate)
+    def __init__(self, kind: type[Model], config: Config, recipe: Recipe, batch_size: int) -> None:
         made: dict[Any, mx.array] = {}
         self.work: list[tuple[mx.Stream, list[list[mx.array]]]] = []
         for i, (stream, part, _) in enumerate(split(mx.zeros((batch_size, 1)))):
             with mx.stream(stream):
-                pairs = step_products(kind(kind.Config(**config)), rules, len(part))
+                pairs = step_products(kind(config), recipe, len(part))
                 self.work += [(stream, [[made.setdefault((i, f), _draw(*f)) for f in pair] for pair in pairs])]
         mx.eval(list(made.values()))
 
-    def facts(self) -> dict[str, Any]:
-        """Describe the runtime."""
-        return mlx_worker.describe_runtime()
-
-    def round(self, steps: int) -> dict[str, Any]:
-        """Compute the products of so many steps."""
-        with divided_blas():
-            for _ in range(steps):
-                mx.eval([self._last(stream, factors) for stream, factors in self.work])
-        return {"losses": []}
+    def __call__(self) -> None:
+        mx.eval([self._last(stream, factors) for stream, factors in self.work])
 
     @staticmethod
     def _last(stream: mx.Stream, work: list[list[mx.array]]) -> mx.array:

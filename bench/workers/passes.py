@@ -29,6 +29,7 @@ from mlx.utils import tree_map
 
 from bench.tools.graph import on_metal, trace, training_step
 from bench.tools.kernels import peak_bytes
+from bench.workers.gemm import Products
 from bench.workers.mlx_worker import describe_runtime, make_recipe
 from bench.workers.training_step import text_like
 from mlx_transformer.backend import device_info, divided_blas, split, use_device
@@ -43,7 +44,7 @@ from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.trees import by_path
 
 FULL = "out of memory"
-PASSES = ("forward", "gradients", "step", "decode")
+PASSES = ("forward", "gradients", "step", "decode", "products")
 DECODED = 16  # tokens that are timed
 _LEARNING_RATE = 1e-5  # small: the weights hardly move
 _TABLES = re.compile(r"(.*\.)?(value_)?embedding\.|position\.")
@@ -93,7 +94,7 @@ class Passes:
     def __init__(self, model: Model, recipe: Recipe, batch_size: int) -> None:
         config, random = model.config, [mx.random.state]
         tokens = text_like(batch_size * (config.seq_len + 1), config.vocab_size)
-        self.model, self.dtype = model, getattr(mx, recipe.dtype)
+        self.model, self.recipe, self.dtype = model, recipe, getattr(mx, recipe.dtype)
         self.loss: Any = math.nan
         self.batch = mx.array(tokens.reshape(batch_size, -1).astype("int32"))
         frozen: Any = tuple(replace(group, optimizer=_NoUpdate()) for group in recipe.groups)
@@ -126,6 +127,10 @@ class Passes:
         """Compute the loss, the gradients, their clipping and the update."""
         self._run(self._step)
 
+    def products(self) -> None:
+        """Compute the matrix products of a step alone."""
+        self._products()
+
     def decode(self) -> float:
         """Decode at the end of the context; seconds per token, without prefill and compilation."""
         self.model.eval()
@@ -147,6 +152,10 @@ class Passes:
             self.seconds(name)
         return mx.get_peak_memory()
 
+    @functools.cached_property
+    def _products(self) -> Products:
+        return Products(type(self.model), self.model.config, self.recipe, len(self.batch))
+
     def _run(self, step: TrainingStep) -> None:
         metrics, norm = step(self.batch, _LEARNING_RATE)
         mx.eval(metrics, norm, step.state)
@@ -162,8 +171,8 @@ class Passes:
         return loss
 
 
-class PassRounds:
-    """The worker: passes of one model on one batch.
+class _Setting:
+    """A worker of one model and one batch.
 
     max_bytes: limit of this process's memory. plain_ops: with the plain form of every operation, on the same BLAS and
     streams.
@@ -195,6 +204,25 @@ class PassRounds:
     def facts(self) -> dict[str, Any]:
         """Describe what the speed depends on."""
         return describe_runtime()
+
+
+class GemmRounds(_Setting):
+    """The worker `gemm` of `bench step`."""
+
+    def round(self, steps: int) -> dict[str, Any]:
+        """Compute the matrix products of so many steps."""
+        with divided_blas():
+            for _ in range(steps):
+                self.products()
+        return {"losses": []}
+
+    @functools.cached_property
+    def products(self) -> Products:
+        return Products(self.kind, self.config, self.recipe, self.batch_size)
+
+
+class PassRounds(_Setting):
+    """The worker of `bench sweep` and `bench memory`: the passes of a step."""
 
     def round(self, passes: Sequence[str], peaks: bool = False) -> dict[str, Any]:
         """Run each pass once; `status` is "done" or FULL. peaks: before that, measure each one's peak memory."""

@@ -40,7 +40,7 @@ def test_each_pass_computes_what_its_name_says():
         return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
 
     before = weights()
-    for name in ("forward", "gradients", "decode"):
+    for name in ("forward", "gradients", "decode", "products"):
         assert timed.seconds(name) > 0
     assert all(np.array_equal(before[name], value) for name, value in weights().items())
     timed.step()

@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 
 from bench.tools import graph, kernels
-from bench.workers import gemm
+from bench.workers import gemm, passes
 from phases import phase1
 
 CONFIG = phase1.Config(vocab_size=50, d_model=16, n_layers=2, n_heads=2, d_ff=24, seq_len=12)
@@ -29,7 +29,10 @@ def test_a_factor_is_drawn_as_it_lies():
     ], found
 
 
-def test_the_worker_runs():
-    config = CONFIG.to_dict()
-    rounds = gemm.GemmRounds(phase=1, size="nano", batch_size=3, config=config, device="cpu", tokens="", folder="")
-    assert rounds.round(2) == {"losses": []}
+def test_the_worker_computes_the_products_of_so_many_steps(monkeypatch):
+    setting = {"phase": 1, "branch": None, "recipe": None, "size": "nano", "config": CONFIG.to_dict()}
+    worker = passes.GemmRounds(**setting, batch_size=3, device="cpu")
+    computed = []
+    monkeypatch.setattr(gemm.Products, "__call__", lambda self: computed.append(self))
+    assert worker.round(2) == {"losses": []}
+    assert computed == [worker.products] * 2

@@ -1,4 +1,4 @@
-"""Shared fixtures: the repository on sys.path, caches apart from the user's, a fixed seed."""
+"""Shared fixtures: the repository on sys.path, caches apart from the user's, a fixed seed, MLX's default device."""
 
 import os
 import sys
@@ -18,8 +18,13 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anything imports mlx.core
+
+# isort: split
+import mlx.core as mx  # noqa: E402
+
 from mlx_transformer.backend import prepare  # noqa: E402
 
+DEVICE = mx.default_device()  # a GPU where there is one
 SHARED = ROOT.parent / "shared" / "data"
 hypothesis.settings.register_profile("here", deadline=None)  # no test fails because a machine is busy
 hypothesis.settings.load_profile("here")
@@ -27,9 +32,21 @@ hypothesis.settings.load_profile("here")
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    import mlx.core as mx
-
     mx.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _default_device():
+    """Give every test the default device that MLX chose, which commands and other tests change."""
+    mx.set_default_device(DEVICE)  # a fixture of a module may have changed it
+    yield
+    mx.set_default_device(DEVICE)
+
+
+@pytest.fixture
+def on_cpu():
+    """Compute on the CPU: for what only the CPU does, and for runs that must be equal bit for bit."""
+    mx.set_default_device(mx.cpu)
 
 
 @pytest.fixture

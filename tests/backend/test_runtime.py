@@ -305,6 +305,14 @@ def test_prepare_is_done_once():
     assert runtime.prepare() is runtime.prepare()
 
 
+def test_a_test_that_changes_the_default_device():
+    mx.set_default_device(mx.Device(mx.cpu, 1))
+
+
+def test_leaves_it_unchanged_for_the_next_test():
+    assert mx.default_device() == mx.Device(mx.gpu if mx.is_available(mx.gpu) else mx.cpu)
+
+
 def test_device():
     here = device.use_device("cpu")
     assert here == device.device_info()

@@ -22,6 +22,7 @@ from mlx_transformer.utils.errors import exit_cleanly
 ROOT = Path(__file__).parent.parent.parent
 _NUMBERS = {"d-model": 16, "n-layers": 1, "n-heads": 2, "d-ff": 32, "seq-len": 24, "vocab-size": 384, "batch-size": 3}
 TINY = ["--size", "nano", *(part for name, value in _NUMBERS.items() for part in (f"--{name}", str(value)))]
+ON_CPU = [*TINY, "--device", "cpu"]  # where a repeated run must be equal bit for bit: a GPU adds in any order
 TEXT_BYTES = 30_000
 _WORDS = [first + rest for first in ("the", "ca", "do", "sa", "mu", "tree") for rest in ("", "t", "g", "nd", "ry")]
 

@@ -10,13 +10,13 @@ import sys
 import pytest
 
 from mlx_transformer.train.checkpoint import load_newest
-from tests.faults.runs import TINY, assert_same_run, train, write_text
+from tests.faults.runs import ON_CPU, assert_same_run, train, write_text
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     text = write_text(tmp_path_factory.mktemp("text") / "text.txt")
-    return [*TINY, "--data", text, "--quiet", "--max-steps", 20, "--eval-every", 6, "--save-every", 4]
+    return [*ON_CPU, "--data", text, "--quiet", "--max-steps", 20, "--eval-every", 6, "--save-every", 4]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from mlx_transformer.run.settings import settings_type
 from mlx_transformer.train.checkpoint import load_newest
 from mlx_transformer.train.trainer import Saved, Step
 from tests.faults.runs import (
-    TINY,
+    ON_CPU,
     assert_same_run,
     count_disk_operations,
     curve,
@@ -41,7 +41,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny(text):
     """Dropout on; evaluations and checkpoints that sometimes fall together."""
-    return [*TINY, "--data", text, "--quiet", "--max-steps", 24, "--eval-every", 7, "--save-every", 5]
+    return [*ON_CPU, "--data", text, "--quiet", "--max-steps", 24, "--eval-every", 7, "--save-every", 5]
 
 
 @pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
@@ -147,7 +147,7 @@ def whole_compiled(tiny, tmp_path_factory):
 def plateau(text, tmp_path_factory):
     """Flags and folder of a run that stops on a plateau at its sixth evaluation."""
     folder = tmp_path_factory.mktemp("plateau") / "run"
-    flags = [*TINY, "--data", text, "--quiet", "--learning-rate", "1e-9", "--max-steps", 99, "--eval-every", 2]
+    flags = [*ON_CPU, "--data", text, "--quiet", "--learning-rate", "1e-9", "--max-steps", 99, "--eval-every", 2]
     assert train(*flags, "--out", folder).code == 0
     assert (result(folder)["stopped"], result(folder)["steps"]) == ("plateau", 12)
     return flags, folder

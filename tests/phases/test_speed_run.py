@@ -18,8 +18,7 @@ from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 from phases import phase5, phase6
-from tests.faults.runs import TINY as TINY_RUN
-from tests.faults.runs import assert_same_run, command, write_text
+from tests.faults.runs import ON_CPU, assert_same_run, command, write_text
 from tests.ladder import TINY, tiny, tokens
 from tests.phases.test_architecture import apart, like, set_all
 
@@ -237,7 +236,7 @@ def test_muon_owns_the_matrices_of_the_blocks_and_nothing_else(recipe):
 
 def test_a_resumed_run_is_the_one_never_stopped(tmp_path):
     text = write_text(tmp_path / "text.txt")
-    flags = [*TINY_RUN, "--data", text, "--eval-every", 2]
+    flags = [*ON_CPU, "--data", text, "--eval-every", 2]
 
     def train(*args):
         assert command(lambda: training.main(find_phase(6)), *args, "--quiet").code == 0

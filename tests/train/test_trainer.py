@@ -263,6 +263,7 @@ def test_the_wait_for_data_is_a_share_of_the_clock(clock, monkeypatch):
 # What decides the weights
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     (one, first), (two, second), (three, third) = train(), train(), train(seed=1)
     assert_equal_weights(first, second)
@@ -284,6 +285,7 @@ def test_compiled_and_eager_steps_agree():
         np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_evaluating_more_often_changes_nothing():
     _, often = train(max_steps=9, options={"eval_every": 1})
     _, seldom = train(max_steps=9, options={"eval_every": 9})
@@ -292,12 +294,14 @@ def test_evaluating_more_often_changes_nothing():
     assert_equal_weights(often, seldom)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_saving_changes_nothing(tmp_path):
     _, saved = train(options={"checkpoints": tmp_path, "save_every": 1})
     _, plain = train()
     assert_equal_weights(saved, plain)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_resumed_is_uninterrupted(tmp_path):
     events, whole = train(max_steps=16, options={"eval_every": 4})
     train(max_steps=4, options={"eval_every": 4, "checkpoints": tmp_path})
@@ -489,6 +493,7 @@ def test_an_average_is_waited_for(steps, end):
     assert (last.step, stopped.why) == (end, "plateau"), "the learning rate is 0 from step 7 on"
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(("ours", "recipe_s"), [(0.1, 0.0), (0.0, 0.2)])
 def test_the_recipe_s_dropout_replaces_the_model_s_while_training(ours, recipe_s):
     model = make_model(dropout=ours)

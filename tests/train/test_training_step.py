@@ -244,6 +244,7 @@ EVERYTHING = replace(
 )
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_resumed_is_uninterrupted_with_all_that_remembers(dtype, tmp_path):
     recipe = replace(EVERYTHING, dtype=dtype)

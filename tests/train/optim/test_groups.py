@@ -64,6 +64,7 @@ def test_they_are_recorded_by_name(own):
     assert groups[0]["select"] == {"kind": "is_bias"}
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_its_state_is_in_the_checkpoint(own, tmp_path):
     _, whole = train(recipe=own, max_steps=8)
     options = {"checkpoints": tmp_path / "checkpoints", "save_every": 4, "eval_every": 100}

@@ -18,8 +18,7 @@ from mlx_transformer.train.optim.sophia import Sophia
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.trees import by_path
 from phases import phase5
-from tests.faults.runs import TINY as RUN
-from tests.faults.runs import command, write_text
+from tests.faults.runs import ON_CPU, command, write_text
 from tests.ladder import TINY, V, tiny, tokens
 
 SIZE = 5
@@ -162,7 +161,7 @@ def test_the_loss_falls(name):
 def test_a_run_that_was_stopped_between_two_looks_ends_with_the_same_weights(tmp_path):
     text = write_text(tmp_path / "text.txt")
     phase5 = find_phase(5)
-    line = [*RUN, "--data", text, "--recipe", "sophia", "--quiet"]
+    line = [*ON_CPU, "--data", text, "--recipe", "sophia", "--quiet"]
     for folder, steps in (("whole", 13), ("parts", 7)):
         assert command(lambda: training.main(phase5), *line, "--max-steps", steps, "--out", tmp_path / folder).code == 0
     assert (

@@ -7,8 +7,8 @@ larger one is tried. It writes sweep.json and plots. Settings are measured minut
 them are the machine's: `bench step` compares. MFU is the share of the machine's matmul throughput (float32,
 2048 x 2048) by the formula in bench/workers/passes.py.
 
-The cost of a long context: `python -m bench sweep --phases 3 3/longformer --seq-lens 256,512,1024,2048,4096
---d-models 128 --batch-sizes 1 --passes gradients,decode`.
+The cost of a long context: `python -m bench sweep --phases 3 3/longformer --batch-sizes 1
+--seq-lens 256,512,1024,2048,4096 --passes gradients,decode`.
 """
 
 import itertools
@@ -60,7 +60,7 @@ class Flags:
     seq_lens: Text = None
     """tokens of a sequence, with commas (default: half, once and twice the size's)"""
     d_models: Text = None
-    """widths, with commas, multiples of the size's head (default: half, once and twice the size's)"""
+    """widths, with commas, multiples of the size's head (default: the size's; of one phase half and twice too)"""
     passes: Text = None
     """of forward, gradients, step, decode, products (matrix products alone), with commas (default: the first three)"""
     seconds: Positive = None
@@ -92,6 +92,7 @@ class Grid:
         use_device(device)
         size = choose_size(flags.size)
         variants = tuple(dict.fromkeys(Variant.read(text) for text in flags.phases or ("1",)))
+        widths = (0.5, 1, 2) if len(variants) == 1 else (1,)
         d_model, seq_len = SIZES[size]["d_model"], SIZES[size]["seq_len"]
         batch_size = make_task(variants[0].phase, size, device).batch_size
         memory = flags.max_memory * 1e9 if flags.max_memory else FOR_THE_GPU * device_info().memory_bytes
@@ -103,7 +104,7 @@ class Grid:
             seconds=flags.seconds or SECONDS,
             max_memory_bytes=int(memory),
             axes=(
-                read_numbers("--d-models", flags.d_models) or _around(d_model, 0.5, 1, 2),
+                read_numbers("--d-models", flags.d_models) or _around(d_model, *widths),
                 read_numbers("--seq-lens", flags.seq_lens) or _around(seq_len, 0.5, 1, 2),
                 read_numbers("--batch-sizes", flags.batch_sizes) or _around(batch_size, 1 / 16, 1 / 4, 1, 4),
             ),

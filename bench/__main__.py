@@ -6,7 +6,7 @@ import sys
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 
 TOOLS = {  # name -> module with a main(), and what the tool answers
-    "compare": ("bench.compare.compare", "variants against each other and PyTorch: throughput, time to a target loss"),
+    "compare": ("bench.compare.command", "variants against each other and PyTorch: throughput, time to a target loss"),
     "report": ("bench.report.report", "RESULTS.md from the published logs"),
     "step": ("bench.tools.step", "throughput of a training step, against PyTorch"),
     "decode": ("bench.tools.decode", "throughput of greedy decoding, against PyTorch and transformers"),

@@ -21,7 +21,7 @@ import os
 import matplotlib.pyplot as plt
 from IPython.display import display
 
-from bench.compare import findings, plots
+from bench.compare import plots, summary
 from bench.report import look
 from bench.report.logs import read_log
 from mlx_transformer.run.plots import series, short, title
@@ -94,8 +94,8 @@ for axes, (key, label) in zip(
 
 # %%
 log = read_log(look.find_comparison(COMPARISON))
-print(findings.setting(log))
-for remark in findings.remarks(log):
+print(summary.setting(log))
+for remark in summary.remarks(log):
     print("-", remark)
 
 # %%

@@ -19,7 +19,7 @@ import os
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from bench.compare import findings, plots, tables
+from bench.compare import plots, summary, tables
 from bench.report import look
 from bench.report.logs import read_log
 
@@ -30,24 +30,24 @@ COMPARISON = os.environ.get("MLX_TRANSFORMER_COMPARISON")  # a compare.json
 
 # %%
 log = read_log(look.find_comparison(COMPARISON))
-for sentence in (*findings.headline(log), findings.setting(log), findings.machine(log), *findings.remarks(log)):
+for sentence in (*summary.headline(log), summary.setting(log), summary.describe_machine(log), *summary.remarks(log)):
     print(sentence)
 
 # %% [markdown]
-# ## Times as soon
+# ## Speedup to the target loss
 #
-# To reach the same validation loss, how many times as soon as the baseline? Two times is half the time. Each bar is the
+# How much faster than the baseline does a variant reach the same validation loss? 2× is half the time. Each bar is the
 # 95 % interval over seeds of the ratio of medians: **where it crosses the line at 1, the measurement found no
 # difference**, wherever the dot stands.
 
 # %%
-if findings.ladder(log):
+if summary.ladder(log):
     display(plots.draw_ladder(log).figure)
 display(Markdown(tables.markdown(tables.speedups(log))))
 
 # %% [markdown]
 # Three measures stand beside each other. *Tokens* asks how much text the idea needs; it is exact for a seed. The
-# *clock* asks how long that took here. *Tokens ÷ rate* divides the tokens by the speed that was measured in turn with
+# *clock* asks how long that took here. *Tokens ÷ throughput* divides them by the throughput measured interleaved with
 # the others, so that a busy machine does not decide. An idea that needs fewer tokens but makes each slower can lose.
 
 # %% [markdown]
@@ -56,7 +56,7 @@ display(Markdown(tables.markdown(tables.speedups(log))))
 # Speed and memory, the reference in PyTorch hatched.
 
 # %%
-if log["rates"]:
+if log["throughput"]:
     display(plots.draw_speed(log).figure, plots.draw_memory(log).figure)
 display(Markdown(tables.markdown(tables.speed(log))))
 
@@ -67,7 +67,7 @@ display(Markdown(tables.markdown(tables.speed(log))))
 # pays at all of them pays; one that only learns faster at first has a line that falls.
 
 # %%
-key = findings.headline_measure(log)
+key = summary.headline_measure(log)
 figure, axes = plt.subplots(figsize=(plots.WIDTH, 3.2), layout="constrained")
 names = list(dict.fromkeys(one["name"] for one in log["speedups"]))
 for i, name in enumerate(names):
@@ -82,7 +82,7 @@ for i, name in enumerate(names):
 axes.axhline(1, color=plots.INK, linewidth=0.8)
 axes.set_xscale("log", base=2)
 axes.set_xticks([0.5, 1, 2], ["½", "1", "2"])
-axes.set(xlabel="target: phase 1's loss after so many budgets", ylabel=f"times as soon, by {findings.MEASURES[key]}")
+axes.set(xlabel="target: phase 1's loss after so many budgets", ylabel=f"speedup by {summary.MEASURES[key]}")
 axes.grid(axis="y", color=plots.RULE, linewidth=0.6)
 figure.legend(loc="outside upper left", ncols=3)
 plt.show()

@@ -1,4 +1,4 @@
-"""compare.html: one file with everything in it, that asks no network; tables sort by a click, and the dark is dark."""
+"""compare.html: one file without network requests, with sortable tables and a dark mode."""
 
 import math
 import re
@@ -7,27 +7,27 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from bench.compare import findings, tables
-from bench.compare.findings import Cell, Log
-from bench.compare.plots import ROLES, Picture
+from bench.compare import summary, tables
+from bench.compare.plots import ROLES, Plot
+from bench.compare.summary import Cell, Log
 from bench.compare.tables import Table
 from mlx_transformer.utils.files import atomic_write
 
-LONG = 60  # characters: a cell with more is broken into lines
+LONG = 60  # characters: the text of a longer cell wraps
 
 
-def write_page(path: Path, log: Log, pictures: Sequence[Picture]) -> None:
-    """Put the page at path. Raises OSError."""
-    figures = {picture.name: _figure(picture) for picture in pictures}
-    answer, *further = findings.headline(log)
-    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in findings.remarks(log))
+def write_page(path: Path, log: Log, plots: Sequence[Plot]) -> None:
+    """Write the page. Raises OSError."""
+    figures = {plot.name: _figure(plot) for plot in plots}
+    answer, *further = summary.headline(log)
+    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in summary.remarks(log))
     first = "ladder" if "ladder" in figures else "speed"
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{answer} ({findings.setting(log)})"),
+        title=escape(f"{answer} ({summary.setting(log)})"),
         answer=escape(answer),
         further="".join(f"<p>{escape(sentence)}</p>" for sentence in further),
         remarks=f'<ul class="remarks">{remarks}</ul>' if remarks else "",
-        where=escape(f"{findings.setting(log)}. {findings.machine(log)}"),
+        where=escape(f"{summary.setting(log)}. {summary.describe_machine(log)}"),
         ladder=figures.pop(first, ""),
         sections="\n".join(_sections(log, figures)),
     )
@@ -37,15 +37,15 @@ def write_page(path: Path, log: Log, pictures: Sequence[Picture]) -> None:
 def _sections(log: Log, figures: Mapping[str, str]) -> list[str]:
     sections = [_section(tables.speedups(log)), _section(tables.targets(log))]
     if "loss_tokens" in figures:
-        sections.append(f"<h2>How the loss falls</h2>{_pair(figures, 'loss_tokens', 'loss_seconds')}")
-    sections.append(_section(tables.rates(log), _pair(figures, "speed", "memory")))
+        sections.append(f"<h2>Loss curves</h2>{_pair(figures, 'loss_tokens', 'loss_seconds')}")
+    sections.append(_section(tables.throughput(log), _pair(figures, "speed", "memory")))
     rest = (tables.speed, tables.quality, tables.parity, tables.agreement, tables.runs)
     return [*sections, *(_section(make(log)) for make in rest)]
 
 
-def _section(table: Table, pictures: str = "") -> str:
+def _section(table: Table, plots: str = "") -> str:
     body = _table(table) if table.rows else '<p class="note">Not measured.</p>'
-    return f"<h2>{escape(table.title)}</h2>{pictures}{body}"
+    return f"<h2>{escape(table.title)}</h2>{plots}{body}"
 
 
 def _pair(figures: Mapping[str, str], *names: str) -> str:
@@ -74,10 +74,10 @@ def _cell(cell: Cell, is_number: bool) -> str:
     return f'<td{_number(is_number)} data-value="{value}">{escape(cell.text)}</td>'
 
 
-def _figure(picture: Picture) -> str:
-    """The picture inside the page: its ids its own, its colours the page's, read aloud as what it shows."""
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", picture.svg())
+def _figure(plot: Plot) -> str:
+    """Return a plot for the page: with unique ids, the page's colours and a description for screen readers."""
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", plot.svg())
     for role, colour in ROLES.items():
         svg = svg.replace(colour, f"var(--{role})")
     svg = re.sub(r'^<svg([^>]*?) width="[^"]*" height="[^"]*"', r"<svg\1", svg)
-    return f'<figure role="img" aria-label="{escape(picture.shows)}">{svg}</figure>'
+    return f'<figure role="img" aria-label="{escape(plot.description)}">{svg}</figure>'

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, as SVG and PNG: lines and markers tell apart what colour does, so paper may be grey."""
+"""The plots of a comparison, as SVG and PNG. Lines and markers differ as colours do, so that grey prints work."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.compare.findings import (
+from bench.compare.summary import (
     MEASURES,
     Log,
     against,
@@ -19,10 +19,10 @@ from bench.compare.findings import (
     chip,
     headline_measure,
     ladder,
-    rate,
+    ratio,
     runs_of,
     status,
-    times,
+    tokens_per_second,
     variants,
     verdict,
 )
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1b1b1b", "#6a6a6a", "#dcdcdc"
-# Okabe & Ito 2008, without the yellow that paper swallows, by lightness as far as the order allows
+# Okabe & Ito 2008 without yellow, which does not print, roughly by lightness
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
 COLOURS = (INK, BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE)
-# What a page in the dark may set otherwise, by the name that the page has for it.
+# Colours that the page replaces in dark mode, by the name of its CSS variable.
 ROLES = {"ink": INK, "muted": MUTED, "rule": RULE, "blue": BLUE, "vermilion": VERMILION, "green": GREEN}
 ROLES |= {"purple": PURPLE, "sky": SKY, "orange": ORANGE}
 MARKERS = "osD^vPX"
 LINES = {"": "-", "torch": "--", "torch-compile": ":"}
-KINDS: dict[str, dict[str, Any]] = {  # of a verdict: how its dot looks
+KINDS: dict[str, dict[str, Any]] = {  # marker by verdict
     "faster": {"marker": "o", "color": BLUE},
     "slower": {"marker": "s", "color": VERMILION},
     "no difference": {"marker": "o", "color": INK, "markerfacecolor": "none"},
@@ -54,7 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {  # of a verdict: how its dot looks
 CROSS: dict[str, Any] = {"marker": "x", "markersize": 7, "markeredgewidth": 1.8, "linestyle": ""}
 BROKEN = ("diverged", "failed")
 RATIO_TICKS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50)
-WIDTH = 4.8  # inches: its type keeps its size on paper, and is still read on a telephone
+WIDTH = 4.8  # inches: readable on paper and on a phone
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlelocation": "left",
@@ -64,23 +64,23 @@ STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "svg.fonttype": "none",  # text stays text: found, read aloud, in the page's type
+    "svg.fonttype": "none",  # text stays text, for search and screen readers
     "svg.hashsalt": "compare",
-    "text.parse_math": False,  # a name may hold a dollar
+    "text.parse_math": False,  # a name may have a dollar sign
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A drawn figure; `shows` says in a sentence what stands in it."""
+class Plot:
+    """A drawn figure, and a sentence that describes it."""
 
     name: str
-    shows: str
+    description: str
     figure: "Figure"
 
     def svg(self) -> str:
-        """The <svg> element alone, on no ground of its own."""
+        """Return the <svg> element alone, without a background."""
         import matplotlib as mpl
 
         text = StringIO()
@@ -90,7 +90,7 @@ class Picture:
         return text.getvalue()[text.getvalue().index("<svg") :]
 
     def write(self, folder: Path) -> Path:
-        """Put NAME.png in the folder, the same bytes for the same log. Raises OSError."""
+        """Write NAME.png into the folder, the same bytes for the same log. Raises OSError."""
         import matplotlib as mpl
 
         data, path = BytesIO(), folder / f"{self.name}.png"
@@ -100,25 +100,25 @@ class Picture:
         return path
 
 
-def draw(log: Log) -> list[Picture]:
-    """All pictures that there is something to draw for."""
+def draw(log: Log) -> list[Plot]:
+    """Draw all plots that the log has data for."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):
-        pictures = [draw_ladder(log)] if ladder(log) else []
+        plots = [draw_ladder(log)] if ladder(log) else []
         if any(run["evals"] for run in log["runs"]):
-            pictures += [draw_loss(log, "tokens"), draw_loss(log, "seconds")]
-        if log["rates"]:
-            pictures += [draw_speed(log), draw_memory(log)]
-    return pictures
+            plots += [draw_loss(log, "tokens"), draw_loss(log, "seconds")]
+        if log["throughput"]:
+            plots += [draw_speed(log), draw_memory(log)]
+    return plots
 
 
-def draw_ladder(log: Log) -> Picture:
-    """How many times sooner than its baseline each contender is at the target: a dot, its interval, its number."""
+def draw_ladder(log: Log) -> Plot:
+    """Draw each variant's speedup over its baseline: a dot, its interval, its figure."""
     rows, key = ladder(log), headline_measure(log)
     baseline, names = against(rows)
     axes = _rows(names)
-    known = [row[key][of] for row in rows if row[key] for of in ("ratio", "low", "high") if row[key][of]]
+    known = [row[key][bound] for row in rows if row[key] for bound in ("ratio", "low", "high") if row[key][bound]]
     left, right = min([0.9, *known]) / 1.08, max([1.1, *known]) * 1.08
     for y, row in enumerate(rows):
         _dot(axes, y, row[key], left, right)
@@ -126,25 +126,27 @@ def draw_ladder(log: Log) -> Picture:
     axes.set_xscale("log")
     axes.set_xlim(left, right)
     _ratio_ticks(axes, left, right)
-    _beside(axes, [times(row[key]).text for row in rows])
-    _title(axes, f"Times as soon as {baseline} at a validation loss of {rows[0]['target_loss']:.3f}")
-    axes.set_xlabel(_doubted(log, f"times as soon, by {MEASURES[key]} (log scale); bars: 95 % intervals"))
+    _beside(axes, [ratio(row[key]).text for row in rows])
+    _title(axes, f"Speedup over {baseline} to a validation loss of {rows[0]['target_loss']:.3f}")
+    axes.set_xlabel(_with_caveat(log, f"speedup by {MEASURES[key]} (log scale); bars: 95 % intervals"))
     _legend_of_kinds(axes, [verdict(row[key]) for row in rows])
-    said = "; ".join(f"{row['name']} {times(row[key]).text}, {verdict(row[key])}" for row in rows)
-    return Picture(name="ladder", shows=f"Times as soon as {baseline} at the target: {said}.", figure=_figure(axes))
+    values = "; ".join(f"{row['name']} {ratio(row[key]).text}, {verdict(row[key])}" for row in rows)
+    return Plot(
+        name="ladder", description=f"Speedup over {baseline} to the target loss: {values}.", figure=_figure(axes)
+    )
 
 
-def _dot(axes: "Axes", y: int, found: Mapping[str, Any] | None, left: float, right: float) -> None:
-    """One row of the ladder; an arrow where a bound lies beyond all that was measured, a cross for no ratio at all."""
-    kind = verdict(found)
-    ratio, low, high = (None, None, None) if found is None else (found["ratio"], found["low"], found["high"])
+def _dot(axes: "Axes", y: int, row: Mapping[str, Any] | None, left: float, right: float) -> None:
+    """Draw a row of the ladder, with an arrow for a bound beyond everything measured, and a cross without a ratio."""
+    kind = verdict(row)
+    value, low, high = (None, None, None) if row is None else (row["ratio"], row["low"], row["high"])
     if low is not None or high is not None:
         axes.plot([low or left, high or right], [y, y], color=MUTED, linewidth=1.4, zorder=2)
-        ends = [(left, "<")] * (low is None and ratio is not None) + [(right, ">")] * (high is None)
+        ends = [(left, "<")] * (low is None and value is not None) + [(right, ">")] * (high is None)
         for end, arrow in ends:
             axes.plot(end, y, marker=arrow, markersize=5, clip_on=False, color=MUTED)
-    if ratio is not None or kind in ("not reached", "not measured"):
-        axes.plot(ratio or left, y, markersize=6, linestyle="", zorder=3, clip_on=False, **KINDS[kind])
+    if value is not None or kind in ("not reached", "not measured"):
+        axes.plot(value or left, y, markersize=6, linestyle="", zorder=3, clip_on=False, **KINDS[kind])
 
 
 def _ratio_ticks(axes: "Axes", left: float, right: float) -> None:
@@ -165,10 +167,10 @@ def _legend_of_kinds(axes: "Axes", kinds: Sequence[str]) -> None:
     _figure(axes).legend(handles=handles, loc="outside lower left", ncols=len(handles), handletextpad=0.2)
 
 
-def draw_loss(log: Log, over: str) -> Picture:
-    """Validation loss over "tokens" or "seconds": medians, bands over seeds, the target.
+def draw_loss(log: Log, over: str) -> Plot:
+    """Draw the validation loss over "tokens" or "seconds": medians, bands over seeds, the target.
 
-    One panel; where there are more contenders than looks, one for each against the first.
+    One panel, or where there are more variants than colours one for each against the first.
     """
     first, *others = bases = list(dict.fromkeys(map(base, variants(log))))
     crowded = len(bases) > len(COLOURS)
@@ -181,22 +183,22 @@ def draw_loss(log: Log, over: str) -> Picture:
                 _curve(axes, log, name, over, shown.index(base(name)), crowded=crowded)
         _target(axes, log)
         if crowded:
-            axes.set_title(shown[1] + _mishaps(log, shown[1]), fontsize=8)
+            axes.set_title(shown[1] + _incidents(log, shown[1]), fontsize=8)
     _bounds(grid[0], log, over)
-    (figure.supylabel if crowded else grid[0].set_ylabel)("validation loss (nats per piece)", fontsize=9)
+    (figure.supylabel if crowded else grid[0].set_ylabel)("validation loss (nats per token)", fontsize=9)
     entries = _named_once(log, grid)
     columns = 2 if max(len(entry.get_label()) for entry in entries) <= 28 else 1
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(entries) // columns))
     figure.legend(handles=entries, loc="outside upper left", ncols=columns)
-    said = "; ".join(f"{name}: {status(log, name)}" for name in variants(log))
-    shows = f"Validation loss over training {over}, median and range over seeds. {said}."
-    return Picture(name=f"loss_{over}", shows=shows, figure=figure)
+    counts = "; ".join(f"{name}: {status(log, name)}" for name in variants(log))
+    description = f"Validation loss over training {over}, median and range over seeds. {counts}."
+    return Plot(name=f"loss_{over}", description=description, figure=figure)
 
 
 def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: bool) -> None:
-    """A contender's band and median in the i-th look; a cross where a run ended before its time."""
-    own = runs_of(log, name)
-    x, low, middle, high = band(own, over)
+    """Draw a variant's median and band in the i-th colour, and a cross where a run broke off."""
+    runs = runs_of(log, name)
+    x, low, middle, high = band(runs, over)
     axes.plot(
         x,
         middle,
@@ -206,27 +208,27 @@ def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: boo
         marker="" if backend(name) else MARKERS[i],
         markersize=2 if crowded else 3.5,
         markevery=max(1, len(x) // 8),
-        label=name.replace(base(name), "named above") if crowded and i else name + _mishaps(log, name),
+        label=name.replace(base(name), "named above") if crowded and i else name + _incidents(log, name),
     )
-    if len(own) > 1:
+    if len(runs) > 1:
         axes.fill_between(x, low, high, color=COLOURS[i], alpha=0.15, linewidth=0)
-    for run in own:
+    for run in runs:
         if run["status"] in BROKEN:
             xs, losses = _points(run, over)
             axes.plot(xs[-1:], losses[-1:], color=COLOURS[i], **CROSS)
 
 
-def _mishaps(log: Log, name: str) -> str:
-    """What to say behind a name whose runs are not all done."""
-    wanting = Counter(run["status"] for run in runs_of(log, name) if run["status"] != "done")
-    return f" ({', '.join(f'{count} {what}' for what, count in wanting.items())})" if wanting else ""
+def _incidents(log: Log, name: str) -> str:
+    """Return what follows a name whose runs are not all done."""
+    counts = Counter(run["status"] for run in runs_of(log, name) if run["status"] != "done")
+    return f" ({', '.join(f'{count} {what}' for what, count in counts.items())})" if counts else ""
 
 
 def band(runs: Sequence[Mapping[str, Any]], over: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens or seconds from where every seed has been evaluated, and there the lowest, median and highest loss.
+    """Return tokens or seconds from where every seed has an evaluation, and the lowest, median and highest loss there.
 
-    Between two evaluations the line is straight, and a run that is done keeps its last loss. To the median a run that
-    diverged or failed is at infinity from its end on, and an infinite median is a gap (NaN); to the bounds it is gone.
+    Interpolates linearly; a run that is done keeps its last loss. A run that diverged or failed counts as infinite in
+    the median from its end on, and an infinite median is a gap (NaN); the bounds ignore it.
     """
     points = [(run, *_points(run, over)) for run in runs if run["evals"]]
     if not points:
@@ -235,20 +237,20 @@ def band(runs: Sequence[Mapping[str, Any]], over: str) -> tuple[np.ndarray, np.n
     x = x[x >= max(xs[0] for _, xs, _ in points)]
     ends = [np.inf if run["status"] in BROKEN else losses[-1] for run, _, losses in points]
     values = np.stack([np.interp(x, xs, losses, right=end) for (_, xs, losses), end in zip(points, ends, strict=True)])
-    going = np.isfinite(values).any(axis=0)
-    x, values = x[going], values[:, going]
+    known = np.isfinite(values).any(axis=0)
+    x, values = x[known], values[:, known]
     middle, finite = np.median(values, axis=0), np.where(np.isfinite(values), values, np.nan)
     return x, np.nanmin(finite, axis=0), np.where(np.isfinite(middle), middle, np.nan), np.nanmax(finite, axis=0)
 
 
 def _points(run: Mapping[str, Any], over: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens or seconds, and the losses, of a run's evaluations."""
+    """Return tokens or seconds, and the losses, of a run's evaluations."""
     x, losses = (np.array([one[key] for one in run["evals"]], float) for key in (over, "valid_loss"))
     return x, losses
 
 
 def _panels(count: int) -> tuple["Figure", list["Axes"]]:
-    """One panel, or many small ones on equal axes, three in a row."""
+    """Make one panel, or many small ones on equal axes, three per row."""
     from matplotlib.figure import Figure
 
     columns = min(count, 3)
@@ -270,7 +272,7 @@ def _target(axes: "Axes", log: Log) -> None:
 
 
 def _bounds(axes: "Axes", log: Log, over: str) -> None:
-    """Limits and labels of all panels, for all but the first tenth of a training: that falls from too high to show."""
+    """Set the limits and labels of all panels, without the high losses of the first tenth of training."""
     from matplotlib.ticker import MaxNLocator
 
     late, ends, target = [], [1.0], log["target"]["loss"]
@@ -283,17 +285,17 @@ def _bounds(axes: "Axes", log: Log, over: str) -> None:
     if over == "tokens":
         axes.set_xlim(0, max(ends))
         axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
-        axes.figure.supxlabel(_doubted(log, "training tokens"), fontsize=9)
+        axes.figure.supxlabel(_with_caveat(log, "training tokens"), fontsize=9)
         return
     unit, name = next(pair for pair in TIME_UNITS if max(ends) >= 3 * pair[0] or pair[0] == 1)
     ticks = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, max(ends) / unit))
     axes.set_xticks(ticks * unit, [f"{tick:g}" for tick in ticks])
     axes.set_xlim(0, max(ends))
-    axes.figure.supxlabel(_doubted(log, f"training time on {chip(log)} ({name})"), fontsize=9)
+    axes.figure.supxlabel(_with_caveat(log, f"training time on {chip(log)} ({name})"), fontsize=9)
 
 
 def _named_once(log: Log, grid: Sequence["Axes"]) -> list[Any]:
-    """The legend's entries: each line of any panel once, the band, and the cross where there is one."""
+    """Return the legend's entries: each line of any panel once, the band, and the cross where there is one."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -308,40 +310,40 @@ def _named_once(log: Log, grid: Sequence["Axes"]) -> list[Any]:
     return entries
 
 
-def draw_speed(log: Log) -> Picture:
-    """Tokens per second, the reference's bars hatched."""
-    values = [one["tokens_per_second"]["median"] for one in log["rates"]]
-    axes = _bars(log, values, [rate(one).text for one in log["rates"]])
-    for y, one in enumerate(log["rates"]):
-        low, high = one["tokens_per_second"]["low"], one["tokens_per_second"]["high"]
+def draw_speed(log: Log) -> Plot:
+    """Draw the throughput, the reference's bars hatched."""
+    values = [row["tokens_per_second"]["median"] for row in log["throughput"]]
+    axes = _bars(log, values, [tokens_per_second(row).text for row in log["throughput"]])
+    for y, row in enumerate(log["throughput"]):
+        low, high = row["tokens_per_second"]["low"], row["tokens_per_second"]["high"]
         if low is not None and high is not None:
             axes.plot([low, high], [y, y], color=INK, linewidth=1.2)
-    _title(axes, "Training tokens per second, 95 % intervals")
-    axes.set_xlabel(_doubted(log, f"tokens/s on {chip(log)}"))
+    _title(axes, "Training throughput, 95 % intervals")
+    axes.set_xlabel(_with_caveat(log, f"tokens/s on {chip(log)}"))
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
-    said = "; ".join(f"{one['name']} {rate(one).text}" for one in log["rates"])
-    return Picture(name="speed", shows=f"Tokens per second on {chip(log)}: {said}.", figure=_figure(axes))
+    figures = "; ".join(f"{row['name']} {tokens_per_second(row).text}" for row in log["throughput"])
+    return Plot(name="speed", description=f"Tokens per second on {chip(log)}: {figures}.", figure=_figure(axes))
 
 
-def draw_memory(log: Log) -> Picture:
-    """Memory at the peak of training."""
+def draw_memory(log: Log) -> Plot:
+    """Draw the peak memory of training."""
     axes = _bars(
         log,
-        [one["memory_bytes"] / 2**30 for one in log["rates"]],
-        [memory(one["memory_bytes"]) for one in log["rates"]],
+        [row["memory_bytes"] / 2**30 for row in log["throughput"]],
+        [memory(row["memory_bytes"]) for row in log["throughput"]],
     )
     _title(axes, "Peak memory of training")
-    axes.set_xlabel(_doubted(log, f"GiB on {chip(log)}"))
-    said = "; ".join(f"{one['name']} {memory(one['memory_bytes'])}" for one in log["rates"])
-    return Picture(name="memory", shows=f"Peak memory: {said}.", figure=_figure(axes))
+    axes.set_xlabel(_with_caveat(log, f"GiB on {chip(log)}"))
+    values = "; ".join(f"{row['name']} {memory(row['memory_bytes'])}" for row in log["throughput"])
+    return Plot(name="memory", description=f"Peak memory: {values}.", figure=_figure(axes))
 
 
 def _bars(log: Log, values: Sequence[float], texts: Sequence[str]) -> "Axes":
-    names = [one["name"] for one in log["rates"]]
+    names = [row["name"] for row in log["throughput"]]
     axes = _rows(names)
     for y, (name, value) in enumerate(zip(names, values, strict=True)):
-        look: dict[str, Any] = {"hatch": "////", "facecolor": "none"} if backend(name) else {"facecolor": BLUE}
-        axes.barh(y, value, height=0.62, edgecolor=BLUE, linewidth=0.8, **look)
+        style: dict[str, Any] = {"hatch": "////", "facecolor": "none"} if backend(name) else {"facecolor": BLUE}
+        axes.barh(y, value, height=0.62, edgecolor=BLUE, linewidth=0.8, **style)
     axes.set_xlim(left=0)
     axes.locator_params(axis="x", nbins=5)
     _beside(axes, texts)
@@ -349,7 +351,7 @@ def _bars(log: Log, values: Sequence[float], texts: Sequence[str]) -> "Axes":
 
 
 def _rows(names: Sequence[str]) -> "Axes":
-    """Axes with a row for each name, the first on top."""
+    """Make axes with a row for each name, the first on top."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, 1.15 + 0.27 * len(names)), layout="constrained")
@@ -364,13 +366,13 @@ def _rows(names: Sequence[str]) -> "Axes":
 
 
 def _beside(axes: "Axes", texts: Sequence[str]) -> None:
-    """A column of figures to the right of the rows."""
+    """Write a column of figures to the right of the rows."""
     for y, text in enumerate(texts):
         axes.text(1.03, y, text, transform=axes.get_yaxis_transform(), va="center_baseline", fontsize=8.5)
 
 
-def _doubted(log: Log, label: str) -> str:
-    """An axis label, and below it what a picture must not lose when it is copied: that it is rough."""
+def _with_caveat(log: Log, label: str) -> str:
+    """Return an axis label with the caveat below it, which stays with a copied plot."""
     return f"{label}\n{caveat(log)}".rstrip()
 
 

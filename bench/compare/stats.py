@@ -1,12 +1,12 @@
-"""Intervals and verdicts: ratios of medians of paired measurements, by bootstrap (Efron 1979), and what they show.
+"""Intervals and verdicts of ratios of medians of paired measurements, by bootstrap (Efron 1979).
 
-Why the percentile bootstrap of the ratio itself: over five seeds it is the range of the five paired ratios, which holds
-the true one with probability 1 - 2 / 2^5 = 93.75 % whatever the noise is; over eight rounds it holds it in 94-96 % of
-simulated comparisons (normal, heavy-tailed and one-sided noise, correlated within a pair by 0 to 0.9). Above eight
-pairs it becomes cautious, 98 % at ten strongly correlated ones. In the same simulation the basic bootstrap holds the
-truth in 58-90 %, the studentised one and that of the median of paired ratios in 92-96 %. Student's t of the paired
-log-ratios does in 95-97 %, but knows no infinite value, which is what a seed has that never met its target. It is used
-under five pairs, where a median has too few values to be resampled. tests/bench/test_stats.py repeats the simulation.
+Why the percentile bootstrap of the ratio itself: over five seeds it is the range of the five paired ratios, which
+covers the true one with probability 1 - 2 / 2^5 = 93.75 % whatever the noise is; over eight rounds it covers it in
+94-96 % of simulated comparisons (normal, heavy-tailed and one-sided noise, correlated within a pair by 0 to 0.9). Above
+eight pairs it is conservative, 98 % at ten strongly correlated ones. In the same simulation the basic bootstrap covers
+the truth in 58-90 %, the studentised one and that of the median of paired ratios in 92-96 %. Student's t of the paired
+log-ratios covers it in 95-97 %, but cannot take an infinite value, which a seed has that never reached its target. It
+is used under five pairs, which are too few to resample. tests/bench/compare/test_stats.py repeats the simulation.
 """
 
 import math
@@ -31,7 +31,7 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """Of a ratio "how many times sooner"; where the interval contains 1 nothing was shown."""
+        """Judge a speedup: "no difference" where the interval contains 1."""
         if not self.value > 0:
             return "not reached"
         if self.low > 1:
@@ -46,14 +46,14 @@ class Interval:
 
 
 def median(values: np.ndarray) -> Interval:
-    """The median with its interval; a value that is inf is longer than any other."""
+    """Return the median with its interval; inf is longer than any other value."""
     return ratio_of_medians(values, np.ones(len(values)))
 
 
 def ratio_of_medians(above: np.ndarray, below: np.ndarray) -> Interval:
-    """median(above) / median(below), paired by index; values above 0, inf: longer than any other.
+    """Return median(above) / median(below), paired by index; values above 0, inf longer than any other.
 
-    Raises ValueError unless there are equally many of both, and one at least.
+    Raises ValueError for unequal numbers of both, and for none.
     """
     above, below = np.asarray(above, float), np.asarray(below, float)
     if above.shape != below.shape or not above.size:
@@ -66,7 +66,7 @@ def ratio_of_medians(above: np.ndarray, below: np.ndarray) -> Interval:
 
 def _bootstrap(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of an interval that is not asked for
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # about an interval that is not used
         found = stats.bootstrap(
             (above, below),
             lambda x, y, axis: np.median(x, axis=axis) / np.median(y, axis=axis),
@@ -75,7 +75,7 @@ def _bootstrap(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
             method="percentile",
             random_state=np.random.default_rng(0),
         ).bootstrap_distribution
-    # Not scipy's own interval: it interpolates, and between two infinite values that is no number.
+    # Not scipy's own interval: it interpolates, and between two infinite values that gives NaN.
     tail = int((1 - CONFIDENCE) / 2 * len(found))
     low, high = np.sort(_known(found, 0.0))[tail], np.sort(_known(found, np.inf))[-1 - tail]
     return float(low), float(high)
@@ -89,7 +89,7 @@ def _student(logs: np.ndarray) -> tuple[float, float]:
 
 
 def product(one: Interval, other: Interval) -> Interval:
-    """The product of two independent estimates: the log distances to their bounds, added in quadrature.
+    """Return the product of two independent estimates: log distances to their bounds, added in quadrature.
 
     Zou & Donner 2008 (doi 10.1002/sim.3095), the method of variance estimates recovery, for a sum of logarithms.
     """
@@ -104,5 +104,5 @@ def product(one: Interval, other: Interval) -> Interval:
 
 
 def _known(values: np.ndarray, otherwise: float) -> np.ndarray:
-    """The values, those that are no number replaced."""
+    """Return the values with NaN replaced."""
     return np.where(np.isnan(values), otherwise, values)

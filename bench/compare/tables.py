@@ -1,4 +1,4 @@
-"""The tables of a comparison: what they hold, as Markdown (one function a table), in compare.md and on a terminal."""
+"""The tables of a comparison, one function each, as Markdown, in compare.md and on a terminal."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,21 +11,21 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench.compare import findings
-from bench.compare.findings import (
+from bench.compare import summary
+from bench.compare.summary import (
     MEASURES,
     NOT_MEASURED,
     Cell,
-    Found,
     Log,
+    Row,
     against,
     backend,
     base,
     headline_measure,
-    rate,
+    ratio,
     runs_of,
     status,
-    times,
+    tokens_per_second,
     variants,
     verdict,
 )
@@ -38,7 +38,7 @@ QUALITIES = ("distinct_2", "repetition", "known_words", "grammatical", "consiste
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table before it has a form. Every column head says its unit or direction."""
+    """A table without a format. Every column head has its unit or direction."""
 
     title: str
     note: str
@@ -46,125 +46,126 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def numeric(self) -> list[bool]:
-        """Of each column: does it hold numbers?"""
+        """Whether each column has numbers."""
         return [any(row[i].value is not None for row in self.rows) for i in range(len(self.head))]
 
 
 def speedups(log: Log) -> Table:
-    """How many times sooner than the baseline, the three ways, at each share of the budget."""
+    """Speedups over the baseline by each measure, at each share of the budget."""
     key = headline_measure(log)
     measures = [key, *(measure for measure in MEASURES if measure != key)]
-    found = sorted(log["speedups"], key=lambda one: one["share_of_budget"] != 1)  # the headline's first
-    baseline, names = against(found)
+    logged = sorted(log["speedups"], key=lambda row: row["share_of_budget"] != 1)  # the headline's first
+    baseline, names = against(logged)
     rows = [
-        (Cell(name), _target(one), Cell(verdict(one[key])), *(times(one[measure]) for measure in measures))
-        for name, one in zip(names, found, strict=True)
+        (Cell(name), _target(row), Cell(verdict(row[key])), *(ratio(row[measure]) for measure in measures))
+        for name, row in zip(names, logged, strict=True)
     ]
-    ways = (f"times as soon, {MEASURES[measure]}" for measure in measures)
-    head = ("contender", "target loss (budgets)", "verdict", *ways)
+    columns = (f"speedup, {MEASURES[measure]}" for measure in measures)
+    head = ("variant", "target loss (budgets)", "verdict", *columns)
     note = (
-        "2× is half the time. Ratios of medians over seeds with 95 % intervals; “no difference”: the interval holds 1."
-        " Tokens ÷ rate: tokens needed ÷ tokens per second measured interleaved, which a noisy machine hardly moves;"
+        "2× is half the time. Ratios of medians over seeds with 95 % intervals; “no difference”: the interval has 1."
+        " Tokens ÷ throughput: tokens needed ÷ tokens per second measured interleaved, robust to load drift;"
         " tokens alone are exact for a seed. The verdict is by " + MEASURES[key] + "."
     )
-    return Table(title=f"Time to target against {baseline}", note=note, head=head, rows=rows)
+    return Table(title=f"Time to target: speedup over {baseline}", note=note, head=head, rows=rows)
 
 
-def _target(one: Found) -> Cell:
-    loss, share = one["target_loss"], one["share_of_budget"]
+def _target(row: Row) -> Cell:
+    loss, share = row["target_loss"], row["share_of_budget"]
     return Cell(f"{'none' if loss is None else format(loss, '.4f')} ({share:g})", share)
 
 
 def targets(log: Log) -> Table:
-    """What each contender needs to the target, in absolute figures."""
+    """Time and tokens that each variant needs to the target, in absolute figures."""
     loss = log["target"]["loss"]
     title = "Time to target" if loss is None else f"Time to a validation loss of {loss:.4f}"
     note = (
         "Medians over seeds with 95 % intervals; “> x”: not reached by then. A run that diverged or failed counts as"
-        " longer than any other. The clock leaves out validation and saving."
+        " longer than any other. The clock excludes validation and saving."
         f" Measured on {log['machine']['device']}."
     )
-    head = ("contender", "seeds at the target", "tokens ÷ rate (s)", "clock (s)", "tokens", "runs")
+    head = ("variant", "seeds at the target", "tokens ÷ throughput (s)", "clock (s)", "tokens", "runs")
     return Table(title=title, note=note, head=head, rows=[_target_row(log, name) for name in variants(log)])
 
 
 def _target_row(log: Log, name: str) -> Sequence[Cell]:
-    known = next((one for one in log["time_to_target"] if one["name"] == name), None)
-    if known is None:
+    row = next((row for row in log["time_to_target"] if row["name"] == name), None)
+    if row is None:
         return Cell(name), *[NOT_MEASURED] * 4, Cell(status(log, name))
     tokens, clock = (_end(log, name, key) for key in ("tokens", "seconds"))
-    rated = next((one["tokens_per_second"]["median"] for one in log["rates"] if one["name"] == name), None)
+    medians = {row["name"]: row["tokens_per_second"]["median"] for row in log["throughput"]}
+    seconds_at_end = tokens / medians[name] if tokens and name in medians else None
     return (
         Cell(name),
-        Cell(f"{known['reached']} of {known['seeds']}", known["reached"]),
-        amount(known["tokens_over_rate"], tokens / rated if tokens and rated else None, seconds),
-        amount(known["clock"], clock, seconds),
-        amount(known["tokens"], tokens, short),
+        Cell(f"{row['reached']} of {row['seeds']}", row["reached"]),
+        amount(row["tokens_over_throughput"], seconds_at_end, seconds),
+        amount(row["clock"], clock, seconds),
+        amount(row["tokens"], tokens, short),
         Cell(status(log, name)),
     )
 
 
 def _end(log: Log, name: str, key: str) -> float | None:
-    """Tokens or seconds at the end of a contender's shortest finished run, of those that missed the target if any."""
+    """Return tokens or seconds at the end of a variant's shortest run, of those that missed the target if any."""
     done = [run["evals"] for run in runs_of(log, name) if run["status"] == "done" and run["evals"]]
     target = log["target"]["loss"] or 0.0
     missed = [evals for evals in done if all(one["valid_loss"] > target for one in evals)]
     return min((evals[-1][key] for evals in missed or done), default=None)
 
 
-def rates(log: Log) -> Table:
+def throughput(log: Log) -> Table:
     """Tokens per second, memory and size."""
     rows = [
         (
-            Cell(one["name"]),
-            rate(one),
-            Cell(memory(one["memory_bytes"]), one["memory_bytes"]),
-            _number(one["parameters"], ","),
-            _number(one["rounds"]),
+            Cell(row["name"]),
+            tokens_per_second(row),
+            Cell(memory(row["memory_bytes"]), row["memory_bytes"]),
+            _number(row["parameters"], ","),
+            _number(row["rounds"]),
         )
-        for one in log["rates"]
+        for row in log["throughput"]
     ]
     note = (
-        f"Training steps, measured interleaved, each contender in a process of its own, on {log['machine']['device']}."
+        f"Training steps, measured interleaved, each variant in a process of its own, on {log['machine']['device']}."
         " Memory: of the whole process on a CPU, of the device on a GPU."
     )
-    head = ("contender", "tokens/s (95 %)", "peak memory", "parameters", "rounds")
-    return Table(title="Tokens per second and memory", note=note, head=head, rows=rows)
+    head = ("variant", "tokens/s (95 %)", "peak memory", "parameters", "rounds")
+    return Table(title="Throughput and memory", note=note, head=head, rows=rows)
 
 
 def speed(log: Log) -> Table:
-    """Pairs measured in turn."""
+    """Throughput of pairs, measured interleaved."""
     rows = [
-        (Cell(one["a"]), Cell(one["b"]), times(one), Cell(verdict(one)), _number(one["rounds"])) for one in log["speed"]
+        (Cell(row["a"]), Cell(row["b"]), ratio(row), Cell(verdict(row)), _number(row["rounds"])) for row in log["speed"]
     ]
-    note = "Ratios of median tokens per second, measured A B A B … in one run, with 95 % intervals."
-    head = ("contender", "against", "times the tokens/s", "verdict", "rounds")
-    return Table(title="Tokens per second, one against the other", note=note, head=head, rows=rows)
+    note = "Ratios of median tokens per second, measured interleaved (A B A B …) in one run, with 95 % intervals."
+    head = ("variant", "against", "relative throughput", "verdict", "rounds")
+    return Table(title="Relative throughput", note=note, head=head, rows=rows)
 
 
 def quality(log: Log) -> Table:
-    """How good the models are at their best."""
+    """Quality of the models at their best evaluation."""
     results = {name: [run["result"] for run in runs_of(log, name) if run["result"]] for name in variants(log)}
-    known = [key for key in QUALITIES if any(key in one["quality"] for own in results.values() for one in own)]
+    known = [key for key in QUALITIES if any(key in one["quality"] for seeds in results.values() for one in seeds)]
     rows = [
         (
             Cell(name),
-            spread([one["best_valid_loss"] for one in own], ".4f"),
-            spread([one["best_valid_bpb"] for one in own], ".4f"),
-            *(spread([one["quality"].get(key) for one in own], ".1%") for key in known),
+            spread([one["best_valid_loss"] for one in seeds], ".4f"),
+            spread([one["best_valid_bpb"] for one in seeds], ".4f"),
+            *(spread([one["quality"].get(key) for one in seeds], ".1%") for key in known),
             Cell(status(log, name)),
         )
-        for name, own in results.items()
+        for name, seeds in results.items()
     ]
     labels = [FIGURES[key][0] for key in known]
     meanings = "".join(f" {label.capitalize()}: {FIGURES[key][1]}." for label, key in zip(labels, known, strict=True))
     note = "Median over seeds and the range, each run at its best evaluation." + meanings
-    head = ("contender", "best loss (nats per piece)", "best bits per byte", *labels, "runs")
+    head = ("variant", "best loss (nats per token)", "best bits per byte", *labels, "runs")
     return Table(title="Quality", note=note, head=head, rows=rows)
 
 
 def parity(log: Log) -> Table:
-    """How far ours and the reference drift apart from equal weights and batches."""
+    """Difference of MLX's and the reference's training losses from equal weights and batches."""
     rows = [
         (
             Cell(f"phase {one['phase']}" + (f"/{one['branch']}" if one["branch"] else "")),
@@ -175,68 +176,68 @@ def parity(log: Log) -> Table:
         )
         for one in log["parity"]
     ]
-    note = "Training losses of ours and of the reference in PyTorch from equal weights on equal batches, dropout 0."
-    head = ("contender", "largest difference (nats)", "steps", "learning rate", "seed")
+    note = "Training losses in MLX and of the PyTorch reference from equal weights on equal batches, dropout 0."
+    head = ("variant", "largest difference (nats)", "steps", "learning rate", "seed")
     return Table(title="Parity with the reference", note=note, head=head, rows=rows)
 
 
 def agreement(log: Log) -> Table:
-    """How far the validation losses of ours and of each reference lie apart, at equal seeds and tokens."""
+    """Difference of MLX's and each reference's validation losses, at equal seeds and tokens."""
     rows = []
     for name in variants(log):
-        if backend(name) and (apart := _apart(runs_of(log, base(name)), runs_of(log, name))):
-            largest, mean = max(map(abs, apart)), sum(apart) / len(apart)
-            rows.append((Cell(name), _number(len(apart)), _number(largest, ".4f"), _number(mean, "+.4f")))
+        if backend(name) and (differences := _differences(runs_of(log, base(name)), runs_of(log, name))):
+            largest, mean = max(map(abs, differences)), sum(differences) / len(differences)
+            rows.append((Cell(name), _number(len(differences)), _number(largest, ".4f"), _number(mean, "+.4f")))
     note = (
-        "Ours minus the reference's, from equal weights over equal batches. Without dropout what is left is float"
-        " noise, which grows with the steps and the learning rate; with dropout the two drop other activations."
+        "MLX minus the reference, from equal weights over equal batches. Without dropout only float noise is left,"
+        " which grows with the steps and the learning rate; with dropout the two drop other activations."
     )
     head = ("reference", "evaluations", "largest difference (nats)", "mean difference (nats)")
     return Table(title="Validation losses against the reference", note=note, head=head, rows=rows)
 
 
-def _apart(ours: Sequence[Found], theirs: Sequence[Found]) -> list[float]:
-    """Differences of the losses of runs of one seed, evaluation by evaluation."""
+def _differences(ours: Sequence[Row], theirs: Sequence[Row]) -> list[float]:
+    """Return the differences of the losses at equal seeds and evaluations."""
     known = {(run["seed"], one["tokens"]): one["valid_loss"] for run in theirs for one in run["evals"]}
     evals = [((run["seed"], one["tokens"]), one["valid_loss"]) for run in ours for one in run["evals"]]
     return [loss - known[key] for key, loss in evals if key in known]
 
 
 def ideas(log: Log) -> Table:
-    """One row a contender, for an ablation: what it gains at the whole budget, what it costs, where it ends."""
-    sooner = {one["name"]: one for one in log["speedups"] if one["share_of_budget"] == 1}
-    needs = {one["name"]: one["tokens"] for one in log["time_to_target"]}
-    cost = {one["name"]: one for one in log["rates"]}
+    """One row per variant of an ablation: speedup at the whole budget, cost and final loss."""
+    gains = {row["name"]: row for row in log["speedups"] if row["share_of_budget"] == 1}
+    tokens = {row["name"]: row["tokens"] for row in log["time_to_target"]}
+    costs = {row["name"]: row for row in log["throughput"]}
     key = headline_measure(log)
     rows = []
     for name in variants(log):
-        own, rated = sooner.get(name), cost.get(name)
+        gain, cost = gains.get(name), costs.get(name)
         losses = [run["result"]["best_valid_loss"] for run in runs_of(log, name) if run["result"]]
         rows.append(
             (
                 Cell(name),
-                Cell(own["over"] if own else "—"),
-                Cell(verdict(own[key]) if own else "—"),
-                times(own[key]) if own else Cell("—"),
-                amount(needs.get(name), _end(log, name, "tokens"), short),
-                rate(rated) if rated else NOT_MEASURED,
-                Cell(memory(rated["memory_bytes"]), rated["memory_bytes"]) if rated else NOT_MEASURED,
-                _number(rated and rated["parameters"], ","),
+                Cell(gain["over"] if gain else "—"),
+                Cell(verdict(gain[key]) if gain else "—"),
+                ratio(gain[key]) if gain else Cell("—"),
+                amount(tokens.get(name), _end(log, name, "tokens"), short),
+                tokens_per_second(cost) if cost else NOT_MEASURED,
+                Cell(memory(cost["memory_bytes"]), cost["memory_bytes"]) if cost else NOT_MEASURED,
+                _number(cost and cost["parameters"], ","),
                 spread(losses, ".4f"),
             )
         )
     note = (
-        f"Times as soon, by {MEASURES[key]}: 2× is half the time; “no difference”: the interval holds 1. Medians over"
-        " seeds with 95 % intervals, of the best loss with the range; “> x”: not reached by then. Tokens per second"
-        f" were measured interleaved. On {log['machine']['device']}."
+        f"Speedup by {MEASURES[key]}: 2× is half the time; “no difference”: the interval has 1. Medians over seeds with"
+        " 95 % intervals, of the best loss with the range; “> x”: not reached by then. Throughput was measured"
+        f" interleaved. On {log['machine']['device']}."
     )
-    measured = ("tokens to the target", "tokens/s (95 %)", "peak memory", "parameters", "best loss (nats per piece)")
-    head = ("contender", "against", "verdict", "times as soon", *measured)
+    measured = ("tokens to the target", "tokens/s (95 %)", "peak memory", "parameters", "best loss (nats per token)")
+    head = ("variant", "against", "verdict", "speedup", *measured)
     return Table(title="Idea by idea", note=note, head=head, rows=rows)
 
 
 def runs(log: Log) -> Table:
-    """Every run, with what became of it."""
+    """Every run and how it ended."""
     rows = [
         (
             Cell(run["name"]),
@@ -247,11 +248,11 @@ def runs(log: Log) -> Table:
         )
         for run in log["runs"]
     ]
-    head = ("contender", "seed", "status", "best loss", "tokens", "clock (s)", "stopped by", "error")
+    head = ("variant", "seed", "status", "best loss", "tokens", "clock (s)", "stopped by", "error")
     return Table(title="Every run", note=f"On {log['machine']['device']}.", head=head, rows=rows)
 
 
-def _outcome(result: Found | None) -> Sequence[Cell]:
+def _outcome(result: Row | None) -> Sequence[Cell]:
     if result is None:
         return (Cell("—"),) * 4
     return (
@@ -262,12 +263,12 @@ def _outcome(result: Found | None) -> Sequence[Cell]:
     )
 
 
-def amount(found: Found | None, cut: float | None, form: Callable[[float], str]) -> Cell:
-    """A median and its interval; what has no value was not reached by the cut, shown unless it is below the median."""
-    if found is None:
+def amount(row: Row | None, end: float | None, form: Callable[[float], str]) -> Cell:
+    """Format a median and its interval; a missing bound was not reached by the end, shown unless below the median."""
+    if row is None:
         return NOT_MEASURED
-    middle, low, high = found["median"], found["low"], found["high"]
-    beyond = "not reached" if cut is None or cut < (middle or 0) else f"> {form(cut)}"
+    middle, low, high = row["median"], row["low"], row["high"]
+    beyond = "not reached" if end is None or end < (middle or 0) else f"> {form(end)}"
     if middle is None:
         return Cell(beyond, math.inf)
     if low is None:
@@ -276,7 +277,7 @@ def amount(found: Found | None, cut: float | None, form: Callable[[float], str])
 
 
 def seconds(value: float) -> str:
-    """12.3, 1,234."""
+    """Format seconds: 12.3, 1,234."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
@@ -285,7 +286,7 @@ def _number(value: float | None, form: str = "d") -> Cell:
 
 
 def spread(values: Sequence[float | None], form: str) -> Cell:
-    """The median over seeds and the range, of those that are numbers."""
+    """Format the median over seeds and the range, of those that are numbers."""
     known = [value for value in values if value is not None]
     if not known:
         return NOT_MEASURED
@@ -293,12 +294,12 @@ def spread(values: Sequence[float | None], form: str) -> Cell:
     return Cell(f"{middle:{form}}" + (f" ({low:{form}}–{high:{form}})" if len(known) > 1 else ""), middle)
 
 
-ON_A_TERMINAL = (speedups, targets, rates, speed)
+ON_A_TERMINAL = (speedups, targets, throughput, speed)
 ALL: tuple[Callable[[Log], Table], ...] = (*ON_A_TERMINAL, quality, parity, agreement, runs)
 
 
 def markdown(table: Table) -> str:
-    """A GitHub table and its note, without the title; a sentence where there is no row."""
+    """Return a GitHub table and its note, without the title; a sentence where there is no row."""
     if not table.rows:
         return "Not measured."
     rule = ["---:" if numeric else "---" for numeric in table.numeric()]
@@ -310,38 +311,38 @@ def _marked(cell: Cell) -> str:
     return escaped(" ".join(cell.text.split())) if cell.value is None else cell.text
 
 
-def write_markdown(path: Path, log: Log, pictures: Sequence[tuple[str, str]]) -> None:
-    """compare.md: the answer, what to bear in mind, the pictures (file, what it shows), all tables. Raises OSError."""
-    answer, *further = findings.headline(log)
-    parts = ["# Does it pay?", f"**{escaped(answer)}**", *map(escaped, further), escaped(findings.setting(log))]
-    parts.append("\n".join(f"- {escaped(remark)}" for remark in findings.remarks(log)))
-    parts += [f"![{escaped(shows)}]({name})" for name, shows in pictures]
+def write_markdown(path: Path, log: Log, plots: Sequence[tuple[str, str]]) -> None:
+    """Write compare.md: answer, remarks, plots (file, description), all tables. Raises OSError."""
+    answer, *further = summary.headline(log)
+    parts = ["# Does it pay?", f"**{escaped(answer)}**", *map(escaped, further), escaped(summary.setting(log))]
+    parts.append("\n".join(f"- {escaped(remark)}" for remark in summary.remarks(log)))
+    parts += [f"![{escaped(description)}]({name})" for name, description in plots]
     for make in ALL:
         table = make(log)
         parts += [f"## {table.title}", markdown(table)]
-    parts += ["## Machine", escaped(findings.machine(log))]
+    parts += ["## Machine", escaped(summary.describe_machine(log))]
     atomic_write(path, "\n\n".join(part for part in parts if part) + "\n")
 
 
 def show(log: Log, console: Console) -> None:
-    """The answer, what to bear in mind and the tables that bear on it, for a terminal."""
-    answer, *further = findings.headline(log)
+    """Print the answer, the remarks and the main tables."""
+    answer, *further = summary.headline(log)
     console.print(Text(answer, style="bold"))
     for sentence in further:
         console.print(Text(sentence))
-    for remark in findings.remarks(log):
+    for remark in summary.remarks(log):
         console.print(Text(f"! {remark}", style="yellow"))
     for make in ON_A_TERMINAL:
         table = make(log)
         if table.rows:
             console.print(on_terminal(table))
-    console.print(Text(f"{findings.setting(log)}; {findings.machine(log)}", style="dim"))
+    console.print(Text(f"{summary.setting(log)}; {summary.describe_machine(log)}", style="dim"))
 
 
 def on_terminal(table: Table) -> RichTable:
-    """For a terminal, with its title above and its note below."""
+    """Lay a table out for a terminal, its title above and its note below."""
     shown = RichTable(title=Text(table.title), caption=Text(table.note), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.show_edge = False  # else the note is cut off by a letter where the table is as wide as the terminal
+    shown.show_edge = False  # with edges a note as wide as the terminal loses a letter
     shown.title_justify = shown.caption_justify = "left"
     for i, (head, numeric) in enumerate(zip(table.head, table.numeric(), strict=True)):
         longest = max(len(word) for text in (head, *(row[i].text for row in table.rows)) for word in text.split())

@@ -1,8 +1,8 @@
 """The phases in PyTorch, each in one file phase<N>.py, written from the papers and independent of mlx_transformer.
 
-Such a file exports `Model` (numbers of a config by name; `load`, `by_our_path`), `rules`, `Training` and `Decoder`, and
-`BRANCHES` (name -> another Model) where it has some. What stands here drives any of them for the bench, as
-bench/workers/worker.py asks for it; train.py makes a whole run.
+Such a file exports `Model` (made from a configuration; `load`, `by_our_path`), `rules`, `Training`, `Decoder` and, if
+it has some, `BRANCHES` (name -> another Model). This module has the workers that bench/workers/worker.py drives;
+train.py makes a whole run.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from torch import nn
 
 
 def find(phase: int, branch: str | None = None) -> tuple[ModuleType, type[nn.Module]]:
-    """The module of a phase, and the Model of its trunk or a branch. Raises ValueError if there is none."""
+    """Return the module of a phase, and its Model or that of a branch. Raises ValueError if there is none."""
     name = f"{__name__}.phase{phase}"
     if find_spec(name) is None:
         raise ValueError(f"there is no bench/reference/phase{phase}.py")
@@ -31,7 +31,7 @@ def find(phase: int, branch: str | None = None) -> tuple[ModuleType, type[nn.Mod
 def make_model(
     phase: int, config: dict[str, Any], weights: str | Path, device: str, branch: str | None = None
 ) -> nn.Module:
-    """The reference of a phase with the weights of an .npz file, which are named by our paths."""
+    """Return the reference of a phase with the weights of an .npz file, named by MLX's parameter paths."""
     model = find(phase, branch)[1](**config)
     model.load(np.load(weights))  # type: ignore[operator]
     return model.to(device)
@@ -46,13 +46,13 @@ def make_training(
     compiled: bool,
     branch: str | None = None,
 ) -> Any:
-    """The phase's Training of such a model."""
+    """Return the phase's Training of such a model."""
     module, model = find(phase, branch)[0], make_model(phase, config, weights, device, branch)
     return module.Training(model.train(), **module.rules(recipe), compiled=compiled)
 
 
 def facts(device: str, threads: int) -> dict[str, Any]:
-    """Set the threads; what a speed depends on."""
+    """Set the threads, and describe what the speed depends on."""
     torch.set_num_threads(threads)
     lines = [line.strip() for line in torch.__config__.parallel_info().splitlines() if line.strip()]
     return {
@@ -64,14 +64,14 @@ def facts(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Wait until the device has computed everything."""
     if device != "cpu":
         getattr(torch, device).synchronize()
 
 
 def device_memory(device: str) -> int | None:
-    """Bytes held on a GPU: at the peak with CUDA, now with Metal, which does not say. None on a CPU."""
+    """Return bytes allocated on a GPU: the peak with CUDA, the present with Metal. None on a CPU."""
     held = {"cuda": torch.cuda.max_memory_allocated, "mps": torch.mps.driver_allocated_memory}
     return held[device]() if device in held else None
 
@@ -97,21 +97,22 @@ class TrainingRounds:
         self.batches, self.done = np.load(batches), 0
 
     def facts(self) -> dict[str, Any]:
+        """Describe the runtime."""
         return facts(self.device, self.threads)
 
     def round(self, steps: int) -> dict[str, Any]:
-        """Train so many steps; their losses."""
+        """Train so many steps; returns their losses."""
         losses = []
         for _ in range(steps):
             losses.append(self.training.step(self.batches[self.done % len(self.batches)]))
             self.done += 1
-        synchronise(self.device)
+        synchronize(self.device)
         memory = device_memory(self.device)
         return {"losses": losses} | ({} if memory is None else {"memory_bytes": memory})
 
 
 class DecodingRounds:
-    """Greedy decoding by the reference, the same prompts each time."""
+    """Greedy decoding of the same prompts by the reference."""
 
     def __init__(
         self,
@@ -129,8 +130,9 @@ class DecodingRounds:
         self.prompts = torch.tensor(prompts, device=device)
 
     def facts(self) -> dict[str, Any]:
+        """Describe the runtime."""
         return facts(self.device, self.threads)
 
     def round(self, count: int) -> dict[str, Any]:
-        """The next pieces of every prompt."""
+        """Decode the next tokens (B, count) of every prompt."""
         return {"tokens": self.decode(self.prompts, count).tolist()}

@@ -1,6 +1,6 @@
-"""Which runs have a reference: `python -m bench.reference.check`, in a process of its own, since it loads PyTorch.
+"""Check which runs have a reference, in a process of its own that loads PyTorch: `python -m bench.reference.check`.
 
-stdin: a JSON list of tasks with phase, branch and recipe; stdout: for each null, or why there is none.
+stdin: a JSON list of tasks with phase, branch and recipe; stdout: for each null, or why it has none.
 """
 
 import json
@@ -12,7 +12,7 @@ from bench.reference.train import stop_rule
 
 
 def why_not(task: dict[str, Any]) -> str | None:
-    """What the reference lacks for such a run."""
+    """Say what the reference lacks for a run; None if nothing."""
     try:
         find(task["phase"], task["branch"])[0].rules(task["recipe"])
         stop_rule(task["recipe"]["stop"])

@@ -1,9 +1,9 @@
 """A whole training run of a reference: `python -m bench.reference.train FOLDER`.
 
-In the folder lie, written by whoever wants the run: task.json (see Run), weights.npz (by our paths), rows.npy (rows of
-L + 1 pieces in the order of training), valid.npy and mask.npy (rows of validation, and which targets count). The run
-adds curve.jsonl, checkpoint.npz and, last of all, result.json with the keys of a run of ours. Started again it goes on
-from the checkpoint and comes to the same losses. The clock leaves out evaluation and saving.
+Reads from the folder: task.json (see Run), weights.npz (by MLX's parameter paths), sequences.npy (sequences of L + 1
+tokens in training order), valid.npy and mask.npy (validation sequences, and which targets count). Writes curve.jsonl,
+checkpoint.npz and, last, result.json with the keys of a run in MLX. Started again it resumes from the checkpoint to the
+same losses. The training clock excludes evaluation and saving.
 """
 
 import fcntl
@@ -24,18 +24,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.reference import device_memory, make_training, synchronise
+from bench.reference import device_memory, make_training, synchronize
 
 INTERRUPTED = 130  # the exit code
-_EVAL_TOKENS = 8192  # of one batch
-_UNTIMED_STEPS = 5  # tokens per second counts from the step after these, as in our own runs
+_EVAL_TOKENS = 8192  # of an evaluation batch
+_UNTIMED_STEPS = 5  # tokens per second counts from the step after these, as in MLX
 _LOGS_PER_EVALUATION = 10
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 
 
 @dataclass
 class Progress:
-    """Where a run stands."""
+    """The progress of a run."""
 
     step: int = 0
     tokens: int = 0
@@ -43,13 +43,13 @@ class Progress:
     compile_seconds: float = 0.0
     eval_seconds: float = 0.0
     timed_seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)  # validation, nats per piece, one an evaluation
+    losses: list[float] = field(default_factory=list)  # validation, nats per token, one per evaluation
     evaluated_step: int = 0
     peak_memory_bytes: int = 0
 
 
 def stop_rule(rule: dict[str, Any]) -> Callable[[list[float]], bool]:
-    """Validation losses so far -> whether to stop. Raises ValueError for a rule not built here."""
+    """Return the function that decides from the validation losses so far whether to stop. Raises ValueError."""
     if rule["kind"] == "NoStop":
         return lambda losses: False
     if rule["kind"] != "Plateau":
@@ -66,8 +66,8 @@ def stop_rule(rule: dict[str, Any]) -> Callable[[list[float]], bool]:
 
 
 class Run:
-    """One run. task.json: phase, branch, config, recipe, compiled, device, threads, seed; rows_per_step, eval_every
-    (steps) and max_tokens; bits_per_nat (validation loss -> bits per byte, or null); about (goes into result.json).
+    """One run. task.json: phase, branch, config, recipe, compiled, device, threads, seed, batch_size, max_tokens,
+    eval_every (steps), bits_per_nat (validation loss -> bits per byte, or null) and about (goes into result.json).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,17 +79,17 @@ class Run:
         numbers = {name: task[name] for name in ("phase", "branch", "config", "recipe", "device", "compiled")}
         self.training = make_training(**numbers, weights=folder / "weights.npz")
         self.should_stop = stop_rule(task["recipe"]["stop"])
-        self.rows, self.valid, self.mask = (
-            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "valid", "mask")
+        self.sequences, self.valid, self.mask = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("sequences", "valid", "mask")
         )
-        self.step_tokens = task["rows_per_step"] * (self.rows.shape[1] - 1)
+        self.step_tokens = task["batch_size"] * (self.sequences.shape[1] - 1)
         self.progress, self.interrupted = Progress(), False
         if (folder / "checkpoint.npz").exists():
             self._restore()
         self.started = self.progress.step
 
     def train(self) -> str:
-        """Until a limit, a rule or a signal ends it; says which."""
+        """Train until a limit, a rule or a signal ends it; returns which."""
         now, task = self.progress, self.task
         self._cut_curve()
         self.mark = time.monotonic()
@@ -99,7 +99,7 @@ class Run:
                 self._evaluate()
             if now.losses and not math.isfinite(now.losses[-1]):
                 return "diverged"
-            if now.losses and now.evaluated_step == now.step and self._is_at_its_end():
+            if now.losses and now.evaluated_step == now.step and self._is_finished():
                 return "plateau"
             if full:
                 return "max_tokens"
@@ -109,18 +109,18 @@ class Run:
             if not math.isfinite(self._step()):
                 return "diverged"
 
-    def _is_at_its_end(self) -> bool:
-        """By the recipe's rule, or because a learning rate of 0 changes nothing any more."""
+    def _is_finished(self) -> bool:
+        """Whether the recipe's rule stops the run, or a learning rate of 0 ends the schedule."""
         return self.training.factor() == 0 or self.should_stop(self.progress.losses)
 
     def _step(self) -> float:
-        now, count = self.progress, self.task["rows_per_step"]
-        loss = self.training.step(self.rows[now.step * count : (now.step + 1) * count].astype(np.int32))
-        synchronise(self.device)
+        now, count = self.progress, self.task["batch_size"]
+        loss = self.training.step(self.sequences[now.step * count : (now.step + 1) * count].astype(np.int32))
+        synchronize(self.device)
         before, self.mark = self.mark, time.monotonic()
         spent = self.mark - before
         now.step, now.tokens, now.train_seconds = now.step + 1, now.tokens + self.step_tokens, now.train_seconds + spent
-        if now.step == self.started + 1:  # compilation, but for what the next step takes
+        if now.step == self.started + 1:  # compilation, less the time of the next step
             now.compile_seconds += spent
         elif now.step == self.started + 2:
             now.compile_seconds -= min(spent, now.compile_seconds)
@@ -140,19 +140,19 @@ class Run:
 
     @torch.inference_mode()
     def valid_loss(self) -> float:
-        """Nats per piece over every target that the mask counts, without dropout."""
+        """Return nats per token over every target that the mask counts, without dropout."""
         model = self.training.model.eval()
         size, total = max(1, _EVAL_TOKENS // self.mask.shape[1]), 0.0
         for i in range(0, len(self.valid), size):
-            rows = torch.from_numpy(self.valid[i : i + size].astype(np.int64)).to(self.device)
+            tokens = torch.from_numpy(self.valid[i : i + size].astype(np.int64)).to(self.device)
             mask = torch.from_numpy(np.array(self.mask[i : i + size])).to(self.device)
-            losses = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+            losses = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
             total += (losses * mask.flatten()).sum().item()
         model.train()
         return total / int(self.mask.sum())
 
     def result(self, why: str) -> dict[str, Any]:
-        """result.json, key by key as ours has it."""
+        """Return result.json with the keys of a run in MLX."""
         now = self.progress
         best = min((loss for loss in now.losses if math.isfinite(loss)), default=None)
         final = _number(now.losses[-1]) if now.losses else None
@@ -189,7 +189,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def _cut_curve(self) -> None:
-        """Drop the lines that will be written again, and what a killed run left of one."""
+        """Remove the lines that will be written again, and a partial line of a killed run."""
         path, kept = self.folder / "curve.jsonl", ""
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             if not line.endswith("}") or json.loads(line)["step"] > self.progress.step:
@@ -235,12 +235,12 @@ class Run:
 
     @property
     def _random(self) -> Any:
-        """Where the device's random state is kept: torch, torch.cuda, torch.mps."""
+        """The module with the device's random state: torch, torch.cuda, torch.mps."""
         return torch if self.device == "cpu" else getattr(torch, self.device)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, sync, rename: a reader sees the old file or the new one, never a part."""
+    """Write under a temporary name, sync and rename, so that no reader sees a partial file."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     with temporary.open("rb") as file:
@@ -249,12 +249,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _number(value: float | None) -> float | None:
-    """JSON knows no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def main(folder: Path) -> int:
-    """Train, or go on, in the folder; the exit code."""
+    """Train or resume in the folder; returns the exit code."""
     lock = (folder / ".lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

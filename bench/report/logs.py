@@ -14,6 +14,7 @@ KEYS = {  # version 1 -> version 2
     "training_pieces_read": "training_tokens_read",
 }
 TUNE_KEYS = {"rates": "learning_rates", "recipe_rate": "recipe_learning_rate"}
+COMPARE_KEYS = {"rates": "throughput", "tokens_over_rate": "tokens_over_throughput"}  # of a comparison alone
 _DROPPED = ("pace",)  # of a recipe
 _ADD_ONE = re.compile(r"(^|[/:])alone_(?=\w)")
 _PHASE = re.compile(r"phase (\d+)")
@@ -43,6 +44,7 @@ def migrate(log: Any, phase: int | None = None) -> Any:
     renamed = {**KEYS, "rate": "lr_multiplier"} if {"optimizer", "select"} <= log.keys() else KEYS
     if log.get("measures") == "tune":
         renamed = {**renamed, **TUNE_KEYS}
+    renamed = renamed | COMPARE_KEYS if {"speedups", "tokens_over_rate"} & log.keys() else renamed
     if isinstance(log.get("rows"), int):
         renamed = {**renamed, "rows": "batch_size"}
     new = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.compare import findings
+from bench.compare import summary
 from bench.report.logs import read_log
 from mlx_transformer.run.plots import short
 from mlx_transformer.utils.errors import BadInput
@@ -149,4 +149,4 @@ def write(value: Any, form: str = "") -> str:
 def write_ratio(found: Mapping[str, Any]) -> str:
     """Format a ratio with its interval, 1.13× (1.11–1.15), plus "no difference" if the interval contains 1."""
     same = found["low"] is not None and found["high"] is not None and found["low"] <= 1 <= found["high"]
-    return findings.times({"verdict": None, **found}).text + (": no difference" if same else "")
+    return summary.ratio({"verdict": None, **found}).text + (": no difference" if same else "")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare import findings, tables
+from bench.compare import summary, tables
 from bench.report.placeholder import Logs, write_ratio
 from bench.tools import floor
 from bench.workers.machine import ROOT
@@ -280,8 +280,8 @@ def describe(result: Mapping[str, Any]) -> str:
 
 def compare_table(log: Mapping[str, Any]) -> str:
     """Headline, remarks and main tables of a compare.json."""
-    remarks = "\n".join(f"- {escaped(remark)}" for remark in findings.remarks(log))
-    parts = [escaped(" ".join(findings.headline(log))), remarks]
+    remarks = "\n".join(f"- {escaped(remark)}" for remark in summary.remarks(log))
+    parts = [escaped(" ".join(summary.headline(log))), remarks]
     for make in tables.ON_A_TERMINAL:
         found = make(log)
         parts += [f"**{found.title}.**", tables.markdown(found)] if found.rows else []

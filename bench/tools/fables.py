@@ -22,9 +22,11 @@ from rich.console import Console
 
 from bench import logfile
 from bench.compare import stats, tables
-from bench.compare.compare import Phases, present_phases, told
-from bench.compare.findings import FEWEST_SEEDS
-from bench.compare.plan import RUNS, Finished, Run, Variant, execute, keep_logs
+from bench.compare.command import Phases, present_phases
+from bench.compare.comparison import summarize
+from bench.compare.runs import RUNS, Finished, Run, execute, keep_logs
+from bench.compare.summary import FEWEST_SEEDS
+from bench.compare.variants import Variant
 from bench.options import BUDGETS, SEEDS
 from bench.tools import floor
 from bench.tools.floor import MEASURES, SHARES
@@ -116,7 +118,7 @@ def measure(task: Task, folder: Path, say: Say, cache: Path = RUNS) -> dict[str,
         log = record(task, machine, made)
         logfile.write_log(folder / LOG, log)
         keep_logs(finished, folder / "runs", name)
-        say(f"{len(made)} of {len(task.all_runs)}: {name}: {told(finished)}")
+        say(f"{len(made)} of {len(task.all_runs)}: {name}: {summarize(finished)}")
     return log
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.compare.findings import Cell, Found, Log, chip
-from bench.compare.plots import BLUE, INK, MUTED, RULE, STYLE, VERMILION, Picture
+from bench.compare.plots import BLUE, INK, MUTED, RULE, STYLE, VERMILION, Plot
+from bench.compare.summary import Cell, Log, Row, chip
 from bench.compare.tables import Table, seconds, spread
 from mlx_transformer.run.plots import short
 from mlx_transformer.run.report import FIGURES
@@ -48,7 +48,7 @@ def table(log: Log) -> Table:
     return Table(title=f"Fables at {log['size']}, against their entropy", note=note, head=head, rows=rows)
 
 
-def draw(log: Log) -> Picture:
+def draw(log: Log) -> Plot:
     """Draw a panel per measure: the phases side by side, at equal tokens and at equal time."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def draw(log: Log) -> Picture:
         note = f"; {diverged} of {len(log['runs'])} runs diverged" if diverged else ""
         label = f"phase ({log['size']}); bars: medians and 95 % intervals, dots: {len(log['seeds'])} seeds{note}"
         figure.supxlabel(label, fontsize=8.5)
-    return Picture(name="fables", shows=_shows(log), figure=figure)
+    return Plot(name="fables", description=_shows(log), figure=figure)
 
 
 def _draw_panel(axes: "Axes", log: Log, key: str) -> None:
@@ -114,12 +114,12 @@ def _shows(log: Log) -> str:
     return f"Fables at {log['size']}: {'; '.join(parts)}."
 
 
-def runs_of(runs: Sequence[Found], row: Found) -> list[Found]:
+def runs_of(runs: Sequence[Row], row: Row) -> list[Row]:
     """Return the runs of a row's variant within its budget, one per seed."""
     return [run for run in runs if (run["name"], run["budget"]) == (row["name"], row["budget"])]
 
 
-def _known(runs: Sequence[Found], key: str) -> list[float]:
+def _known(runs: Sequence[Row], key: str) -> list[float]:
     return [run[key] for run in runs if run[key] is not None]
 
 

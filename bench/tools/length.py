@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
-from bench.compare.compare import Phases
-from bench.compare.plan import RUNS, Run, Variant, execute
+from bench.compare.command import Phases
+from bench.compare.runs import RUNS, Run, execute
+from bench.compare.variants import Variant
 from bench.options import BUDGETS
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
-from bench.compare.plan import Run, Variant, execute
+from bench.compare.runs import Run, execute
+from bench.compare.variants import Variant
 from bench.tools.roofline import Flags as RooflineFlags
 from bench.tools.roofline import chips, read_work
 from bench.tools.throughput import best_matmul_gflops

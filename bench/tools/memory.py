@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
-from bench.compare.plan import DEFAULT
+from bench.compare.variants import DEFAULT
 from bench.tools.throughput import StepFlags, describe, pass_worker
 from bench.workers.machine import describe_machine
 from bench.workers.process import measure_once

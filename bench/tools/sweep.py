@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
-from bench.compare.compare import Phases
-from bench.compare.plan import DEFAULT, Variant
+from bench.compare.command import Phases
+from bench.compare.variants import DEFAULT, Variant
 from bench.options import read_names, read_numbers
 from bench.tools import sweep_plots
 from bench.tools.roofline import FOR_THE_GPU
@@ -92,9 +92,11 @@ class Grid:
         use_device(device)
         size = choose_size(flags.size)
         variants = tuple(dict.fromkeys(Variant.read(text) for text in flags.phases or ("1",)))
+        if own := [variant.name for variant in variants if variant.file is not None]:
+            raise BadInput(f"--phases {own[0]}: expected phases, branches or recipes of the ladder")
         widths = (0.5, 1, 2) if len(variants) == 1 else (1,)
         d_model, seq_len = SIZES[size]["d_model"], SIZES[size]["seq_len"]
-        batch_size = make_task(variants[0].phase, size, device).batch_size
+        batch_size = make_task(variants[0].phase or 1, size, device).batch_size
         memory = flags.max_memory * 1e9 if flags.max_memory else FOR_THE_GPU * device_info().memory_bytes
         grid = cls(
             variants=variants,
@@ -134,7 +136,7 @@ class Grid:
     def _task(self, variant: Variant, setting: Setting, shape: dict[str, Any]) -> Task:
         recipe = None if variant.recipe == DEFAULT else variant.recipe
         shared: dict[str, Any] = {"branch": variant.branch, "recipe": recipe, "batch_size": setting["batch_size"]}
-        return make_task(variant.phase, self.size, self.device, **shared, **shape, seq_len=setting["seq_len"])
+        return make_task(variant.phase or 1, self.size, self.device, **shared, **shape, seq_len=setting["seq_len"])
 
     def measure(self, setting: Setting, names: Sequence[str]) -> dict[str, Setting]:
         """Measure these variants in a setting, interleaved; what was found by name."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.compare.plots import COLOURS, INK, MUTED, RULE, STYLE, Picture
+from bench.compare.plots import COLOURS, INK, MUTED, RULE, STYLE, Plot
 from bench.tools.throughput import median_seconds
 from mlx_transformer.run.plots import short
 
@@ -25,7 +25,7 @@ _LABELS = {
 }
 
 
-def draw(log: Mapping[str, Any]) -> list[Picture]:
+def draw(log: Mapping[str, Any]) -> list[Plot]:
     """Draw sweep.json: lines for several variants of one width and batch size, else a picture of maps per variant."""
     settings = log["settings"]
     names = list(dict.fromkeys(one["name"] for one in settings))
@@ -34,7 +34,7 @@ def draw(log: Mapping[str, Any]) -> list[Picture]:
     return [draw_maps(log, name, "sweep" + (f"_{i}" if i else "")) for i, name in enumerate(names)]
 
 
-def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Picture:
+def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Plot:
     """Draw a panel for each pass's time and one for the peak memory, over the sequence length, a line per variant."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -60,14 +60,14 @@ def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Picture:
             axes.set_title(label, loc="left", fontsize=9)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=len(names), frameon=False)
-    return Picture(name="sweep", shows="Time and peak memory over the sequence length.", figure=figure)
+    return Plot(name="sweep", description="Time and peak memory over the sequence length.", figure=figure)
 
 
 def _milliseconds(name: str) -> Callable[[Setting], float]:
     return lambda one: 1000 * median_seconds(one, name)
 
 
-def draw_maps(log: Mapping[str, Any], name: str, file: str) -> Picture:
+def draw_maps(log: Mapping[str, Any], name: str, file: str) -> Plot:
     """Draw a row of maps for the throughput and one for the peak memory; what did not fit is hatched."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -91,7 +91,7 @@ def draw_maps(log: Mapping[str, Any], name: str, file: str) -> Picture:
         for axes, what in ((throughput[0], "tokens/s, MFU"), (memory[0], "peak memory, GB")):
             axes.set_ylabel(f"{what}\nsequence length, tokens")
         figure.suptitle(f"{name}, whole training step\n{log['machine']['device']}", fontsize=8.5)
-    return Picture(name=file, shows="Throughput and peak memory of a training step.", figure=figure)
+    return Plot(name=file, description="Throughput and peak memory of a training step.", figure=figure)
 
 
 def _axis(settings: Sequence[Setting]) -> Axis:

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
-from bench.compare.plan import DEFAULT, RUNS, Finished, Run, Variant, execute
+from bench.compare.runs import RUNS, Finished, Run, execute
+from bench.compare.variants import DEFAULT, Variant
 from bench.options import BUDGETS
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c

@@ -14,7 +14,7 @@ from mlx_transformer.backend import device_info, is_plain, prepare, streams, use
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.run.console import Console
-from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.ladder import Experiment, find_phase
 from mlx_transformer.run.training import Curve
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.trainer import Limits, RunOptions, Step, default_eval_every, fit
@@ -22,18 +22,23 @@ from mlx_transformer.utils.errors import RunFailed
 
 
 def make_recipe(
-    phase: int,
+    experiment: Experiment | int,
     size: str,
     batch_size: int | None,
     seq_len: int,
     name: str | None = None,
     learning_rate: float | None = None,
 ) -> Recipe:
-    """Return a phase's recipe, or the named one of its recipes, with another batch size and peak learning rate."""
-    module = find_phase(phase)
-    recipe: Recipe = (module.RECIPES[name] if name else module.RECIPE).at(size)
+    """Return the recipe of an experiment or phase, or a named one, with another batch size and peak learning rate."""
+    experiment = Experiment.of_phase(experiment) if isinstance(experiment, int) else experiment
+    recipe = experiment.find_recipe(name)[0].at(size)
     changes: dict[str, Any] = {"batch_tokens": batch_size and batch_size * seq_len, "learning_rate": learning_rate}
     return replace(recipe, **{field: value for field, value in changes.items() if value}).check()
+
+
+def find_experiment(text: str) -> Experiment:
+    """Return the phase of a number, or load somebody's own file."""
+    return Experiment.of_phase(int(text)) if text.isdigit() else Experiment.of_file(text)
 
 
 def describe_runtime() -> dict[str, Any]:
@@ -55,13 +60,13 @@ def describe_runtime() -> dict[str, Any]:
 class TrainingRounds:
     """Training steps of fit() as a run drives it, with its curve and console, without evaluations and checkpoints.
 
-    The batch does not grow: the step that a run repeats is timed.
+    experiment: a phase's number or the path of a file. The batch does not grow: the step that a run repeats is timed.
     """
 
     def __init__(
         self,
         *,
-        phase: int,
+        experiment: str,
         size: str,
         batch_size: int,
         config: dict[str, Any],
@@ -73,8 +78,9 @@ class TrainingRounds:
         learning_rate: float | None = None,
     ) -> None:
         use_device(device)
-        kind = find_branch(find_phase(phase), branch)
-        rules = make_recipe(phase, size, batch_size, config["seq_len"], recipe, learning_rate)
+        trained = find_experiment(experiment)
+        kind = trained.find_branch(branch)
+        rules = make_recipe(trained, size, batch_size, config["seq_len"], recipe, learning_rate)
         rules = replace(rules, batch_warmup=None, dropout=None)  # dropout: the config's
         train = np.load(tokens, mmap_mode="r")
         data = Tokens(train, train[: config["seq_len"] + 1], 0, 1, 1, None, 0.0, True)

@@ -26,11 +26,12 @@ MOST_TOKENS = 1 << 22  # of a step: a larger graph takes too long to build
 class Task:
     """What every worker computes. recipe: that of recipe_name at size, with its batch and learning rate replaced."""
 
-    phase: int
+    phase: int | None
     size: str
     config: Config
     recipe: Recipe
     device: str
+    file: Path | None = None  # somebody's own, with the model
     branch: str | None = None
     recipe_name: str | None = None
 
@@ -76,7 +77,10 @@ def mlx_training(name: str, task: Task, folder: Path, **changes: str) -> Worker:
     """Return the worker that trains with fit(). changes: of its environment."""
     private = folder / f"{len(list(folder.iterdir()))}"  # the name may have characters that a path must not have
     private.mkdir()
-    settings = _model_settings(task) | {
+    settings = {
+        "experiment": str(task.phase if task.file is None else task.file),
+        "branch": task.branch,
+        "config": task.config.to_dict(),
         "size": task.size,
         "batch_size": task.batch_size,
         "recipe": task.recipe_name,
@@ -91,7 +95,10 @@ def mlx_training(name: str, task: Task, folder: Path, **changes: str) -> Worker:
 
 def torch_training(name: str, task: Task, folder: Path, *, compiled: bool = False, tuned: bool = True) -> Worker:
     """Return the worker that trains the PyTorch reference. tuned: with the allocator settings of MLX's worker."""
-    settings = _model_settings(task) | {
+    settings = {
+        "phase": task.phase,
+        "branch": task.branch,
+        "config": task.config.to_dict(),
         "recipe": task.recipe.to_dict(),
         "weights": str(folder / "weights.npz"),
         "batches": str(folder / "batches.npy"),
@@ -101,10 +108,6 @@ def torch_training(name: str, task: Task, folder: Path, *, compiled: bool = Fals
     }
     variables = environment(**UNTOUCHED, **(ALLOCATOR if tuned else {}))
     return Worker(name=name, target="bench.reference:TrainingRounds", settings=settings, environment=variables)
-
-
-def _model_settings(task: Task) -> dict[str, Any]:
-    return {"phase": task.phase, "branch": task.branch, "config": task.config.to_dict()}
 
 
 def warm_up(workers: Mapping[str, WorkerProcess], say: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:

@@ -4,15 +4,15 @@ import re
 
 import numpy as np
 
-from bench.compare import findings
+from bench.compare import summary
 
 BUDGET = 5_000_000
 
 
 def found(ratio, low, high, verdict=None):
     contains_one = (low or 0) <= 1 <= (high or np.inf)
-    told = "no difference" if contains_one else "faster" if (low or 0) > 1 else "slower"
-    return {"ratio": ratio, "low": low, "high": high, "verdict": verdict or told}
+    judged = "no difference" if contains_one else "faster" if (low or 0) > 1 else "slower"
+    return {"ratio": ratio, "low": low, "high": high, "verdict": verdict or judged}
 
 
 def middle(median, low=None, high=None):
@@ -32,9 +32,10 @@ def a_run(name, seed, *, floor=2.3, speed=10_000.0, status="done"):
     phase, branch = int(re.match(r"phase (\d)", name)[1]), re.search(r"/([^ :]+)", name)
     ran = {
         "phase": phase,
+        "code": None,
         "branch": branch and branch[1],
         "recipe": "default",
-        "backend": findings.backend(name) or "mlx",
+        "backend": summary.backend(name) or "mlx",
     }
     error = {"failed": "out of memory <at> step 12"}.get(status)
     best = min((one["valid_loss"] for one in evals), default=None)
@@ -59,7 +60,7 @@ def a_run(name, seed, *, floor=2.3, speed=10_000.0, status="done"):
 
 
 def a_log(variants=None, seeds=5, **changes):
-    """A whole comparison; contenders: name -> (loss floor, tokens per second, ratio over the first with its bounds)."""
+    """A whole comparison; variants: name -> (loss floor, tokens per second, ratio over the first with its bounds)."""
     variants = variants or {
         "phase 1": (2.45, 10_220.0, None),
         "phase 1 · torch": (2.45, 10_010.0, None),
@@ -68,7 +69,7 @@ def a_log(variants=None, seeds=5, **changes):
     }
     first = next(iter(variants))
     log = {
-        "schema_version": 1,
+        "schema_version": 2,
         "complete": True,
         "quick": False,
         "machine": {
@@ -96,7 +97,7 @@ def a_log(variants=None, seeds=5, **changes):
         "budget_tokens": BUDGET,
         "target": {"loss": 2.82, "rule": f"the highest over {seeds} seeds of phase 1's best validation loss"},
         "runs": [a_run(name, seed, floor=f, speed=s) for name, (f, s, _) in variants.items() for seed in range(seeds)],
-        "rates": [
+        "throughput": [
             {
                 "name": name,
                 "tokens_per_second": middle(s, 0.98 * s, 1.03 * s),
@@ -107,14 +108,15 @@ def a_log(variants=None, seeds=5, **changes):
             for name, (_, s, _) in variants.items()
         ],
         "speed": [
-            {"a": findings.base(name), "b": name, "rounds": 8, **found(1.02, 0.99, 1.05)}
+            {"a": summary.base(name), "b": name, "rounds": 8, **found(1.02, 0.99, 1.05)}
             for name in variants
-            if findings.backend(name)
+            if summary.backend(name)
         ],
         "time_to_target": [
             {
                 "name": name,
                 "phase": 1,
+                "code": None,
                 "branch": None,
                 "recipe": "default",
                 "backend": "mlx",
@@ -122,7 +124,7 @@ def a_log(variants=None, seeds=5, **changes):
                 "seeds": seeds,
                 "clock": middle(151.9, 140.0, 171.0),
                 "tokens": middle(1_500_000, 1_250_000, 1_750_000),
-                "tokens_over_rate": middle(150.2, 141.0, 166.0),
+                "tokens_over_throughput": middle(150.2, 141.0, 166.0),
             }
             for name in variants
         ],
@@ -134,7 +136,7 @@ def a_log(variants=None, seeds=5, **changes):
                 "target_loss": 2.82,
                 "clock": found(*(bound and 0.97 * bound for bound in ratio)),
                 "tokens": found(*ratio),
-                "tokens_over_rate": found(*ratio),
+                "tokens_over_throughput": found(*ratio),
             }
             for share in (0.5, 1)
             for name, (_, _, ratio) in variants.items()
@@ -169,7 +171,7 @@ ODD = 'phase 4/<b>&"$x$_|*'
 
 
 def a_hard_log():
-    """All that can go wrong: runs that diverged, failed or are missing, a target not reached, odd names, no rate."""
+    """All that can go wrong: runs that diverged, failed or are missing, a target not reached, odd names."""
     log = a_log(
         {
             "phase 1": (2.45, 10_220.0, None),
@@ -192,13 +194,13 @@ def a_hard_log():
         )
         for run in log["runs"]
     ]
-    log["rates"] = log["rates"][:4]
+    log["throughput"] = log["throughput"][:4]
     nothing = middle(None)
     _, two, three, four, five = log["time_to_target"]
     two |= {"reached": 3, "clock": middle(200.0, 150.0, None), "tokens": middle(2_000_000, 1_500_000, None)}
-    three |= {"reached": 0, "clock": nothing, "tokens": nothing, "tokens_over_rate": nothing}
-    four |= {"tokens_over_rate": None}
-    five |= {"reached": 0, "clock": nothing, "tokens": nothing, "tokens_over_rate": None}
+    three |= {"reached": 0, "clock": nothing, "tokens": nothing, "tokens_over_throughput": nothing}
+    four |= {"tokens_over_throughput": None}
+    five |= {"reached": 0, "clock": nothing, "tokens": nothing, "tokens_over_throughput": None}
     gone = found(None, None, 0.9, "slower")
     fates = {"phase 2": found(1.4, 0.8, None), "phase 3": gone, ODD: found(None, 1.7, None), "phase 5": gone}
     log["speedups"] = [
@@ -207,7 +209,7 @@ def a_hard_log():
             "over": "phase 1",
             "share_of_budget": 1,
             "target_loss": 2.82,
-            **dict.fromkeys(findings.MEASURES, fate),
+            **dict.fromkeys(summary.MEASURES, fate),
         }
         for name, fate in fates.items()
     ]

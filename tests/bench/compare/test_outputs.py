@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.compare import findings, outputs, plots, tables
+from bench.compare import outputs, plots, summary, tables
 from tests.bench.compare.compare_logs import BUDGET, ODD, a_hard_log, a_log, a_run, an_ablation, found, middle
 
 LOGS = {"usual": a_log, "hard": a_hard_log, "ablation": an_ablation}
@@ -71,10 +71,10 @@ def on_terminal(log, width=200):
 
 
 @pytest.mark.parametrize("name", LOGS)
-def test_every_contender_is_in_everything(written, name):
+def test_every_variant_is_in_everything(written, name):
     page = Page((written[name] / "compare.html").read_text()).text
     markdown = (written[name] / "compare.md").read_text().replace("\\", "")
-    for variant in findings.variants(LOGS[name]()):
+    for variant in summary.variants(LOGS[name]()):
         for where in (page, markdown, on_terminal(LOGS[name]())):
             assert variant in where
 
@@ -114,7 +114,7 @@ def test_a_name_cannot_become_markup(written):
     assert all(re.search(r"\\<b\\>\\&\"\$x\$\\_\\\|\\\*", row) for row in rows)
 
 
-def test_what_went_amiss_is_said_everywhere(written):
+def test_problems_are_in_every_output(written):
     log = a_hard_log()
     for text in (
         Page((written["hard"] / "compare.html").read_text()).text,
@@ -127,7 +127,7 @@ def test_what_went_amiss_is_said_everywhere(written):
         assert "phase 5: 5 diverged; 0 of 5 seeds" in text
         assert "2M (1.5M to > 5M)" in text
         assert "no difference" in text
-        assert "No reference in PyTorch" in text
+        assert "No PyTorch reference" in text
     assert "out of memory <at> step 12" in Page((written["hard"] / "compare.html").read_text()).text
 
 
@@ -135,7 +135,7 @@ def test_pictures_say_that_they_are_rough():
     for picture in plots.draw(a_hard_log()):
         assert "rough, from a quick run" in picture.svg()
     for picture in plots.draw(a_log(ONE_TO_ONE)):
-        assert "rough" not in picture.svg()
+        assert "rough, from a quick run" not in picture.svg()
 
 
 def test_the_same_log_gives_the_same_bytes(written, tmp_path):
@@ -147,7 +147,7 @@ def test_the_same_log_gives_the_same_bytes(written, tmp_path):
 
 def test_absolute_figures_come_with_the_machine():
     log = a_log()
-    for make in (tables.targets, tables.rates, tables.runs):
+    for make in (tables.targets, tables.throughput, tables.runs):
         assert "Test chip" in tables.markdown(make(log))
     for picture in plots.draw(log):
         if picture.name in ("loss_seconds", "speed", "memory"):
@@ -172,8 +172,8 @@ def test_our_losses_are_set_against_the_references_seed_by_seed():
 
 
 def cut_short(log, name, share):
-    """The runs of a contender as they are where a rule stopped them after a share of the budget."""
-    for run in findings.runs_of(log, name):
+    """The runs of a variant as they are where a rule stopped them after a share of the budget."""
+    for run in summary.runs_of(log, name):
         run["evals"] = [one for one in run["evals"] if one["tokens"] <= share * BUDGET]
 
 
@@ -181,16 +181,16 @@ def cut_short(log, name, share):
 def test_what_was_not_reached_is_cut_where_its_runs_ended(share, said):
     log, nothing = a_log(ONE_TO_ONE), middle(None)
     cut_short(log, "phase 2", share)
-    log["time_to_target"][1] |= {"clock": nothing, "tokens": nothing, "tokens_over_rate": nothing}
-    _, _, over_rate, clock, tokens, _ = tables.targets(log).rows[1]
+    log["time_to_target"][1] |= {"clock": nothing, "tokens": nothing, "tokens_over_throughput": nothing}
+    _, _, over_throughput, clock, tokens, _ = tables.targets(log).rows[1]
     assert tokens.text == said
-    assert over_rate.text == f"> {share * BUDGET / 1e4:,.0f}"
+    assert over_throughput.text == f"> {share * BUDGET / 1e4:,.0f}"
     assert clock.text == f"> {min(run['evals'][-1]['seconds'] for run in log['runs'][5:]):,.0f}"
 
 
 def test_the_cut_is_of_a_run_that_missed_the_target():
     log = a_log(ONE_TO_ONE)
-    slowest = max(findings.runs_of(log, "phase 2"), key=lambda run: run["evals"][-1]["seconds"])
+    slowest = max(summary.runs_of(log, "phase 2"), key=lambda run: run["evals"][-1]["seconds"])
     slowest["evals"] = [{**one, "valid_loss": 9.0} for one in slowest["evals"]]
     log["time_to_target"][1]["clock"] = middle(300.0, 250.0, None)
     assert tables.targets(log).rows[1][3].text == f"300 (250 to > {slowest['evals'][-1]['seconds']:,.0f})"
@@ -215,7 +215,7 @@ def test_settings_that_change_the_experiment_are_said(tmp_path):
     for said in ((tmp_path / "compare.html").read_text(), (tmp_path / "compare.md").read_text(), on_terminal(log)):
         assert "5M tokens a run, dropout 0, 8 layers, 2,000 stories" in said
     del log["settings"]
-    assert findings.setting(log).endswith("5M tokens a run"), "older logs hold none"
+    assert summary.setting(log).endswith("5M tokens a run"), "older logs hold none"
 
 
 def test_numbers_are_sorted_as_numbers_and_what_was_not_reached_last(written):
@@ -233,57 +233,61 @@ def test_an_ablation_is_a_ladder_of_all_its_rows():
     ladder, tokens, *_ = plots.draw(log)
     (axes,) = ladder.figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [f"phase 3/{name[8:]}" for name in findings.variants(log)[1:]]  # the soonest first
+    assert labels == [f"phase 3/{name[8:]}" for name in summary.variants(log)[1:]]  # the soonest first
     panels = [axes.get_title(loc="left") for axes in tokens.figure.axes if axes.get_visible()]
     assert panels == labels
-    assert any("by chance alone" in remark for remark in findings.remarks(log))
+    assert any("by chance alone" in remark for remark in summary.remarks(log))
 
 
 def one_to_one(fate, **changes):
     log = a_log(ONE_TO_ONE, **changes)
     for row in log["speedups"]:
-        row.update(dict.fromkeys(findings.MEASURES, fate))
+        row.update(dict.fromkeys(summary.MEASURES, fate))
     return log
 
 
-SOON, LONG = "phase 2 reaches the target loss", "No: phase 2 takes 2.00 times as long as phase 1 to the target"
+SPEEDUP = "the speedup of phase 2 over phase 1 is"
+TO, SLOWER = "faster to the target loss than phase 1", "No: phase 2 is 2.00× slower to the target loss than phase 1"
 
 
 @pytest.mark.parametrize(
     ("fate", "said"),
     [
-        (found(2.31, 1.9, 2.8), f"Yes: {SOON} 2.31 times as soon as phase 1 (95 % interval 1.90–2.80)."),
-        (found(0.5, 0.4, 0.8), f"{LONG} (95 % interval 1.25–2.50)."),
-        (found(0.5, None, 0.8, "slower"), f"{LONG} (95 % interval > 1.25)."),
-        (found(1.04, 0.93, 1.12), f"No difference: {SOON} 1.04 times as soon as phase 1 (95 % interval 0.93–1.12)"),
-        (found(1.4, None, None), f"Undecided: {SOON} 1.40 times as soon as phase 1, with no interval"),
-        (found(None, 1.7, None), f"Yes: {SOON} more than 1.70 times as soon as phase 1."),
-        (found(None, None, 0.9), f"No: {SOON} with 5 of 5 seeds, phase 1 with 5 of 5 seeds."),
+        (found(2.31, 1.9, 2.8), f"Yes: phase 2 is 2.31× {TO} (95 % interval 1.90–2.80)."),
+        (found(0.5, 0.4, 0.8), f"{SLOWER} (95 % interval 1.25–2.50)."),
+        (found(0.5, None, 0.8, "slower"), f"{SLOWER} (95 % interval > 1.25)."),
+        (
+            found(1.04, 0.93, 1.12),
+            "No difference: the speedup of phase 2 over phase 1 is 1.04× (95 % interval 0.93–1.12)",
+        ),
+        (found(1.4, None, None), "Undecided: the speedup of phase 2 over phase 1 is 1.40×, with no interval"),
+        (found(None, 1.7, None), f"Yes: phase 2 is more than 1.70× {TO}."),
+        (found(None, None, 0.9), "No: phase 2 reaches the target loss with 5 of 5 seeds, phase 1 with 5 of 5 seeds."),
         (None, "Not known yet"),
     ],
 )
 def test_the_answer(fate, said):
-    answer, *_ = findings.headline(one_to_one(fate))
+    answer, *_ = summary.headline(one_to_one(fate))
     assert answer.replace("\u00a0", " ").startswith(said)
 
 
 def test_the_answer_of_many():
-    answer, counted, *_ = findings.headline(an_ablation())
-    assert answer.startswith("Phase 3/rope pays most: it reaches the target loss 1.50 times as soon as phase 3")
-    assert counted == "Of 20 contenders: 9 faster, 8 slower, 3 no difference."
+    answer, counted, *_ = summary.headline(an_ablation())
+    assert answer.startswith("Phase 3/rope pays most: it is 1.50× faster to the target loss than phase 3")
+    assert counted == "Of 20 variants: 9 faster, 8 slower, 3 no difference."
     losing = an_ablation()
     losing["speedups"] = losing["speedups"][-8:]
-    assert findings.headline(losing)[0].startswith("No: none of 8 contenders")
+    assert summary.headline(losing)[0].startswith("No: none of 8 variants")
 
 
 def test_the_answer_where_only_the_reference_is_there_to_beat():
     log = a_log({"phase 1": (2.4, 1e4, None), "phase 1 · torch": (2.4, 1e4, (1.0, 0.9, 1.1))})
-    (answer,) = findings.headline(log)
-    assert answer == "Phase 1 makes 1.02× (0.99–1.05) the tokens per second of PyTorch (no difference)."
+    (answer,) = summary.headline(log)
+    assert answer == "Phase 1 has 1.02× (0.99–1.05) the throughput of PyTorch (no difference)."
 
 
 def test_a_comparison_that_has_only_begun(tmp_path):
-    log = a_log(ONE_TO_ONE, complete=False, rates=[], speed=[], time_to_target=[], speedups=[], parity=[])
+    log = a_log(ONE_TO_ONE, complete=False, throughput=[], speed=[], time_to_target=[], speedups=[], parity=[])
     log["runs"] = [a_run(run["name"], run["seed"], status="missing") for run in log["runs"]]
     log["target"]["loss"] = None
     outputs.write_all(log, tmp_path)
@@ -304,7 +308,7 @@ def test_one_seed_has_no_interval(tmp_path):
     log = one_to_one(found(1.4, None, None), seeds=1)
     assert "no interval" in tables.markdown(tables.speedups(log))
     assert "no difference" not in tables.markdown(tables.speedups(log)).split("\n\n")[0]
-    assert any("Only one seed" in remark for remark in findings.remarks(log))
+    assert any("Only one seed" in remark for remark in summary.remarks(log))
     assert all("seeds" not in picture.svg() for picture in plots.draw(log))
 
 
@@ -351,14 +355,14 @@ amounts = st.none() | intervals.map(lambda interval: middle(*interval))
 def test_whatever_is_missing_can_be_said(data):
     log = a_log(ONE_TO_ONE)
     for row in log["speedups"]:
-        row.update({key: data.draw(fates) for key in findings.MEASURES})
+        row.update({key: data.draw(fates) for key in summary.MEASURES})
     for row in log["time_to_target"]:
-        row.update({key: data.draw(amounts) for key in findings.MEASURES}, reached=data.draw(st.integers(0, 5)))
+        row.update({key: data.draw(amounts) for key in summary.MEASURES}, reached=data.draw(st.integers(0, 5)))
     statuses = st.sampled_from(["done", "diverged", "failed", "missing"])
     log["runs"] = [a_run(run["name"], run["seed"], status=data.draw(statuses)) for run in log["runs"]]
     before = copy.deepcopy(log)
     text = " ".join(
-        [*findings.headline(log), *findings.remarks(log), *(tables.markdown(make(log)) for make in tables.ALL)]
+        [*summary.headline(log), *summary.remarks(log), *(tables.markdown(make(log)) for make in tables.ALL)]
     )
     assert not re.search(r"\b(nan|None|inf|Infinity)\b", text)
     assert log == before
@@ -368,10 +372,10 @@ def test_whatever_is_missing_can_be_said(data):
 def test_a_target_that_says_nothing_is_told():
     met = a_log()
     met["target"]["loss"] = 1e9
-    said = findings.remarks(met)
-    assert "phase 2 meets the target at its first evaluation: give a lower --target." in said
-    assert not any("first evaluation" in remark for remark in findings.remarks(a_log()))
+    said = summary.remarks(met)
+    assert "phase 2 reaches the target at its first evaluation: give a lower --target." in said
+    assert not any("first evaluation" in remark for remark in summary.remarks(a_log()))
     missed = a_log({"phase 1": (2.45, 10_220.0, None), "phase 2": (2.2, 9_800.0, (None, None, None))})
     for row in missed["time_to_target"]:
         row["reached"] = 0
-    assert findings.headline(missed)[0].startswith("Undecided: neither phase 2 nor phase 1 reaches the target loss")
+    assert summary.headline(missed)[0].startswith("Undecided: neither phase 2 nor phase 1 reaches the target loss")

@@ -5,20 +5,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.compare import compare, findings
-from bench.compare.plan import Finished, Variant
+from bench.compare import command, summary
 from bench.compare.record import Comparison, Record
+from bench.compare.runs import Finished
+from bench.compare.variants import Variant
 
-SAID_ELSEWHERE = {"phases", "ablate", "reference", "seeds", "target", "size", "data", "valid", "device"}
-SAID_ELSEWHERE |= {"max_tokens", "two_budgets", "quick"}
+RECORDED_ELSEWHERE = {"phases", "ablate", "vary", "reference", "seeds", "target", "size", "data", "valid", "device"}
+RECORDED_ELSEWHERE |= {"max_tokens", "two_budgets", "quick"}
 DECIDES_NOTHING = {"plan", "out"}
 
 
 def a_record(finished, settings, seeds=5, aim=None):
-    plan = SimpleNamespace(size="nano", seed=0, settings=settings)
+    plan = SimpleNamespace(size="nano", seed=0, settings=SimpleNamespace(to_dict=lambda: settings))
     run = SimpleNamespace(variant=Variant(phase=1), plan=plan)
     run.with_settings = lambda seed: SimpleNamespace(variant=run.variant, plan=SimpleNamespace(seed=seed))
-    comparison = Comparison(families=[[run]], seeds=range(seeds), budget=1000, target=aim, shares=(1.0,), quick=False)
+    comparison = Comparison(by_variant=[[run]], seeds=range(seeds), budget=1000, target=aim, shares=(1.0,), quick=False)
     return Record(
         comparison=comparison, machine={}, corpus={}, parameters={}, finished={"phase 1": dict(enumerate(finished))}
     )
@@ -43,7 +44,9 @@ def test_the_settings_that_were_given_are_recorded():
 
 
 def test_every_flag_that_changes_the_experiment_is_in_the_log():
-    assert {field.name for field in fields(compare.Flags)} - SAID_ELSEWHERE - DECIDES_NOTHING == set(findings.SETTINGS)
+    assert {field.name for field in fields(command.Flags)} - RECORDED_ELSEWHERE - DECIDES_NOTHING == set(
+        summary.SETTINGS
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,10 +57,10 @@ def test_every_flag_that_changes_the_experiment_is_in_the_log():
         (["done", "done"], "the highest over 2 of 5 seeds of phase 1's best"),
     ],
 )
-def test_the_rule_counts_the_seeds_that_have_a_say(statuses, said):
+def test_the_rule_counts_the_seeds_that_count(statuses, said):
     assert document(*statuses)["target"]["rule"] == f"{said} validation loss within 1,000 tokens"
 
 
 def test_the_rule_of_one_seed_and_of_a_target_given():
     assert document("done", seeds=1)["target"]["rule"] == "phase 1's best validation loss within 1,000 tokens"
-    assert document("done", aim=2.5)["target"] == {"loss": 2.5, "rule": "as --target says"}
+    assert document("done", aim=2.5)["target"] == {"loss": 2.5, "rule": "given by --target"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.compare.plan import Finished
+from bench.compare.runs import Finished
 from bench.report import report
 from bench.tools import fables, floor
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
@@ -90,7 +90,7 @@ def test_every_phase_runs_within_both_budgets_from_every_seed(command, made, cap
     assert "| phase 6 | 3 s | 1.30 (1.20–1.40) |" in table
     assert "phase 6" in capsys.readouterr().out
     assert (tmp_path / "out" / "fables.png").stat().st_size > 10_000
-    assert "phase 1 within 3 s: 2.80 times the floor, 12% of sentences consistent" in floor.draw(log).shows
+    assert "phase 1 within 3 s: 2.80 times the floor, 12% of sentences consistent" in floor.draw(log).description
 
 
 @given(st.lists(st.none() | st.floats(0, 9), max_size=7))
@@ -156,5 +156,5 @@ def test_real_runs_are_reused(command, monkeypatch, tmp_path):
     assert json.loads((logged / "result.json").read_text())["best_valid_bpb"] == by_tokens["best_valid_bpb"]
     assert (logged / "curve.jsonl").exists()
 
-    monkeypatch.setattr("bench.compare.plan.run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr("bench.compare.runs.run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
     assert command(*line)["runs"] == log["runs"]

@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from bench.compare.plan import Finished, Run, Variant
+from bench.compare.runs import Finished, Run
+from bench.compare.variants import Variant
 from bench.tools import length
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.evaluate import Evaluator

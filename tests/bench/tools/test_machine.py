@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from bench.compare.plan import Finished
+from bench.compare.runs import Finished
 from bench.tools import machine, roofline
 from mlx_transformer.backend import Device
 from mlx_transformer.utils.errors import BadInput, RunFailed

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bench.compare.plan import Finished
+from bench.compare.runs import Finished
 from bench.tools import precision
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 

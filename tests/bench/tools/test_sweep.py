@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from bench.compare.plan import Variant
+from bench.compare.variants import Variant
 from bench.options import read_numbers
 from bench.tools import sweep, sweep_plots
 from bench.workers import passes

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.compare.plan import Finished
+from bench.compare.runs import Finished
 from bench.tools import tune
 from bench.tools.tune import Trial
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
@@ -123,7 +123,7 @@ def test_a_real_search_is_reused(command, monkeypatch, capsys):
     assert all(run["tokens"] == 1024 and run["evals"] for run in log["runs"])
     assert f"best learning rate: {log['best']:g}" in capsys.readouterr().out
 
-    monkeypatch.setattr("bench.compare.plan.run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr("bench.compare.runs.run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
     again = command(*line)
     assert (again["runs"], again["learning_rates"]) == (log["runs"], log["learning_rates"])
     with pytest.raises(BadInput, match="another budget_tokens"):

@@ -74,9 +74,11 @@ class Flags:
     size: Size = None
     """nano, small or base (default: small on a CPU, base on a GPU)"""
     data: Place = None
-    """auto, fables, tinystories, or a UTF-8 text file (default: auto)"""
+    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
     valid: Place = None
-    """validation text file (default: the end of --data)"""
+    """validation text (default: the end of --data)"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
     stories: WholeNumber = None
     """stories or documents to train on"""
     device: Device = None
@@ -113,7 +115,7 @@ def read(flags: Flags, say: Say) -> Comparison:
     only = _only(flags, variants) if flags.ablate or flags.vary else None
     size = choose_size(flags.size or ("nano" if flags.quick else None))
     budget = flags.max_tokens or (QUICK_TOKENS if flags.quick else BUDGETS[size])
-    shared = ("data", "valid", "stories", "device", "dropout", "n_layers", "learning_rate")
+    shared = ("data", "valid", "text_column", "stories", "device", "dropout", "n_layers", "learning_rate")
     train = Settings(
         size=size,
         max_tokens=budget * (2 if flags.two_budgets else 1),

@@ -42,7 +42,18 @@ from mlx_transformer.utils.files import write_json
 
 RUNS = Path("results/bench/runs")  # of all comparisons: a finished run is never repeated
 # Settings that the fingerprint has in another form, such as the text's checksum, or that decide nothing.
-_NOT_IN_FINGERPRINT = ("data", "valid", "stories", "tokenizer", "device", "prompt", "quiet", "save_every", "log")
+_NOT_IN_FINGERPRINT = (
+    "data",
+    "valid",
+    "text_column",
+    "stories",
+    "tokenizer",
+    "device",
+    "prompt",
+    "quiet",
+    "save_every",
+    "log",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

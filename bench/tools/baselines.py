@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_transformer.data import Tokens, load_corpus, tokenize_corpus, train_tokenizer
-from mlx_transformer.run.flags import Place, WholeNumber, parse
+from mlx_transformer.run.flags import Place, Text, WholeNumber, parse
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where there are too few counts of counts; as in KenLM's lmplz
@@ -194,9 +194,11 @@ class Flags:
     """Nats per token and bits per byte of n-gram models on the validation text of a corpus."""
 
     data: Place = None
-    """auto, fables, tinystories or the path of a text (default: auto)"""
+    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
     valid: Place = None
     """validation text, if --data is a path"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
     stories: WholeNumber = None
     """count only this many training documents (a token needs some 100 bytes of memory)"""
     tokenizer: Place = None
@@ -223,7 +225,7 @@ def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float,
 def main() -> None:
     """Run the command line."""
     flags = parse(Flags, "python -m bench baselines")
-    corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories)
+    corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories, text_column=flags.text_column)
     explicit = flags.vocab_size is not None
     tokenizer = train_tokenizer(flags.tokenizer or "bpe", corpus, flags.vocab_size or 4096, explicit=explicit)
     tokens = tokenize_corpus(corpus, tokenizer)

@@ -32,7 +32,7 @@ from mlx_transformer.backend import use_device
 from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.flags import Device, Extent, File, Place, Size, WholeNumber, parse
+from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, WholeNumber, parse
 from mlx_transformer.run.plots import write_png
 from mlx_transformer.run.saved import load
 from mlx_transformer.run.settings import Settings
@@ -61,9 +61,11 @@ class Flags:
     seq_len: Extent = None
     """tokens of a sequence in training (default: the size's)"""
     data: Place = None
-    """auto, fables, tinystories or a text (default: auto)"""
+    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
     valid: Place = None
     """validation text"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
     seeds: WholeNumber = None
     """runs of each variant (default: 3)"""
     max_tokens: WholeNumber = None
@@ -106,7 +108,7 @@ def runs_of(flags: Flags, say: Say) -> list[Run]:
     use_device(flags.device or "auto")
     size = choose_size(flags.size)
     budget = flags.max_tokens or int(SHARE * BUDGETS[size])
-    given = {name: getattr(flags, name) for name in ("data", "valid", "device", "seq_len")}
+    given = {name: getattr(flags, name) for name in ("data", "valid", "text_column", "device", "seq_len")}
     train = Settings(size=size, max_tokens=budget, **given)
     runs: list[Run] = []
     for text in dict.fromkeys(flags.phases or PHASES):

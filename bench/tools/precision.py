@@ -38,9 +38,11 @@ class Flags:
     size: Size = None
     """nano, small, base or auto (default: nano)"""
     data: Place = None
-    """auto, fables, tinystories or a text (default: auto)"""
+    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
     valid: Place = None
     """validation text"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
     steps: WholeNumber = None
     """steps of each run (default: 200)"""
     seeds: WholeNumber = None
@@ -55,7 +57,7 @@ def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
     """Return the run of the first seed by precision. Raises BadInput for what cannot be trained."""
     use_device(flags.device or "auto")
     variant = Variant(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
-    given = {name: getattr(flags, name) for name in ("data", "valid", "device")}
+    given = {name: getattr(flags, name) for name in ("data", "valid", "text_column", "device")}
     steps = flags.steps or STEPS
     train = Settings(size=flags.size or "nano", max_steps=steps, eval_every=steps, **given)
     runs: dict[str, Run] = {}

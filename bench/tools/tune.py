@@ -52,9 +52,11 @@ class Flags:
     size: Size = None
     """nano, small or base (default: small on a CPU, base on a GPU)"""
     data: Place = None
-    """auto, fables, tinystories or a text (default: auto)"""
+    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
     valid: Place = None
     """validation text"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
     batch_size: Extent = None
     """sequences of a step (default: the recipe's)"""
     seeds: WholeNumber = None
@@ -187,7 +189,7 @@ class Task:
         size = choose_size(flags.size)
         recipe = flags.recipe or DEFAULT
         variant = Variant(phase=flags.phase or 1, branch=flags.branch, recipe=recipe)
-        given = {name: getattr(flags, name) for name in ("data", "valid", "batch_size", "device")}
+        given = {name: getattr(flags, name) for name in ("data", "valid", "text_column", "batch_size", "device")}
         budget = flags.max_tokens or int(SHARE * BUDGETS[size])
         train = Settings(size=size, max_tokens=budget, **given)
         own = Run.of(variant, train, say)

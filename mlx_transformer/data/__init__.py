@@ -1,11 +1,12 @@
 """From a text to batches of tokens.
 
-    corpus     load_corpus      text -> train.txt and valid.txt: UTF-8, one separator line after each document
+    sources    open_path        a text, .jsonl, .csv, .gz or a folder -> one stream of documents
+    corpus     load_corpus      documents -> train.txt and valid.txt: UTF-8, one separator line after each document
     tokenizer  train_tokenizer  learn a vocabulary from train.txt (BPE or words), or read a Hugging Face tokenizer.json
     tokens     tokenize_corpus  both texts -> one array of token ids each, an EOS token between documents, on disk
     stream     Batches          the training array -> shuffled sequences of seq_len + 1 token ids; Prefetch draws ahead
 
-`load` does the first three. Each step is cached by the content that it depends on.
+`load` does the first four. Each step is cached by the content that it depends on.
 """
 
 from pathlib import Path
@@ -40,19 +41,21 @@ def load(
     vocab_size: int | None = None,
     valid: str | Path | None = None,
     stories: int | None = None,
+    text_column: str | None = None,
 ) -> Tokens:
     """Return the token ids of a corpus, ready for `fit`; `.tokenizer` is the tokenizer that made them.
 
-    source: "fables" (built in), "tinystories" (from the cache or the Hugging Face hub), or the path of a UTF-8 text
-        with `<|endoftext|>` between documents.
+    source: "fables" (built in), "tinystories" (from the cache or the Hugging Face hub), or a path: UTF-8 text
+        with `<|endoftext|>` between documents, .jsonl or .csv, each also as .gz, or a folder of them.
     tokenizer: "bpe" or "word" (learned from the training text), the path of a tokenizer.json, or a Tokenizer.
     vocab_size: size of a learned vocabulary; None: 8,192, or fewer where the text supports no more.
     valid: path of a validation text; None: the last 5 % of the documents are held out.
+    text_column: key or column of .jsonl and .csv that holds the text; None: "text".
     stories: number of training documents to keep; None: all of a text, 30,000 fables, 100,000 of TinyStories.
 
     Raises BadInput if a text cannot be read, split or fetched, or does not support the vocabulary.
     """
-    corpus = load_corpus(str(source), None if valid is None else str(valid), stories, say=_discard)
+    corpus = load_corpus(str(source), None if valid is None else str(valid), stories, _discard, text_column)
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = train_tokenizer(str(tokenizer), corpus, vocab_size)
     elif vocab_size not in (None, tokenizer.vocab_size):

@@ -3,18 +3,17 @@
 A prepared text is UTF-8 with LF line ends and a line `<|endoftext|>` after each document.
 """
 
-import codecs
 import collections
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_transformer.data import tinystories
-from mlx_transformer.data.documents import Part, digests, group, read_lines, read_parts, take
+from mlx_transformer.data.documents import Part, digests, group, read_parts, take
+from mlx_transformer.data.sources import Source, open_path
 from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
@@ -31,7 +30,7 @@ Say = Callable[[str], None]
 class Corpus:
     """A prepared corpus. Bytes are UTF-8 bytes of the documents without separators."""
 
-    name: str  # fables, tinystories or text
+    name: str  # fables, tinystories, or the name of one's own file, folder or data set
     sha256: str  # of both prepared texts
     train_sha256: str
     train: Path
@@ -43,18 +42,32 @@ class Corpus:
     duplicates_removed: int  # documents removed from train because valid has them too
     floor_bits: float | None  # -log2 of the probability of all validation documents, if their generator is known
     note: str  # one sentence: which corpus, and why
+    text_column: str | None = None  # key or column of the texts, if the files have columns
 
 
-def load_corpus(data: str = "auto", valid: str | None = None, stories: int | None = None, say: Say = print) -> Corpus:
-    """Prepare the corpus of `--data --valid --stories`: `auto`, `fables`, `tinystories` or the path of a text.
+def load_corpus(
+    data: str = "auto",
+    valid: str | None = None,
+    stories: int | None = None,
+    say: Say = print,
+    text_column: str | None = None,
+) -> Corpus:
+    """Prepare the corpus of `--data --valid --stories --text-column`.
 
-    `auto` is TinyStories if it is in the cache or can be fetched, else the fables. `stories` is the number of training
-    documents to keep, from the first. Raises BadInput if a text cannot be read, split or fetched.
+    data: `auto` (TinyStories if it is in the cache or can be fetched, else the fables), `fables`, `tinystories`, or a
+        path as in sources.py.
+    stories: number of training documents to keep, from the first.
+    text_column: key or column of .jsonl and .csv that holds the text; None: "text".
+
+    Raises BadInput if a text cannot be read, split or fetched.
     """
     if stories is not None and stories < 1:
         raise BadInput(f"--stories {stories} is not a number of stories; give 1 or more")
-    if data in ("auto", "fables", "tinystories") and valid is not None:
-        raise BadInput(f"--valid {valid} goes with --data PATH; {data} brings its own validation stories")
+    if data in ("auto", "fables", "tinystories"):
+        if valid is not None:
+            raise BadInput(f"--valid {valid} goes with --data PATH; {data} brings its own validation stories")
+        if text_column is not None:
+            raise BadInput(f"--text-column {text_column} goes with --data PATH; {data} has no columns")
     if data == "fables":
         corpus = _fables(stories, "as requested")
     elif data == "tinystories":
@@ -62,7 +75,8 @@ def load_corpus(data: str = "auto", valid: str | None = None, stories: int | Non
     elif data == "auto":
         corpus = _tinystories_or_fables(stories, say)
     else:
-        corpus = _text(Path(data).expanduser(), Path(valid).expanduser() if valid is not None else None, stories)
+        train = open_path(data, text_column, "--data takes auto, fables, tinystories or")
+        corpus = _own(train, None if valid is None else open_path(valid, text_column, "--valid takes"), stories)
     say(corpus.note)
     return corpus
 
@@ -194,49 +208,56 @@ def _tinystories(stories: int | None, say: Say) -> Corpus:
     return _open(folder, f"TinyStories, the first {plural(stories, 'story')}, {source.how}")
 
 
-def _text(path: Path, valid: Path | None, stories: int | None) -> Corpus:
-    shas = [check_text(path), check_text(valid, "--valid takes") if valid is not None else ""]
+def _own(train: Source, valid: Source | None, stories: int | None) -> Corpus:
+    """Prepare somebody's own texts."""
 
     def build(folder: Path) -> None:
         if valid is not None:
-            banned = frozenset(digests(read_parts(valid)))
-            size = os.path.getsize(path) + os.path.getsize(valid)
-            _prepare(folder, "text", take(read_parts(path), stories or sys.maxsize), read_parts(valid), banned, size)
-        elif any(SEPARATOR in line for line in read_lines(path)):
-            _split_documents(folder, path, stories)
+            banned = frozenset(digests(valid.parts()))
+            kept = take(train.parts(), stories or sys.maxsize)
+            _prepare(folder, "text", kept, valid.parts(), banned, train.size + valid.size)
+        elif train.has_separators():
+            _split_documents(folder, train, stories)
         else:
-            _split_lines(folder, path, stories)
+            _split_lines(folder, train, stories)
 
-    folder = cached_folder("corpora", f"text-{_key(*shas, stories)}", build)
-    return _open(folder, f"{path}" + (f" and {valid}" if valid is not None else ", its end held out"))
+    key = _key(train.identity, "" if valid is None else valid.identity, stories)
+    folder = cached_folder("corpora", f"text-{key}", build)
+    told = f"{train.label}" + (f" and {valid.label}" if valid is not None else ", its end held out")
+    column = train.column or (valid.column if valid is not None else None)
+    corpus = _open(folder, told if column is None else f"{told}, texts of the column {column!r}")
+    return replace(corpus, name=train.name, text_column=column)
 
 
-def _split_documents(folder: Path, path: Path, stories: int | None) -> None:
+def _split_documents(folder: Path, source: Source, stories: int | None) -> None:
     """Hold out the last documents."""
-    seen = digests(read_parts(path))
+    seen = digests(source.parts())
     if len(seen) < 2:
-        raise BadInput(f"{path} holds one document, and training and validation need one each; give --valid PATH too")
+        raise BadInput(
+            f"{source.label} holds one document, and training and validation need one each; give --valid PATH too"
+        )
     held_out = max(1, len(seen) // VALID_SHARE)
     before = len(seen) - held_out
-    kept, parts = min(stories or before, before), read_parts(path)
+    kept, parts = min(stories or before, before), source.parts()
 
     def valid() -> Iterator[Part]:
         collections.deque(take(parts, before - kept), maxlen=0)
         yield from parts
 
-    _prepare(folder, "text", take(parts, kept), valid(), frozenset(seen[before:]), os.path.getsize(path))
+    _prepare(folder, "text", take(parts, kept), valid(), frozenset(seen[before:]), source.size)
 
 
-def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
+def _split_lines(folder: Path, source: Source, stories: int | None) -> None:
     """Hold out the last lines; the lines before them are one document."""
     if stories is not None:
-        raise BadInput(f"{path} has no {SEPARATOR} between documents, so --stories cannot count them")
-    count = sum(not line.isspace() for line in read_lines(path))
+        raise BadInput(f"{source.label} has no {SEPARATOR} between documents, so --stories cannot count them")
+    count = sum(not line.isspace() for line in source.lines())
     if count < 2:
         raise BadInput(
-            f"{path} holds one line, and training and validation need one each; give a longer text or --valid PATH"
+            f"{source.label} holds one line, and training and validation need one each; "
+            "give a longer text or --valid PATH"
         )
-    before, lines = count - max(1, count // VALID_SHARE), read_lines(path)
+    before, lines = count - max(1, count // VALID_SHARE), source.lines()
 
     def train() -> Iterator[str]:
         left = before
@@ -245,57 +266,4 @@ def _split_lines(folder: Path, path: Path, stories: int | None) -> None:
             left -= not line.isspace()
             yield line
 
-    _prepare(folder, "text", group(train()), group(lines), frozenset(), os.path.getsize(path))
-
-
-def check_text(path: Path, takes: str = "--data takes auto, fables, tinystories or") -> str:
-    """Return what identifies the content of a text file. Raises BadInput unless it is readable UTF-8 and holds text."""
-    try:
-        if not path.exists():
-            raise BadInput(f"{path} does not exist; {takes} the path of a text")
-        if not path.is_file():
-            raise BadInput(
-                f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; give the path of a UTF-8 text file"
-            )
-        if not path.stat().st_size:
-            raise BadInput(f"{path} is empty; give a UTF-8 text file")
-        digest = _digest_utf8(path)
-        if next(read_parts(path), None) is None:
-            raise BadInput(f"{path} holds no text, only white space or separators; give a UTF-8 text file")
-    except OSError as error:
-        raise BadInput(f"cannot read {path} ({error.strerror or error})") from error
-    return digest
-
-
-def _digest_utf8(path: Path) -> str:
-    """Hash a file. Raises BadInput with the offset of the first byte that is not UTF-8 text."""
-    digest, decoder, offset, within = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0, False
-    with open(path, "rb") as file:
-        while True:
-            block = file.read(1 << 16) + file.readline(1 << 16)
-            within = within or _has_separator_within(block)
-            pending = len(decoder.getstate()[0])  # bytes of a character that began in the last block
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                bad = offset - pending + error.start
-                raise BadInput(
-                    f"{path} is not UTF-8 text: byte {bad:,} (counted from 0) cannot be decoded; convert it"
-                ) from None
-            if (null := block.find(b"\0")) >= 0:
-                raise BadInput(
-                    f"{path} is not text: byte {offset + null:,} (counted from 0) is NUL; convert UTF-16 to UTF-8"
-                )
-            if not block:
-                # Texts prepared before separators within lines were read keep their place in the cache.
-                return digest.hexdigest() + (" separators within lines" if within else "")
-            digest.update(block)
-            offset += len(block)
-
-
-def _has_separator_within(block: bytes) -> bool:
-    """Whether whole lines may have a separator beside other text."""
-    mark = SEPARATOR.encode()
-    if mark not in block:
-        return False
-    return any(mark in line and line.strip() != mark for line in block.splitlines())
+    _prepare(folder, "text", group(train()), group(lines), frozenset(), source.size)

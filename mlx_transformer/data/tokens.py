@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ import numpy as np
 
 from mlx_transformer.data.chunks import Chunk, chunks, encode_chunks
 from mlx_transformer.data.corpus import Corpus
-from mlx_transformer.data.documents import read_parts
+from mlx_transformer.data.documents import Part, read_parts
 from mlx_transformer.data.store import cached_folder, progress
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.utils.files import write_json
@@ -57,7 +57,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
     def build(folder: Path) -> None:
         with progress("tokenizing", corpus.train_bytes) as advance, open(folder / "train.bin", "wb") as out:
             _write_train(out, corpus, tokenizer, dtype, advance)
-        valid, facts = encode_text(corpus.valid, tokenizer, MAX_VALID_TOKENS)
+        valid, facts = encode_text(read_parts(corpus.valid), tokenizer, MAX_VALID_TOKENS)
         valid.astype(dtype).tofile(folder / "valid.bin")
         write_json(folder / "tokens.json", facts)
 
@@ -111,14 +111,16 @@ def _batches(chunked: Iterator[Chunk]) -> Iterator[list[Chunk]]:
         yield batch
 
 
-def encode_text(path: Path, tokenizer: Tokenizer, max_tokens: int = sys.maxsize) -> tuple[np.ndarray, dict[str, Any]]:
+def encode_text(
+    parts: Iterable[Part], tokenizer: Tokenizer, max_tokens: int = sys.maxsize
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Encode the first documents of a text that fit `max_tokens`, as a validation split.
 
     Returns token ids (V,) uint32 and the facts about them: valid_bytes, valid_documents, unknown_rate, lossless.
     """
     tokens, bos_id = array("I", [tokenizer.eos_id]), _bos(tokenizer)
     documents, size, lossless = 0, 0, tokenizer.lossless
-    for document in _valid_documents(path, tokenizer, max_tokens):
+    for document in _valid_documents(parts, tokenizer, max_tokens):
         text = "".join(chunk.text for chunk, _ in document)
         encoded = list(itertools.chain.from_iterable(ids for _, ids in document))
         if len(tokens) + len(bos_id) + len(encoded) + 1 > max_tokens:
@@ -135,11 +137,11 @@ def encode_text(path: Path, tokenizer: Tokenizer, max_tokens: int = sys.maxsize)
     return np.array(tokens, np.uint32), facts
 
 
-def _valid_documents(path: Path, tokenizer: Tokenizer, max_tokens: int) -> Iterator[list[Encoded]]:
+def _valid_documents(parts: Iterable[Part], tokenizer: Tokenizer, max_tokens: int) -> Iterator[list[Encoded]]:
     """Yield documents in chunks; of one longer than `max_tokens`, only a beginning that is longer too."""
     document: list[Encoded] = []
     size = 0
-    for chunk in chunks(read_parts(path), tokenizer):
+    for chunk in chunks(parts, tokenizer):
         if size <= max_tokens:
             document.append((chunk, encode_chunks([chunk], tokenizer)[0]))
             size += len(document[-1][1])

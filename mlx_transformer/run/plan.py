@@ -111,7 +111,7 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     if settings.batch_size is not None:
         recipe = replace(recipe, batch_tokens=settings.batch_size * config.seq_len)
     limits, sampling = _limits(settings), read_sampling(settings)
-    corpus = load_corpus(settings.data or "auto", settings.valid, settings.stories, say)
+    corpus = load_corpus(settings.data or "auto", settings.valid, settings.stories, say, settings.text_column)
     if source is None:
         explicit = settings.vocab_size is not None
         tokenizer = train_tokenizer(settings.tokenizer or "bpe", corpus, config.vocab_size, explicit=explicit)

@@ -35,7 +35,7 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     _draw_bounds(axes, result, curve)
     _draw_clock(axes, curve)
     _draw_bits(axes, result)
-    axes.set_title(f"{title(result)}, {short(result['parameters']['total'])} parameters", pad=10)
+    axes.set_title(f"{title(result)}, {short(result['parameters']['total'])} parameters", pad=10, parse_math=False)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)

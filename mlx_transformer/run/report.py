@@ -88,7 +88,7 @@ def _what_was_done(result: Record) -> str:
     device, speed = result["device"], result["tokens_per_second"]
     return (
         f"{_model_name(result)} with {short(result['parameters']['total'])} parameters was"
-        f" trained on {result['corpus']['name']} for {_duration(result['train_seconds'])} on {device['name']}"
+        f" trained on {escaped(result['corpus']['name'])} for {_duration(result['train_seconds'])} on {device['name']}"
         f" ({device['backend']}): {plural(result['steps'], 'step')}, {short(result['tokens'])} tokens,"
         f" {_passes(result['epochs'])}"
         + (f", {speed:,.0f} tokens/s after compilation" if speed else "")

@@ -38,6 +38,7 @@ def known_before(plan: Plan, model: Model) -> dict[str, Any]:
         "versions": versions(),
         "corpus": {
             "name": plan.corpus.name,
+            "text_column": plan.corpus.text_column,
             "sha256": plan.corpus.sha256,
             "train_tokens": len(tokens.train) - 1,
             "valid_tokens": len(tokens.valid) - 1,

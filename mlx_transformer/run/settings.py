@@ -65,9 +65,11 @@ class Settings:
     init_from: Folder = None
     """initialize weights and tokenizer from this run"""
     data: Place = None
-    """auto, fables, tinystories, or a UTF-8 text file with lines <|endoftext|> between documents (default: auto)"""
+    """auto, fables, tinystories, or a path: UTF-8 text, .jsonl, .csv, each also as .gz, or a folder (default: auto)"""
     valid: Place = None
-    """validation text file (default: the last 5 % of the documents of --data)"""
+    """validation text, as --data takes them (default: the last 5 % of the documents of --data)"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
     stories: WholeNumber = None
     """number of documents to train on"""
     tokenizer: Place = None
@@ -133,7 +135,7 @@ class Settings:
 
 GROUPS = {  # of --help-all; the fields of a Config that Settings lacks are in the first
     "model": ("size", "branch", "d_model", "n_layers", "n_heads", "d_ff", "seq_len", "dropout", "init_from"),
-    "data": ("data", "valid", "stories", "tokenizer", "vocab_size"),
+    "data": ("data", "valid", "text_column", "stories", "tokenizer", "vocab_size"),
     "training": ("recipe", "batch_size", "learning_rate", "dtype", "seed", "device", "no_compile"),
     "limits": (*ENDS, "target_loss"),
     "generation": ("prompt", "temperature", "top_k", "top_p", "min_p"),

@@ -39,6 +39,7 @@ from mlx_transformer.run.settings import Settings, settings_type
 from mlx_transformer.train.trainer import RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json
+from mlx_transformer.utils.text import plural
 from mlx_transformer.utils.trees import by_path
 
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
@@ -136,7 +137,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
 
 def _unconditional(plan: Plan, model: Model) -> list[str]:
     """Sample the texts that the grammar of the fables can judge; none for another corpus."""
-    if plan.corpus.name != "fables":
+    if plan.settings.data != "fables":
         return []
     samples = generate_unconditional(model, plan.tokenizer, _UNCONDITIONAL_SAMPLES, seed=plan.seed)
     return [sample.text for sample in samples]
@@ -167,7 +168,7 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     corpus, recipe = plan.corpus, plan.recipe
     console.say(device_info().describe())
     console.say(
-        f"{corpus.train_documents:,} documents, {len(plan.tokens.train):,} training tokens, "
+        f"{plural(corpus.train_documents, 'document')}, {len(plan.tokens.train):,} training tokens, "
         f"{len(plan.tokens.valid):,} validation tokens; {plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,}"
     )
     groups: dict[str, int] = {}

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.backend import divided_blas, split
-from mlx_transformer.data.corpus import check_text
+from mlx_transformer.data.sources import open_path
 from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import encode_text
@@ -28,16 +28,17 @@ class Evaluation:
     context_used: float  # mean share of the model's seq_len that precedes a predicted token
 
 
-def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path) -> Evaluation:
-    """Evaluate a model on a text file: the loss over every token, each predicted once.
+def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path, *, text_column: str | None = None) -> Evaluation:
+    """Evaluate a model on a text: the loss over every token, each predicted once.
 
-    text: path of a UTF-8 file, documents separated by lines `<|endoftext|>`. It is encoded as a validation split is,
-    then cut into sequences of the model's seq_len. The logits are computed in chunks, without dropout; the model's
-    weights and mode do not change. Raises BadInput if the file is missing, not UTF-8, or holds no text.
+    text: path of UTF-8 text with `<|endoftext|>` between documents, of .jsonl or .csv, also as .gz, or of a folder of
+        them. It is encoded as a validation split is, then cut into sequences of the model's seq_len.
+    text_column: key or column of .jsonl and .csv that holds the text; None: "text".
+
+    The logits are computed in chunks, without dropout; the model's weights and mode do not change. Raises BadInput if
+    the text is missing, not UTF-8, or empty.
     """
-    path = Path(text).expanduser()
-    check_text(path, "expected")
-    tokens, facts = encode_text(path, tokenizer)
+    tokens, facts = encode_text(open_path(str(text), text_column).parts(), tokenizer)
     evaluator = Evaluator(model, tokens, model.config.seq_len)
     with divided_blas():
         nats = evaluator()

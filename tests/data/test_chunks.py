@@ -124,7 +124,7 @@ def whole(tokenizer: Tokenizer, documents: list[str]) -> list[int]:
 def test_a_document_in_parts_has_the_tokens_of_the_whole(tokenizer, text):
     documents = list(reading.read_documents(text))
     assert sum(1 for _ in reading.read_parts(text)) > 5
-    ids, facts = encode_text(text, tokenizer)
+    ids, facts = encode_text(reading.read_parts(text), tokenizer)
     assert ids.tolist() == whole(tokenizer, documents)
     assert facts["lossless"] == (
         tokenizer.lossless and all(tokenizer.decode(tokenizer.encode(d)) == d for d in documents)
@@ -137,7 +137,7 @@ def test_a_document_in_parts_has_the_tokens_of_the_whole(tokenizer, text):
 def test_a_beginning_has_the_tokens_of_that_beginning(tokenizer, text, limit):
     document = list(reading.read_documents(text))[1]
     (text.parent / "long.txt").write_text(document)
-    ids, facts = encode_text(text.parent / "long.txt", tokenizer, limit)
+    ids, facts = encode_text(reading.read_parts(text.parent / "long.txt"), tokenizer, limit)
     kept = document.encode()[: facts["valid_bytes"]].decode()
     assert ids.tolist() == whole(tokenizer, [kept])
     assert len(ids) <= limit

@@ -47,7 +47,7 @@ def test_holds_out_the_last_twentieth_of_the_documents(tmp_path):
     assert (prepared.train_documents, prepared.valid_documents, prepared.duplicates_removed) == (57, 3, 0)
     assert prepared.train_bytes == sum(len(t) for t in texts[:57])
     assert prepared.valid_bytes == sum(len(t) for t in texts[57:])
-    assert (prepared.name, prepared.floor_bits) == ("text", None)
+    assert (prepared.name, prepared.floor_bits) == ("text.txt", None)
 
 
 def test_a_validation_file_is_taken_whole_and_its_documents_leave_train(tmp_path):
@@ -230,7 +230,6 @@ def test_bad_arguments_are_refused(tmp_path):
     lines = text_file(tmp_path, "a\nb\n", "lines.txt")
     cases = [
         ((str(tmp_path / "no.txt"),), "does not exist"),
-        ((str(tmp_path),), "is a folder"),
         (("/dev/null",), "not a regular file"),
         ((path, str(tmp_path / "no.txt")), "does not exist"),
         ((path, path), "nothing is left to train on"),

@@ -88,7 +88,8 @@ def test_files_that_are_no_text(content, refused, tmp_path):
 def test_paths_that_are_no_text_file(refused, tmp_path, text):
     refused("--data", tmp_path / "none.txt", words=("none.txt", "does not exist"))
     refused("--valid", tmp_path / "none.txt", words=("none.txt", "does not exist; --valid takes the path of a text"))
-    refused("--data", tmp_path, words=("is a folder",))
+    (tmp_path / "folder").mkdir()
+    refused("--data", tmp_path / "folder", words=("is a folder without files",))
     refused("--data", "/dev/null", words=("not a regular file",))
     refused("--data", text / "below a file")
     refused("--data", "x" * 300)

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_transformer import load
 from mlx_transformer.data.corpus import load_corpus
+from mlx_transformer.data.documents import read_parts
 from mlx_transformer.data.tokenizers import HFTokenizer, WordTokenizer, train_tokenizer
 from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.generate import complete, decode
@@ -150,7 +151,7 @@ def test_an_imported_model_has_their_loss(tmp_path):
     ended = command(
         lambda: exit_cleanly(evaluate_command.main), tmp_path / "run", "--data", tmp_path / "text.txt", "--json"
     )
-    ids, _ = encode_text(tmp_path / "text.txt", load(tmp_path / "run")[1])
+    ids, _ = encode_text(read_parts(tmp_path / "text.txt"), load(tmp_path / "run")[1])
     logits = torch.tensor(their_logits(theirs, mx.array(ids[None, :-1].astype(np.int32))))[0]
     nats = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:].astype(np.int64))).item()
     values = json.loads(ended.out)

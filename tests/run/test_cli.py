@@ -1,5 +1,6 @@
 """The training command: the files of a run, its output and its flags."""
 
+import csv
 import io
 import json
 import math
@@ -173,6 +174,25 @@ def test_a_word_level_run(text, tmp_path):
     jsonschema.validate(found, SCHEMA)
     assert found["best_valid_bpb"] is None
     assert re.search(r"\*\*the cat\*\* ?\w", (folder / "stories.md").read_text())
+
+
+def test_a_table_is_trained_on(text, tmp_path):
+    """The result is titled by the file, whatever its name; only the built-in fables are judged as such."""
+    table, fables = tmp_path / "$a_b$ [c].csv", tmp_path / "fables"
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows([["id", "story"], *enumerate(text.read_text().split("<|endoftext|>"))])
+    ended = train(*TINY, "--data", table, "--text-column", "story", "--max-steps", 1, "--out", tmp_path / "run")
+    assert ended.code == 0
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert (found["corpus"]["name"], found["corpus"]["text_column"]) == ("$a_b$ [c].csv", "story")
+    assert "trained on $a\\_b$" in (tmp_path / "run" / "report.md").read_text()
+    shutil.copy(text, fables)
+    ended = train(*TINY, "--data", fables, "--max-steps", 1, "--out", tmp_path / "judged")
+    assert ended.code == 0
+    found = json.loads((tmp_path / "judged" / "result.json").read_text())
+    assert found["corpus"]["name"] == "fables"
+    assert "grammatical" not in found["quality"]
 
 
 def test_the_smallest_possible_run(text, tmp_path):

@@ -246,6 +246,13 @@ def test_the_picture_is_the_same_each_time_and_in_threads(tmp_path, changes):
     assert curve == before
 
 
+def test_a_file_name_with_dollars_is_no_formula(tmp_path):
+    result = a_result()
+    result["corpus"]["name"] = r"$\costs$.csv"
+    draw_loss(tmp_path / "loss.png", result, list(a_curve()))
+    assert (tmp_path / "loss.png").stat().st_size
+
+
 def test_the_picture_shows_the_curve(tmp_path):
     draw_loss(tmp_path / "a.png", a_result(), list(a_curve()))
     draw_loss(tmp_path / "b.png", a_result(), list(a_curve(final=3.0)))

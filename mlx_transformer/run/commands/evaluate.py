@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from mlx_transformer.backend import use_device
 from mlx_transformer.run.commands.model import load_model
-from mlx_transformer.run.flags import Argument, Device, File, Place, Switch, parse
+from mlx_transformer.run.flags import Argument, Device, File, Place, Switch, Text, parse
 from mlx_transformer.train.evaluate import Evaluation, evaluate
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import json_text
@@ -17,7 +17,9 @@ class Flags:
     run: Argument
     """a run folder, or its model/"""
     data: File = None
-    """UTF-8 text, documents separated by lines <|endoftext|>"""
+    """UTF-8 text with <|endoftext|> between documents, .jsonl or .csv, each also as .gz, or a folder of them"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
     code: Place = None
     """file that defines the model, for a model of your own; kept: the copy in the run folder"""
     json: Switch = False
@@ -32,7 +34,7 @@ def main(prog: str = "python -m mlx_transformer.evaluate", args: list[str] | Non
     if flags.data is None:
         raise BadInput(f"--data is missing: expected the path of a text; see {prog} --help")
     use_device(flags.device or "auto")
-    result = evaluate(*load_model(flags.run, flags.code), flags.data)
+    result = evaluate(*load_model(flags.run, flags.code), flags.data, text_column=flags.text_column)
     print(json_text(asdict(result)) if flags.json else _describe(result))
 
 

@@ -11,7 +11,7 @@ from bench.compare.runs import Finished
 from bench.compare.variants import Variant
 
 RECORDED_ELSEWHERE = {"phases", "ablate", "vary", "reference", "seeds", "target", "size", "data", "valid", "device"}
-RECORDED_ELSEWHERE |= {"max_tokens", "two_budgets", "quick"}
+RECORDED_ELSEWHERE |= {"text_column", "max_tokens", "two_budgets", "quick"}
 DECIDES_NOTHING = {"plan", "out"}
 
 

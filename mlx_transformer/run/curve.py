@@ -20,7 +20,8 @@ class Curve:
     def write(self, event: Event) -> None:
         """Append the line of an Eval or a logged Step; a resumed run first drops the lines that it will write again."""
         if self.lines is None:
-            self._begin(event.step if isinstance(event, Resumed) else 0)
+            resumed = event if isinstance(event, Resumed) else Resumed(step=0)
+            self._begin({"log": resumed.step, "eval": resumed.evaluated_step})
         if isinstance(event, Eval):
             self._add("eval", event, valid_loss=event.valid_loss, valid_bpb=self.bits_per_byte(event.valid_loss))
         elif isinstance(event, Step) and event.step % self.log_every == 0:
@@ -34,8 +35,9 @@ class Curve:
                 data_wait_share=event.data_wait_share,
             )
 
-    def _begin(self, step: int) -> None:
-        self.lines = [line for line in _read_lines(self.path) if line["step"] <= step]
+    def _begin(self, last: dict[str, int]) -> None:
+        """Keep the lines up to the last step of their kind."""
+        self.lines = [line for line in _read_lines(self.path) if line["step"] <= last[line["kind"]]]
         atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def _add(self, kind: str, event: Step | Eval, **values: Any) -> None:

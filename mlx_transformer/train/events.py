@@ -48,7 +48,7 @@ class Progress:
     best_valid_loss: float | None = None
     final_valid_loss: float | None = None
     evaluated_step: int = 0
-    valid_losses: list[float] = field(default_factory=list)  # of every evaluation: the input of the stop rule
+    valid_losses: list[float] = field(default_factory=list)  # of every eval_every-th step: the input of the stop rule
     seconds_to_target: float | None = None
     tokens_to_target: int | None = None
     peak_memory_bytes: int = 0
@@ -107,6 +107,7 @@ class Resumed:
     """The run resumes from a checkpoint; notes: one sentence for each damaged one that was skipped."""
 
     step: int
+    evaluated_step: int = 0  # of the last evaluation in the checkpoint; a limit may have asked for a later one
     notes: list[str] = field(default_factory=list)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from mlx_transformer.train.events import Eval, Event, Limits, Progress, Resumed,
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
-from mlx_transformer.utils.trees import by_path
+from mlx_transformer.utils.trees import Tree, by_path
 
 _UNTIMED_STEPS = 5  # excluded from the throughput: the first steps compile
 
@@ -86,7 +86,7 @@ class _Run:
         self.evaluate = Evaluator(model, data.valid, seq_len, compiled=options.compile)
         self.take_step = TrainingStep(model, recipe, compiled=options.compile)
         self.progress = Progress()
-        self.best: dict[str, Any] = model.trainable_parameters()
+        self.best: Tree = model.trainable_parameters()
         self.saved_at = options.clock()
 
     def __enter__(self) -> _Run:
@@ -118,7 +118,7 @@ class _Run:
                 yield from self._evaluated()
                 why = self._reason_to_stop() or why
             elif why or self._save_is_due():
-                yield from self._save()
+                yield from self._save(self.progress, self.best)
         if why == "diverged" and not message:
             message = _divergence(self.progress.step, f"validation loss {self.progress.final_valid_loss}")
         if self.progress.evaluated_step or why == "diverged":
@@ -170,11 +170,15 @@ class _Run:
         return self.progress.step % self.eval_every == 0
 
     def _evaluated(self) -> Iterator[Eval | Saved]:
-        """Evaluate, then save unless the validation loss is not finite."""
+        """Evaluate, then save unless the validation loss is not finite.
+
+        The checkpoint omits an evaluation that only a limit asked for, which a run without the limit would not make.
+        """
+        uncut = None if self._evaluation_is_due() else (replace(self.progress), self.best)
         event = self._evaluation()
         yield event
         if math.isfinite(event.valid_loss):
-            yield from self._save()
+            yield from self._save(*(uncut or (self.progress, self.best)))
 
     def _evaluation(self) -> Eval:
         now, started = self.progress, self.options.clock()
@@ -185,7 +189,8 @@ class _Run:
         improved = math.isfinite(loss) and (now.best_valid_loss is None or loss < now.best_valid_loss)
         if improved:
             now.best_valid_loss, self.best = loss, kept
-        now.valid_losses.append(loss)
+        if self._evaluation_is_due():
+            now.valid_losses.append(loss)
         now.final_valid_loss, now.evaluated_step = loss, now.step
         self._note_target()
         self.mark = self.options.clock()
@@ -216,8 +221,8 @@ class _Run:
             return "diverged"
         if self._target_is_reached():
             return "target"
-        finished = self.recipe.is_finished(now.tokens) or self.recipe.stop(now.valid_losses)
-        return "plateau" if finished else ""
+        plateau = self._evaluation_is_due() and self.recipe.stop(now.valid_losses)
+        return "plateau" if plateau or self.recipe.is_finished(now.tokens) else ""
 
     def _limit_reached(self) -> str:
         now = {"steps": self.progress.step, "tokens": self.progress.tokens, "epochs": self.progress.epochs}
@@ -233,17 +238,17 @@ class _Run:
             return self.progress.step % self.options.save_every == 0
         return self.options.clock() - self.saved_at >= self.options.save_seconds
 
-    def _save(self) -> Iterator[Saved]:
+    def _save(self, progress: Progress, best: Tree) -> Iterator[Saved]:
         if self.options.checkpoints is None:
             return
         arrays = {
             "model": self.model.trainable_parameters(),
-            "best": self.best,
+            "best": best,
             "optimizers": self.take_step.optimizers.state,
             "memory": self.take_step.memory,
         }
         random = [int(word) for word in np.array(mx.random.state[0])]  # type: ignore[index]
-        state = {"progress": asdict(self.progress), "data": self.prefetch.state(), "random": random}
+        state = {"progress": asdict(progress), "data": self.prefetch.state(), "random": random}
         path = save_checkpoint(self.options.checkpoints, self.progress.step, by_path(arrays), state)
         self.mark = self.saved_at = self.options.clock()
         yield Saved(step=self.progress.step, path=path)
@@ -266,7 +271,7 @@ class _Run:
         mx.random.seed(high << 32 | low)  # mx.random.state cannot be assigned
         self.batches.restore(state["data"])
         self._note_target()
-        return Resumed(step=self.progress.step, notes=notes)
+        return Resumed(step=self.progress.step, evaluated_step=self.progress.evaluated_step, notes=notes)
 
 
 def _filled(name: str, tree: Any, arrays: dict[str, mx.array]) -> Any:

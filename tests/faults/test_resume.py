@@ -240,10 +240,14 @@ def test_a_signal_to_a_real_process(tiny, tmp_path):
     assert_nothing_damaged(folder)
 
 
-def test_resumed_with_a_larger_limit(tiny, whole_compiled, tmp_path):
-    """A run that stopped at a limit together with an evaluation resumes as if it had not stopped."""
+@pytest.mark.parametrize("limits", [(14,), (3, 8, 9)], ids=["at an evaluation", "between evaluations"])
+def test_resumed_with_a_larger_limit(limits, tiny, whole_compiled, tmp_path):
+    """A run that stopped at limits resumes as if it had not stopped."""
     folder = tmp_path / "run"
-    assert train(*tiny, "--max-steps", 14, "--out", folder).code == 0
+    for limit in limits:
+        start = ["--resume", folder, "--quiet"] if folder.exists() else [*tiny, "--out", folder]
+        assert train(*start, "--max-steps", limit).code == 0
+        assert result(folder)["final_valid_loss"] is not None
     assert train("--resume", folder, "--max-steps", 24, "--quiet").code == 0
     assert_same_run(folder, whole_compiled)
 

@@ -313,6 +313,27 @@ def test_resumed_is_uninterrupted(tmp_path):
     assert [event.valid_loss for event in of(Eval, again)] == [event.valid_loss for event in of(Eval, events)][1:]
 
 
+def test_a_run_that_limits_cut_several_times_is_uninterrupted(tmp_path):
+    """The evaluations at the cuts count neither for the plateau nor for the best weights."""
+    recipe = replace(RECIPE, learning_rate=1e-7, stop=Plateau(patience=2, min_improvement=1.0))
+    events, whole = train(recipe=recipe, max_steps=60, options={"eval_every": 8})
+    options = {"eval_every": 8, "checkpoints": tmp_path}
+    for limit in (2, 3, 4, 5, 8, 9, 10, 11, 23, 60):
+        again, resumed = train(recipe=recipe, max_steps=limit, options=options)
+    assert (events[-1].why, events[-1].progress.step) == ("plateau", 24)
+    assert_same_progress(again[-1], events[-1])
+    assert_equal_weights(resumed, whole)
+
+
+def assert_same_progress(stopped, reference):
+    clocks = ("train_seconds", "compile_seconds", "eval_seconds", "timed_tokens", "timed_seconds", "data_seconds")
+    one, other = (
+        {name: value for name, value in vars(event.progress).items() if name not in (*clocks, "peak_memory_bytes")}
+        for event in (stopped, reference)
+    )
+    assert (stopped.why, one) == (reference.why, other)
+
+
 def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(tmp_path):
     whole, _ = train(max_steps=8, options={"eval_every": 4})
     options = {"eval_every": 4, "checkpoints": tmp_path}

@@ -5,23 +5,11 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-OLD = ("conten" + "ders?", "contes" + "tants?", "hei" + "rs?", "times as " + "soon", "le" + "nt", "led" + "ger", "mo" + "ods")
-    "conten" + "ders?",
-    "contes" + "tants?",
-    "hei" + "rs?",
-    "times as " + "soon",
-    "le" + "nt",
-    "led" + "ger",
-    "moo" + "ds",
-)
-WORDS = re.compile(rf"\b({'|'.join(OLD)})\b", re.IGNORECASE)
+# Written apart, so that this file does not hold them itself.
+OLD = ("conten-ders?", "contes-tants?", "hei-rs?", "times as- soon", "le-nt", "led-ger", "mo-ods")
+WORDS = re.compile("|".join(rf"\b{word.replace('-', '')}\b" for word in OLD), re.IGNORECASE)
 # Raw logs keep the keys they were written with, which one module reads; in the fables somebody lends a thing.
 EXEMPT = (
-    "results/published/",
-    "bench/report/logs.py",
-    "tests/bench/report/test_logs.py",
-    "mlx_transformer/data/fables/plots/",
-)
     "results/published/",
     "bench/report/logs.py",
     "tests/bench/report/test_logs.py",

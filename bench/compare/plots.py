@@ -354,7 +354,8 @@ def _rows(names: Sequence[str]) -> "Axes":
     """Make axes with a row for each name, the first on top."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, 1.15 + 0.27 * len(names)), layout="constrained")
+    width = WIDTH + max(0.0, 0.08 * (max(map(len, names), default=0) - 26))  # long names need room
+    figure = Figure(figsize=(width, 1.15 + 0.27 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -21,7 +21,7 @@ _PHASE = re.compile(r"phase (\d+)")
 
 
 def read_log(path: Path) -> Any:
-    """A log in version 2: the value of a .json, the lines' values of a .jsonl, else the text. Raises BadInput."""
+    """Read a log in version 2: the value of a .json, the lines' values of a .jsonl, else the text. Raises BadInput."""
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".jsonl":
@@ -32,7 +32,7 @@ def read_log(path: Path) -> Any:
 
 
 def migrate(log: Any, phase: int | None = None) -> Any:
-    """A log's value in version 2, whichever version it has. phase: of the part of a log that `log` is."""
+    """Return a log of either version in version 2. phase: that of the part of a log that `log` is."""
     if isinstance(log, list):
         return [migrate(value, phase) for value in log]
     if isinstance(log, str):
@@ -41,20 +41,28 @@ def migrate(log: Any, phase: int | None = None) -> Any:
         return log
     phase = log["phase"] if isinstance(log.get("phase"), int) else phase
     log = _migrate_names(log) if log.get("schema_version") == 1 else log
-    renamed = {**KEYS, "rate": "lr_multiplier"} if {"optimizer", "select"} <= log.keys() else KEYS
-    if log.get("measures") == "tune":
-        renamed = {**renamed, **TUNE_KEYS}
-    renamed = renamed | COMPARE_KEYS if {"speedups", "tokens_over_rate"} & log.keys() else renamed
-    if isinstance(log.get("rows"), int):
-        renamed = {**renamed, "rows": "batch_size"}
+    keys = _new_keys(log)
     new = {
-        renamed.get(key) or _migrate_name(key, phase): migrate(value, phase)
+        keys.get(key) or _migrate_name(key, phase): migrate(value, phase)
         for key, value in log.items()
         if key not in _DROPPED
     }
     if "recipe_name" in new:
         new.setdefault("code", None)
     return new | ({"schema_version": 2} if "schema_version" in new else {})
+
+
+def _new_keys(log: dict[str, Any]) -> dict[str, str]:
+    keys = dict(KEYS)
+    if {"optimizer", "select"} <= log.keys():  # a group of a recipe
+        keys["rate"] = "lr_multiplier"
+    if log.get("measures") == "tune":
+        keys |= TUNE_KEYS
+    if {"speedups", "tokens_over_rate"} & log.keys():
+        keys |= COMPARE_KEYS
+    if isinstance(log.get("rows"), int):
+        keys["rows"] = "batch_size"
+    return keys
 
 
 def _migrate_names(log: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 # make run    everything from a fresh machine to a trained phase 1 (more flags: make run ARGS="--size nano")
 # make test   everything from a fresh machine to a tested checkout
+# On Linux with an NVIDIA GPU: make clean run BACKEND=cuda
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BACKEND ?= cpu
 ARGS   ?=
 
 .PHONY: run test test-all lint clean
@@ -29,11 +31,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND)]'
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test,bench]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),test,bench]' -c constraints.txt
 	@touch $@ $(VENV)/run.stamp
 
 clean:

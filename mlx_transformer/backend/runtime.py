@@ -10,6 +10,8 @@ import os
 import sys
 import warnings
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from mlx_transformer.backend import blas, jit, native
@@ -23,6 +25,7 @@ GET_COMPILER = "install it with `apt install g++` (Debian, Ubuntu) or `dnf insta
 # How many arrays MLX's scheduler looks ahead for. With its own 20, and still with 100, the second of two CPU streams
 # starves (a step at small takes 1.5x as long as with 1,000). A single stream is not affected.
 SCHEDULER_WIDTH = "1000"
+_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # wheels on Linux, of which each installs mlx/lib/libmlx.so
 # glibc keeps freed memory instead of returning it, so that the next step's arrays cost no page faults: the name in
 # malloc.h, its number, our value, and the environment variable by which a user may have set it already.
 _MALLOPT = (
@@ -56,13 +59,16 @@ def prepare() -> Prepared:
     What changes in the process: glibc's allocator settings; one shim for `cblas_sgemm` and one for MLX's temporary
     folder, both in the global symbol scope; a `g++` of ours first on PATH (children get the real one through it); and,
     where they are unset, MLX_BFS_MAX_WIDTH and MLX_PTX_CACHE_DIR, and MLX_DISABLE_COMPILE where g++ does not work.
-    Nothing changes on macOS or with MLX_TRANSFORMER_PLAIN=1.
+    Nothing changes on macOS or with MLX_TRANSFORMER_PLAIN=1. Raises ImportError if MLX has no backend on Linux.
     """
     global _prepared
     if _prepared is None:
-        _prepared = Prepared()
-        if sys.platform == "linux" and not is_plain():
-            _prepare_linux(_prepared)
+        prepared = Prepared()
+        if sys.platform == "linux":
+            _check_backend(prepared)
+            if not is_plain():
+                _prepare_linux(prepared)
+        _prepared = prepared
     return _prepared
 
 
@@ -74,6 +80,28 @@ def is_plain() -> bool:
 def compiles() -> bool:
     """Whether mx.compile does anything on this CPU: it needs g++ and can be turned off."""
     return native.compiler() is not None and "MLX_DISABLE_COMPILE" not in os.environ
+
+
+def _check_backend(prepared: Prepared) -> None:
+    """Raise ImportError if MLX is installed without a backend; warn of two, which overwrite each other's files."""
+    installed = [name for name in _BACKENDS if _is_installed(name)]
+    if len(installed) > 1:
+        prepared.warn(
+            f"{' and '.join(installed)} are both installed and own the same files: keep one, "
+            f"with `pip uninstall {' '.join(installed)}` and then `pip install 'mlx-transformer[cpu]'` or `[cuda]`."
+        )
+    spec = None if installed else find_spec("mlx")
+    if spec and not any(Path(folder, "lib", "libmlx.so").exists() for folder in spec.submodule_search_locations or ()):
+        raise ImportError(
+            "MLX is installed without a backend: `pip install 'mlx-transformer[cpu]'`, or `[cuda]` for an NVIDIA GPU"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def _prepare_linux(prepared: Prepared) -> None:

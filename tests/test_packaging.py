@@ -1,0 +1,72 @@
+"""pyproject.toml: MLX's backends exclude each other, on every platform and with every extra."""
+
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from mlx_transformer.backend import runtime
+
+tomllib = pytest.importorskip("tomllib", reason="tomllib is part of Python since 3.11")
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+BACKENDS = {"cpu", "cuda", "cuda12", "cuda13"}  # extras of mlx, each of which installs the same files on Linux
+
+
+def backends(platform, *extras):
+    """MLX's backends that `pip install mlx-transformer[EXTRAS]` installs."""
+    chosen = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    found = set()
+    for requirement in map(Requirement, chosen):
+        if requirement.name == "mlx" and (not requirement.marker or requirement.marker.evaluate(platform)):
+            found |= requirement.extras & BACKENDS
+    return found
+
+
+LINUX = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+MACOS = {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"}
+
+
+def test_linux_gets_the_backend_that_is_asked_for_and_no_other():
+    assert backends(LINUX) == set()
+    assert backends(LINUX, "cpu") == {"cpu"}
+    assert backends(LINUX, "cuda") == {"cuda"}
+    others = [extra for extra in EXTRAS if extra not in ("cpu", "cuda")]
+    assert backends(LINUX, *others) == set()
+
+
+def test_macos_gets_metal_whatever_is_asked_for():
+    assert any(Requirement(line).name == "mlx" for line in PROJECT["dependencies"] if ";" not in line)
+    assert backends(MACOS, *EXTRAS) == set()
+
+
+@pytest.mark.parametrize(("installed", "word"), [(("mlx-cpu", "mlx-cuda-12"), "same files"), (("mlx-cpu",), None)])
+def test_two_backends_are_warned_of(monkeypatch, installed, word):
+    def version(name):
+        if name in installed:
+            return "0.32.4"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(runtime, "version", version)
+    prepared = runtime.Prepared()
+    if word:
+        with pytest.warns(RuntimeWarning, match=word):
+            runtime._check_backend(prepared)
+    else:
+        runtime._check_backend(prepared)
+        assert not prepared.warned
+
+
+def test_without_a_backend_one_sentence_names_the_command(monkeypatch, tmp_path):
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    (tmp_path / "mlx").mkdir()
+    monkeypatch.setattr(runtime, "version", version)
+    runtime._check_backend(runtime.Prepared())  # MLX built from source has no such package, but the library
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "mlx")
+    with pytest.raises(ImportError, match=r"mlx-transformer\[cpu\]"):
+        runtime._check_backend(runtime.Prepared())

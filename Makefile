@@ -1,7 +1,10 @@
 # make run    everything from a fresh machine to a trained phase 1 (more flags: make run ARGS="--size nano")
 # make test   everything from a fresh machine to a tested checkout
 # On Linux with an NVIDIA GPU: make clean run BACKEND=cuda
-PYTHON ?= python3
+# For GNU make 3.81 and bash 3.2, which macOS has (tests/test_make.py).
+SUITS  := import platform, sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10) or platform.system() + platform.machine() == "Darwinx86_64")
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.10; do \
+	$$python -c '$(SUITS)' >/dev/null 2>&1 && { echo $$python; exit; }; done; echo python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 BACKEND ?= cpu
@@ -25,7 +28,8 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than 3.10: install a newer Python, or name one with make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { echo "error: $(PYTHON) is missing or older than 3.10: install a newer Python ('brew install python@3.12' or python.org on a Mac, 'apt install python3.12-venv' on Ubuntu), or name one with make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import platform, sys; sys.exit(platform.system() + platform.machine() == "Darwinx86_64")' || { echo "error: $(PYTHON) is made for Intel processors, and MLX needs Apple silicon: install a native Python ('brew install python@3.12' with the Homebrew in /opt/homebrew, or python.org), or name one with make PYTHON=/opt/homebrew/bin/python3.12 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make a virtual environment: install it with 'apt install python3-venv' (Debian, Ubuntu), then make again" >&2; exit 2; }
 	@[ "$$(uname)" != Linux ] || command -v g++ >/dev/null || echo "note: g++ is missing, so MLX will run slowly: install it with 'apt install g++' (Debian, Ubuntu) or 'dnf install gcc-c++' (Fedora)" >&2
 	$(PYTHON) -m venv $(VENV)

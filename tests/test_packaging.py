@@ -25,6 +25,13 @@ def backends(platform, *extras):
     return found
 
 
+def test_pytorch_is_new_enough_for_apple_gpus():
+    """enable_gqa crashes on MPS up to 2.6; inductor's RMSNorm fails there in 2.7."""
+    (torch,) = [requirement for requirement in map(Requirement, EXTRAS["bench"]) if requirement.name == "torch"]
+    assert "2.8" not in torch.specifier
+    assert "2.13" in torch.specifier
+
+
 LINUX = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
 MACOS = {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"}
 

@@ -282,7 +282,9 @@ class Decoder:
 
 
 def compile_for(device: torch.device, function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
-    """torch.compile; before PyTorch 2.7 inductor knows no MPS, and the traced graph is run as it is."""
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    backend = "aot_eager" if device.type == "mps" and version < (2, 7) else "inductor"
-    return torch.compile(function, backend=backend, **options)
+    """Compile a function with inductor, or run its traced graph as it is for shapes that change on MPS.
+
+    Inductor's Metal kernels of dynamic shapes are a prototype (pytorch/pytorch issue 150121).
+    """
+    traced_only = device.type == "mps" and options.get("dynamic")
+    return torch.compile(function, backend="aot_eager" if traced_only else "inductor", **options)

@@ -21,8 +21,8 @@ def threads() -> int:
 
 
 def torch_device() -> str:
-    """Return PyTorch's name of the device that MLX computes on."""
-    return _TORCH_DEVICES[device_info().backend]
+    """Return PyTorch's name of the device that MLX computes on; $BENCH_TORCH_DEVICE overrides it."""
+    return os.environ.get("BENCH_TORCH_DEVICE") or _TORCH_DEVICES[device_info().backend]
 
 
 def describe_machine() -> dict[str, Any]:

@@ -53,7 +53,6 @@ def agree(own, expected, atol):
         np.testing.assert_allclose(a, b, atol=atol)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
 def test_muon_is_pytorch_s_up_to_its_bfloat16():
     """PyTorch orthogonalizes in bfloat16, whose rounding is 0.4 %, and has no warm-up of the momentum."""
     expected = theirs(lambda weights: torch.optim.Muon(weights, lr=RATE, weight_decay=DECAY, momentum=0.95))

@@ -186,3 +186,14 @@ def test_an_unknown_rule_is_refused(n):
     recipe = modules()[n].RECIPE.at("nano").to_dict()
     with pytest.raises(ValueError, match="Surprise"):
         find(n)[0].rules({**recipe, "clip": {"kind": "Surprise"}})
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "backend"),
+    [("mps", {"dynamic": True}, "aot_eager"), ("mps", {}, "inductor"), ("cpu", {"dynamic": True}, "inductor")],
+)
+def test_shapes_that_change_are_not_compiled_for_an_apple_gpu(monkeypatch, device, options, backend):
+    chosen = {}
+    monkeypatch.setattr(torch, "compile", lambda function, **own: chosen.update(own) or function)
+    find(1)[0].compile_for(torch.device(device), lambda x: x, **options)
+    assert chosen == {"backend": backend, **options}

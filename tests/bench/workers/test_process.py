@@ -7,8 +7,9 @@ import textwrap
 import numpy as np
 import pytest
 
+from bench.workers import machine
 from bench.workers.interleave import interleave, speed_ratio
-from bench.workers.machine import threads
+from bench.workers.machine import threads, torch_device
 from bench.workers.process import (
     ALLOCATOR,
     Worker,
@@ -19,6 +20,7 @@ from bench.workers.process import (
     run_to_end,
     started,
 )
+from mlx_transformer.backend import Device
 from mlx_transformer.utils.errors import RunFailed
 
 TOY = """
@@ -109,6 +111,14 @@ def test_a_worker_gets_no_setting_of_ours(monkeypatch):
     assert "mlx_transformer-g++" not in plain["PATH"]
     assert (plain["OMP_NUM_THREADS"], plain["MLX_TRANSFORMER_PLAIN"]) == (str(threads()), "0")
     assert environment(**ALLOCATOR)["MALLOC_MMAP_MAX_"] == "0"
+
+
+def test_pytorch_computes_where_mlx_does_unless_a_variable_names_another_device(monkeypatch):
+    monkeypatch.delenv("BENCH_TORCH_DEVICE", raising=False)
+    monkeypatch.setattr(machine, "device_info", lambda: Device("Apple M1", "metal", 1))
+    assert torch_device() == "mps"
+    monkeypatch.setenv("BENCH_TORCH_DEVICE", "cpu")
+    assert torch_device() == "cpu"
 
 
 def test_a_program_gets_its_input_and_gives_its_output():

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from bench.workers.mlx_worker import make_recipe
-from bench.workers.passes import FULL, is_about_memory
+from bench.workers.passes import FULL
 from bench.workers.process import Worker, WorkerFailed, WorkerProcess, started
 from bench.workers.training_step import Task, check_tokens
 from mlx_transformer.backend import matmul_gflops, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, Size, Text, WholeNumber
 from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.utils.errors import is_out_of_memory
 
 LEAST_ROUNDS = 3
 _RECORDED = ("status", "why", "predicted_bytes", "flops_per_token", "peak_bytes", "pass_seconds")
@@ -129,7 +130,7 @@ def _ask(worker: WorkerProcess, **request: Any) -> dict[str, Any]:
     try:
         return worker.ask(**request)
     except WorkerFailed as error:
-        if error.code < 0 or is_about_memory(error.reason):  # a signal of the system, or an allocation that failed
+        if error.code < 0 or is_out_of_memory(error.reason):  # a signal of the system, or an allocation that failed
             return {"status": FULL, "why": error.reason}
         raise
 

@@ -41,6 +41,7 @@ from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.optim.groups import UpdateRule
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
+from mlx_transformer.utils.errors import is_out_of_memory
 from mlx_transformer.utils.trees import by_path
 
 FULL = "out of memory"
@@ -74,11 +75,6 @@ def predict_bytes(kind: type[Model], config: Any, recipe: Recipe, batch_size: in
         return peak_bytes(
             trace(training_step(kind(config), recipe), mx.zeros((batch_size, config.seq_len + 1), mx.int32))
         )
-
-
-def is_about_memory(message: str) -> bool:
-    """Whether an error message of MLX, Python or the BLAS is about missing memory."""
-    return re.search("alloc|memory", message, re.IGNORECASE) is not None
 
 
 class _NoUpdate(UpdateRule):
@@ -237,7 +233,7 @@ class PassRounds(_Setting):
                 found |= self._peaks(passes) if peaks else {}
                 seconds = {name: self.passes.seconds(name) for name in passes}
         except (MemoryError, RuntimeError) as error:
-            if not is_about_memory(repr(error)):
+            if not is_out_of_memory(error):
                 raise
             return found | {"status": FULL, "why": str(error)}
         return found | {"status": "done", "pass_seconds": seconds, "loss": self.passes.loss}

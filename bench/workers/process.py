@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from bench.workers.machine import ROOT, threads
 from mlx_transformer.backend import search_path
-from mlx_transformer.utils.errors import RunFailed
+from mlx_transformer.utils.errors import RunFailed, is_out_of_memory
 
 # The allocator settings of backend.prepare(), as environment variables for a process without it.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
@@ -53,7 +53,8 @@ class WorkerFailed(RunFailed):
     """A worker process that ended by itself. code: its exit code, negative for a signal; reason: its last words."""
 
     def __init__(self, name: str, code: int, reason: str) -> None:
-        super().__init__(f"the worker {name} failed: {reason}")
+        advice = "; try a smaller --batch-size, --seq-len or --size" if is_out_of_memory(reason) else ""
+        super().__init__(f"the worker {name} failed: {reason}{advice}")
         self.code, self.reason = code, reason
 
 

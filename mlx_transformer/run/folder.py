@@ -16,7 +16,7 @@ from mlx_transformer.run.own_code import record
 from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import SETTINGS, Settings, read_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
+from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, explain_out_of_memory
 from mlx_transformer.utils.files import as_bad_input, check_place, write_json
 
 RESULTS = Path("results/phases")
@@ -152,12 +152,9 @@ def _empty(folder: Path) -> None:
 def report_failures(resume: str, folder: Path) -> Iterator[None]:
     """Raise RunFailed for a full disk or memory, Interrupted for Ctrl-C; resume: the command that resumes the run."""
     try:
-        yield
+        with explain_out_of_memory("try a smaller --batch-size, --seq-len or --d-model"):
+            yield
     except OSError as error:
         raise RunFailed(f"could not write to '{folder}': {error}; free some space, then: {resume}") from error
     except KeyboardInterrupt:
         raise Interrupted(f"stopped without saving; the last checkpoint stays; resume with: {resume}") from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error):  # MLX's message for a failed allocation
-            raise
-        raise RunFailed(f"out of memory ({error}): try a smaller --batch-size, --seq-len or --d-model") from error

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.nn.weights import save_arrays
-from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.errors import BadInput, RunFailed, is_out_of_memory
 from mlx_transformer.utils.files import sync_folder, write_json
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
@@ -41,6 +41,8 @@ def save_checkpoint(folder: Path, step: int, arrays: dict[str, mx.array], state:
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_out_of_memory(error):
+            raise
         raise RunFailed(f"could not save to '{folder}': {error}; free some space, then resume") from error
     present = list_checkpoints(folder)
     newest = present.index(final)  # any later one was damaged and skipped, so it must not count as one to keep
@@ -66,6 +68,8 @@ def load_newest(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any], list
         try:
             return *_load(path), damaged
         except (OSError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             damaged.append(f"checkpoint '{path}' is damaged ({error}): skipped")
     if present:
         raise BadInput(f"every checkpoint under '{folder}' is damaged: start again with another --out")

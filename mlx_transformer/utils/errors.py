@@ -3,10 +3,19 @@
 import errno
 import io
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+# Messages of Metal, CUDA, the allocators of MLX, C++, NumPy and PyTorch, and OpenBLAS.
+_OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|(insufficient|not enough) memory|(unable|attempting|failed) to allocate|can(no|')t allocate|"
+    r"bad_alloc|memory ?error|allocation (still )?failed|ErrorMemoryAllocation|metal::malloc\] resource limit",
+    re.IGNORECASE,
+)
 
 
 class BadInput(ValueError):
@@ -21,6 +30,26 @@ class Interrupted(Exception):
     """Ctrl-C; everything is saved and the message says how to resume (exit code 130)."""
 
 
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether an error, or the message of one, means that the device or the machine ran out of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, str | RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
+@contextmanager
+def explain_out_of_memory(advice: str = "try a smaller model, --batch-size or --seq-len") -> Iterator[None]:
+    """Raise RunFailed where memory runs out inside; advice: what to reduce."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(f"out of memory ({str(error).rstrip('.') or 'MemoryError'}): {advice}") from error
+
+
 def exit_cleanly(command: Callable[[], None]) -> NoReturn:
     """Run a command line's body and exit; print the three errors above as one line on stderr, with their exit code."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by mlx_transformer/__init__.py during the imports
@@ -30,7 +59,8 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a character that the terminal cannot show is no error
             stream.reconfigure(errors="replace")
     try:
-        command()
+        with explain_out_of_memory():
+            command()
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe

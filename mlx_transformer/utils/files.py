@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.errors import BadInput, RunFailed, is_out_of_memory
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -104,6 +104,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         else:
             temporary.rename(folder)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
+        if is_out_of_memory(error):
+            raise
         raise RunFailed(f"could not write '{folder}' ({error}): free some space, or give another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

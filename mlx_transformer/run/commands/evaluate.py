@@ -6,7 +6,7 @@ from mlx_transformer.backend import use_device
 from mlx_transformer.run.commands.model import load_model
 from mlx_transformer.run.flags import Argument, Device, File, Place, Switch, Text, parse
 from mlx_transformer.train.evaluate import Evaluation, evaluate
-from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 from mlx_transformer.utils.files import json_text
 
 
@@ -28,6 +28,7 @@ class Flags:
     """device to compute on (default: auto)"""
 
 
+@explain_out_of_memory("try a smaller model, or --device cpu")
 def main(prog: str = "python -m mlx_transformer.evaluate", args: list[str] | None = None) -> None:
     """Run the command line."""
     flags = parse(Flags, prog, args=args)

@@ -20,7 +20,7 @@ from mlx_transformer.run.flags import (
     parse,
     read_sampling,
 )
-from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Flags:
     """print text while it is generated; prompts are then continued one by one, each with the same seed"""
 
 
+@explain_out_of_memory("try fewer prompts, a smaller --max-tokens, or --device cpu")
 def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | None = None) -> None:
     """Run the command line."""
     flags = parse(Flags, prog, args=args)

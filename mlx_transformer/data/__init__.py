@@ -1,6 +1,6 @@
 """From a text to batches of tokens.
 
-    sources    open_path        a text, .jsonl, .csv, .gz or a folder -> one stream of documents
+    sources    open_source      text, .jsonl, .csv, .gz, a folder, a data set of the hub -> documents
     corpus     load_corpus      documents -> train.txt and valid.txt: UTF-8, one separator line after each document
     tokenizer  train_tokenizer  learn a vocabulary from train.txt (BPE or words), or read a Hugging Face tokenizer.json
     tokens     tokenize_corpus  both texts -> one array of token ids each, an EOS token between documents, on disk
@@ -46,7 +46,8 @@ def load(
     """Return the token ids of a corpus, ready for `fit`; `.tokenizer` is the tokenizer that made them.
 
     source: "fables" (built in), "tinystories" (from the cache or the Hugging Face hub), or a path: UTF-8 text
-        with `<|endoftext|>` between documents, .jsonl or .csv, each also as .gz, or a folder of them.
+        with `<|endoftext|>` between documents, .jsonl or .csv, each also as .gz, or a folder of them;
+        or "OWNER/NAME" of a data set on the hub.
     tokenizer: "bpe" or "word" (learned from the training text), the path of a tokenizer.json, or a Tokenizer.
     vocab_size: size of a learned vocabulary; None: 8,192, or fewer where the text supports no more.
     valid: path of a validation text; None: the last 5 % of the documents are held out.

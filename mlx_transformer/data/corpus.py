@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlx_transformer.data import tinystories
 from mlx_transformer.data.documents import Part, digests, group, read_parts, take
-from mlx_transformer.data.sources import Source, open_path
+from mlx_transformer.data.sources import Source, check_column, open_source
 from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
@@ -54,8 +54,8 @@ def load_corpus(
 ) -> Corpus:
     """Prepare the corpus of `--data --valid --stories --text-column`.
 
-    data: `auto` (TinyStories if it is in the cache or can be fetched, else the fables), `fables`, `tinystories`, or a
-        path as in sources.py.
+    data: `auto` (TinyStories if it is in the cache or can be fetched, else the fables), `fables`, `tinystories`, or
+        what sources.py reads: a path, or `OWNER/NAME` of a data set on the Hugging Face hub.
     stories: number of training documents to keep, from the first.
     text_column: key or column of .jsonl and .csv that holds the text; None: "text".
 
@@ -63,11 +63,12 @@ def load_corpus(
     """
     if stories is not None and stories < 1:
         raise BadInput(f"--stories {stories} is not a number of stories; give 1 or more")
+    data = "tinystories" if data == tinystories.REPO else data
     if data in ("auto", "fables", "tinystories"):
         if valid is not None:
             raise BadInput(f"--valid {valid} goes with --data PATH; {data} brings its own validation stories")
         if text_column is not None:
-            raise BadInput(f"--text-column {text_column} goes with --data PATH; {data} has no columns")
+            raise BadInput(f"--text-column {text_column} goes with .jsonl and .csv; {data}: no columns")
     if data == "fables":
         corpus = _fables(stories, "as requested")
     elif data == "tinystories":
@@ -75,8 +76,10 @@ def load_corpus(
     elif data == "auto":
         corpus = _tinystories_or_fables(stories, say)
     else:
-        train = open_path(data, text_column, "--data takes auto, fables, tinystories or")
-        corpus = _own(train, None if valid is None else open_path(valid, text_column, "--valid takes"), stories)
+        train = open_source(data, text_column, "--data takes auto, fables, tinystories, OWNER/NAME of the hub or", say)
+        held_out = None if valid is None else open_source(valid, text_column, "--valid takes", say)
+        check_column(text_column, *filter(None, (train, held_out)))
+        corpus = _own(train, held_out, stories)
     say(corpus.note)
     return corpus
 

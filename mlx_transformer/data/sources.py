@@ -1,4 +1,4 @@
-"""What `--data` and `--valid` may name: a text, .jsonl or .csv, each also as .gz, or a folder of them.
+"""What `--data` and `--valid` may name: a text, .jsonl or .csv, each also as .gz, a folder of them, or a data set.
 
 Every kind is read as one stream of lines with separators between documents, never whole in memory.
 """
@@ -10,13 +10,15 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from mlx_transformer.data import hub
 from mlx_transformer.data.documents import Part, group, lines_of
 from mlx_transformer.data.store import SEPARATOR
 from mlx_transformer.utils.errors import BadInput
@@ -25,7 +27,7 @@ from mlx_transformer.utils.text import plural
 DEFAULT_COLUMN = "text"
 TAKEN = "UTF-8 text, .jsonl or .csv, each also as .gz, or a folder of them"
 _JSON, _CSV, _BINARY = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".parquet", ".arrow", ".feather")
-SUFFIXES = (".txt", *_JSON, *_CSV)
+_FORMATS = (_JSON, _CSV, (".txt",))  # of a data set that has several, the first
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,16 @@ class Source:
         return any(SEPARATOR in line for line in self.lines())
 
 
-def open_path(label: str, column: str | None = None, takes: str = "expected") -> Source:
-    """Check a file or a folder. Raises BadInput unless all of it is readable UTF-8 and some of it is text."""
+def open_source(
+    label: str, column: str | None = None, takes: str = "expected", say: Callable[[str], None] = print
+) -> Source:
+    """Check a file, a folder, or a data set of the hub, which is fetched.
+
+    Raises BadInput unless all of it is readable UTF-8 and some of it is text.
+    """
     path = Path(label).expanduser()
+    if not os.path.exists(path) and hub.is_name(label, tuple(itertools.chain(*_FORMATS))):
+        return _open_files(hub.fetch(label, _FORMATS, say), label, label, column)
     try:
         if not path.exists():
             raise BadInput(f"{path} does not exist; {takes} the path of a text")
@@ -72,14 +81,11 @@ def open_path(label: str, column: str | None = None, takes: str = "expected") ->
             raise BadInput(f"{path} is not a regular file; give {TAKEN}")
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror or error})") from error
-    return open_files(files, str(path), path.resolve().name, column)
+    return _open_files(files, str(path), path.resolve().name, column)
 
 
-def open_files(files: Sequence[Path], label: str, name: str, column: str | None = None) -> Source:
-    """Check files that together are one source. Raises BadInput as `open_path` does."""
+def _open_files(files: Sequence[Path], label: str, name: str, column: str | None) -> Source:
     columned = [path for path in files if _kind(path) != "text"]
-    if column is not None and not columned:
-        raise BadInput(f"--text-column {column} goes with .jsonl and .csv; {label} has no columns")
     column = (column or DEFAULT_COLUMN) if columned else None
     identities, size = [], 0
     for path in files:
@@ -92,6 +98,13 @@ def open_files(files: Sequence[Path], label: str, name: str, column: str | None 
     if next(source.parts(), None) is None:
         raise BadInput(f"{label} holds no text, only white space or separators; give {TAKEN}")
     return source
+
+
+def check_column(column: str | None, *sources: Source) -> None:
+    """Raise BadInput if --text-column is given and none of the sources has columns."""
+    if column is not None and all(source.column is None for source in sources):
+        labels = " and ".join(source.label for source in sources)
+        raise BadInput(f"--text-column {column} goes with .jsonl and .csv; {labels}: no columns")
 
 
 # Reading

@@ -6,15 +6,15 @@ only if the file still has the ETag of the bytes that are here; a changed file i
 """
 
 import json
-import os
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_transformer.backend import cache_dir
+from mlx_transformer.data import hub
+from mlx_transformer.data.hub import endpoint, sentence
 from mlx_transformer.data.store import SEPARATOR, progress, sha256_of, unwritable
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
@@ -28,7 +28,6 @@ TRAIN, VALID = "TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"
 DEFAULT_STORIES = 100_000
 STORY_BYTES = 820  # mean (2.2 GB, 2.7M stories): for the progress bar only
 
-REACH_SECONDS = 5.0  # until the hub counts as out of reach, name resolution included
 RETRY_SECONDS = 1.0  # before a failed request is sent again; doubled up to 8, five times at most
 CHUNK = 2 << 20  # bytes requested at a time
 
@@ -52,7 +51,7 @@ class Source:
 def fetch(stories: int, say: Say = print) -> Source:
     """Return the first `stories` training stories and all validation stories, from the cache or from the hub.
 
-    Raises Unreachable if the cache holds fewer and the hub does not answer within REACH_SECONDS, refuses, or breaks off
+    Raises Unreachable if the cache holds fewer and the hub does not answer in time, refuses, or breaks off
     repeatedly; BadInput if the cache cannot be written or the file that arrived is damaged.
     """
     from huggingface_hub.utils import WeakFileLock
@@ -87,43 +86,23 @@ def _in_hub_cache(name: str) -> Path | None:
 def _url(name: str, commit: str | None = None) -> str:
     from huggingface_hub import hf_hub_url
 
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    return hf_hub_url(REPO, name, repo_type="dataset", revision=commit, endpoint=endpoint)
+    return hf_hub_url(REPO, name, repo_type="dataset", revision=commit, endpoint=endpoint())
 
 
 def _describe(held: str) -> "dict[str, HfFileMetadata]":
     """Return commit, ETag and size of the hub's files. Raises Unreachable, with the reason and `held`."""
-    from huggingface_hub import constants, get_hf_file_metadata
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import get_hf_file_metadata
 
-    if constants.HF_HUB_OFFLINE:
-        raise Unreachable(f"TinyStories is out of reach: HF_HUB_OFFLINE is set, and {held}")
-    described: dict[str, HfFileMetadata] = {}
-    reason = f"no answer from the hub within {REACH_SECONDS:g} s"
+    def request() -> "dict[str, HfFileMetadata]":
+        return {name: get_hf_file_metadata(_url(name), timeout=hub.REACH_SECONDS) for name in (TRAIN, VALID)}
 
-    def request() -> None:
-        nonlocal reason
-        try:
-            for name in (TRAIN, VALID):
-                described[name] = get_hf_file_metadata(_url(name), timeout=REACH_SECONDS)
-        except HfHubHTTPError as error:
-            reason = f"the hub answered {error.response.status_code} to {error.response.url.copy_with(query=None)}"
-        except Exception as error:  # whatever it is (a bad URL, a proxy, TLS), it means that there is no hub here
-            reason = _sentence(error)
-
-    # In a thread, because looking up a host name can take longer than any timeout of the HTTP client.
-    thread = threading.Thread(target=request, daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    if len(described) < 2:
-        raise Unreachable(f"TinyStories is out of reach: {reason}, and {held}")
+    try:
+        described = hub.ask(request)
+    except hub.Unanswered as error:
+        raise Unreachable(f"TinyStories is out of reach: {error}, and {held}") from None
     if not all(file.commit_hash and file.etag and file.size for file in described.values()):
         raise Unreachable(f"TinyStories is out of reach: what answers at {_url(TRAIN)} is no hub, and {held}")
     return described
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _read(name: str, commit: str | None, first: int) -> bytes:
@@ -188,7 +167,7 @@ class _Prefix:
                     advance(len(block))
         except HTTPError as error:
             raise Unreachable(
-                f"TinyStories is out of reach: {self.name} broke off at {self.held / 1e6:.1f} MB ({_sentence(error)}); "
+                f"TinyStories is out of reach: {self.name} broke off at {self.held / 1e6:.1f} MB ({sentence(error)}); "
                 "the next run resumes there"
             ) from error
         self._verify()

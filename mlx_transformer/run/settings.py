@@ -65,7 +65,7 @@ class Settings:
     init_from: Folder = None
     """initialize weights and tokenizer from this run"""
     data: Place = None
-    """auto, fables, tinystories, or a path: UTF-8 text, .jsonl, .csv, each also as .gz, or a folder (default: auto)"""
+    """auto, fables, tinystories, OWNER/NAME of the hub, or a text, .jsonl, .csv, .gz or folder (default: auto)"""
     valid: Place = None
     """validation text, as --data takes them (default: the last 5 % of the documents of --data)"""
     text_column: Text = None

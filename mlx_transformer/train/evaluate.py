@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.backend import divided_blas, split
-from mlx_transformer.data.sources import open_path
+from mlx_transformer.data.sources import check_column, open_source
 from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import encode_text
@@ -38,7 +38,9 @@ def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path, *, text_colum
     The logits are computed in chunks, without dropout; the model's weights and mode do not change. Raises BadInput if
     the text is missing, not UTF-8, or empty.
     """
-    tokens, facts = encode_text(open_path(str(text), text_column).parts(), tokenizer)
+    source = open_source(str(text), text_column)
+    check_column(text_column, source)
+    tokens, facts = encode_text(source.parts(), tokenizer)
     evaluator = Evaluator(model, tokens, model.config.seq_len)
     with divided_blas():
         nats = evaluator()

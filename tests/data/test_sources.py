@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlx_transformer.data import documents, load
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.documents import read_documents
-from mlx_transformer.data.sources import Source, open_path
+from mlx_transformer.data.sources import Source, open_source
 from mlx_transformer.utils.errors import BadInput
 
 END = "<|endoftext|>"
@@ -82,7 +82,7 @@ def read(source: Source) -> list[str]:
 @pytest.mark.parametrize("zipped", ["", ".gz"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_holds_the_same_documents(tmp_path, name, zipped):
-    source = open_path(write(tmp_path / (name + zipped), FORMATS[name]))
+    source = open_source(write(tmp_path / (name + zipped), FORMATS[name]))
     assert read(source) == DOCUMENTS
     assert source.size == len(FORMATS[name].encode())
     assert (source.name, source.column) == (name + zipped, None if name in ("a", "a.txt") else "text")
@@ -103,14 +103,14 @@ def test_any_record_comes_back(tmp_path_factory, texts, segment, made):
         patch.setattr(documents, "SEGMENT", segment)
         if not expected:
             with pytest.raises(BadInput, match="holds no text"):
-                open_path(write(path, write_records(texts)))
+                open_source(write(path, write_records(texts)))
         else:
-            assert read(open_path(write(path, write_records(texts)))) == expected
+            assert read(open_source(write(path, write_records(texts)))) == expected
 
 
 def test_a_long_field_is_read(tmp_path):
     text = "word, " * 100_000 + "end"
-    assert read(open_path(write(tmp_path / "a.csv", table([text])))) == [text]
+    assert read(open_source(write(tmp_path / "a.csv", table([text])))) == [text]
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", jsonl(TEXTS, "story")), ("a.csv", table(TEXTS, "story"))])
@@ -151,7 +151,7 @@ def test_a_folder_is_its_files_in_order(tmp_path):
     write(folder / "a.md", f"first{END}and a half\n{END}\n")
     write(folder / "empty.txt", "")
     write(folder / "more" / "c.jsonl.gz", jsonl(["third", "fourth"]))
-    source = open_path(str(folder))
+    source = open_source(str(folder))
     assert read(source) == ["first", "and a half", "second\n\nline", "third", "fourth"]
     assert (source.name, source.column) == ("stories", "text")
     assert load_corpus(str(folder), say=print).name == "stories"
@@ -215,5 +215,5 @@ def test_a_damaged_gzip_file_is_one_sentence(tmp_path, content):
 def test_a_column_needs_a_file_with_columns(tmp_path):
     text = write(tmp_path / "a.txt", plain(TEXTS))
     for data in (text, "fables", str(tmp_path)):
-        with pytest.raises(BadInput, match=r"--text-column story goes with .* has no columns"):
+        with pytest.raises(BadInput, match=r"--text-column story goes with .* no columns"):
             load_corpus(data, say=print, text_column="story")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import huggingface_hub.constants
 import pytest
 
+from mlx_transformer.data import hub as reaching
 from mlx_transformer.data import tinystories
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.documents import read_documents
@@ -276,7 +277,7 @@ def test_the_librarys_own_cache_serves(tmp_path, monkeypatch):
 def test_a_silent_hub_is_given_up(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
         use_hub(monkeypatch, tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(tinystories, "REACH_SECONDS", 0.3)
+        monkeypatch.setattr(reaching, "REACH_SECONDS", 0.3)
         with pytest.raises(Unreachable, match=r"no answer from the hub within 0.3 s|ReadTimeout"):
             fetch(10, quiet)
 
@@ -285,7 +286,7 @@ def test_a_name_service_that_hangs_is_given_up(tmp_path, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [released.wait(10)][1:])
     use_hub(monkeypatch, tmp_path, "http://hub.invalid")
-    monkeypatch.setattr(tinystories, "REACH_SECONDS", 0.3)
+    monkeypatch.setattr(reaching, "REACH_SECONDS", 0.3)
     with pytest.raises(Unreachable, match=r"no answer from the hub within 0.3 s|ReadTimeout"):
         fetch(10, quiet)
     released.set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlx_transformer.backend import cache_dir
 from mlx_transformer.utils.errors import BadInput
-from mlx_transformer.utils.files import write_json
+from mlx_transformer.utils.files import sync_path, write_json
 
 SEPARATOR = "<|endoftext|>"  # the line that ends a document, in every text here
 
@@ -75,8 +75,7 @@ def _seal(folder: Path) -> None:
     """Write the manifest and sync every file to the disk, so that the contents are there before the rename."""
     write_json(folder / _MANIFEST, {path.name: path.stat().st_size for path in folder.iterdir()})
     for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync_path(path)
 
 
 def _put_in_place(staged: Path, final: Path) -> None:

@@ -1,7 +1,6 @@
 """Model weights on disk: safetensors files, written and read without a run."""
 
 import json
-import os
 import re
 import struct
 from pathlib import Path
@@ -10,6 +9,7 @@ import mlx.core as mx
 
 from mlx_transformer.nn.model import Model
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.files import sync_path
 from mlx_transformer.utils.trees import by_path
 
 WEIGHTS = "model.safetensors"
@@ -21,8 +21,8 @@ def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
     Raises OSError if the file is incomplete.
     """
     mx.save_safetensors(str(path), dict(sorted(arrays.items())), {"format": "mlx"})
+    sync_path(path)
     with path.open("rb") as file:
-        os.fsync(file.fileno())
         (header,) = struct.unpack("<Q", file.read(8))
         names = json.loads(file.read(header))
     end = max((entry["data_offsets"][1] for name, entry in names.items() if name != "__metadata__"), default=0)

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlx_transformer.nn.weights import save_arrays
 from mlx_transformer.utils.errors import BadInput, RunFailed, is_out_of_memory
-from mlx_transformer.utils.files import sync_folder, write_json
+from mlx_transformer.utils.files import sync_path, write_json
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 _ARRAYS, _STATE, _SUMS = "arrays.safetensors", "state.json", "sums.json"
@@ -38,7 +38,7 @@ def save_checkpoint(folder: Path, step: int, arrays: dict[str, mx.array], state:
         write_json(temporary / _SUMS, {name: _fingerprint(temporary / name) for name in (_ARRAYS, _STATE)})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        sync_folder(folder)
+        sync_path(folder)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         if is_out_of_memory(error):

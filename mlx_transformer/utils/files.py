@@ -1,6 +1,7 @@
 """Files and folders that are complete or absent: written under a temporary name, synced, renamed."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -22,13 +23,13 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         with open(temporary, "wb") as file:
             file.write(data.encode("utf-8") if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(temporary, path)
     except BaseException:  # Ctrl-C too
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,11 +50,24 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync a folder, so that a rename in it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(descriptor: int) -> None:
+    """Wait until a file or folder, as it is now, would survive a power cut.
+
+    On macOS fsync leaves it in the disk's own cache; F_FULLFSYNC does not, but some file systems refuse it.
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
+
+
+def sync_path(path: Path) -> None:
+    """Sync a file that another library wrote, or a folder in which something was renamed."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -98,6 +112,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            sync_path(path)
         if folder.is_dir():
             for part in temporary.iterdir():
                 part.rename(folder / part.name)

@@ -174,7 +174,7 @@ def test_loaded_arrays_do_not_need_their_file(tmp_path):
     assert mx.array_equal(arrays["model.w"], mx.full((3, 4), 3))
 
 
-OPERATIONS = ("Path.mkdir", "checkpoint.save_arrays", "checkpoint.write_json", "Path.rename", "checkpoint.sync_folder")
+OPERATIONS = ("Path.mkdir", "checkpoint.save_arrays", "checkpoint.write_json", "Path.rename", "checkpoint.sync_path")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -77,6 +77,7 @@ class Record:
             "corpus": self.corpus,
             "seeds": list(own.seeds),
             "budget_tokens": own.budget,
+            "clock_excludes": ["compilation", "validation", "saving"],
             "target": {"loss": aim, "rule": self._rule()},
             "runs": [self._row(run) for run in own.all_runs()],
             "throughput": throughput.rows(self.groups, self.parameters),

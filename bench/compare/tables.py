@@ -78,10 +78,12 @@ def _target(row: Row) -> Cell:
 def targets(log: Log) -> Table:
     """Time and tokens that each variant needs to the target, in absolute figures."""
     loss = log["target"]["loss"]
+    *first, last = log.get("clock_excludes", ("validation", "saving"))
+    excluded = f"{', '.join(first)} and {last}"
     title = "Time to target" if loss is None else f"Time to a validation loss of {loss:.4f}"
     note = (
         "Medians over seeds with 95 % intervals; “> x”: not reached by then. A run that diverged or failed counts as"
-        " longer than any other. The clock excludes validation and saving."
+        f" longer than any other. The clock excludes {excluded}."
         f" Measured on {log['machine']['device']}."
     )
     head = ("variant", "seeds at the target", "tokens ÷ throughput (s)", "clock (s)", "tokens", "runs")

@@ -3,7 +3,7 @@
 Reads from the folder: task.json (see Run), weights.npz (by MLX's parameter paths), sequences.npy (sequences of L + 1
 tokens in training order), valid.npy and mask.npy (validation sequences, and which targets count). Writes curve.jsonl,
 checkpoint.npz and, last, result.json with the keys of a run in MLX. Started again it resumes from the checkpoint to the
-same losses. The training clock excludes evaluation and saving.
+same losses. The training clock excludes compilation, evaluation and saving.
 """
 
 import fcntl
@@ -42,6 +42,7 @@ class Progress:
     train_seconds: float = 0.0
     compile_seconds: float = 0.0
     eval_seconds: float = 0.0
+    timed_steps: int = 0
     timed_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # validation, nats per token, one per evaluation
     evaluated_step: int = 0
@@ -119,15 +120,26 @@ class Run:
         synchronize(self.device)
         before, self.mark = self.mark, time.monotonic()
         spent = self.mark - before
-        now.step, now.tokens, now.train_seconds = now.step + 1, now.tokens + self.step_tokens, now.train_seconds + spent
-        if now.step == self.started + 1:  # compilation, less the time of the next step
-            now.compile_seconds += spent
-        elif now.step == self.started + 2:
-            now.compile_seconds -= min(spent, now.compile_seconds)
-        now.timed_seconds += spent if now.step > _UNTIMED_STEPS else 0.0
+        now.step, now.tokens = now.step + 1, now.tokens + self.step_tokens
+        self._time(spent)
         if now.step % max(1, self.task["eval_every"] // _LOGS_PER_EVALUATION) == 0:
             self._log("log", loss=loss)
         return loss
+
+    def _time(self, spent: float) -> None:
+        """Count one step's seconds as mlx_transformer.train.trainer does: the first step of a process compiles."""
+        now = self.progress
+        if now.step == self.started + 1:
+            self.compiling_seconds = spent
+            now.compile_seconds += spent
+            return
+        training = min(spent, self.compiling_seconds)
+        self.compiling_seconds = 0.0
+        now.compile_seconds -= training
+        now.train_seconds += training + spent
+        if now.step > _UNTIMED_STEPS:
+            now.timed_steps += 1
+            now.timed_seconds += spent
 
     def _evaluate(self) -> None:
         now = self.progress
@@ -156,7 +168,8 @@ class Run:
         now = self.progress
         best = min((loss for loss in now.losses if math.isfinite(loss)), default=None)
         final = _number(now.losses[-1]) if now.losses else None
-        timed_tokens = (now.step - _UNTIMED_STEPS) * self.step_tokens
+        timed = now.step >= 10 and now.timed_seconds > 0
+        throughput = now.timed_steps * self.step_tokens / now.timed_seconds if timed else None
         return {
             **self.task["about"],
             "steps": now.step,
@@ -165,7 +178,7 @@ class Run:
             "train_seconds": now.train_seconds,
             "compile_seconds": now.compile_seconds,
             "eval_seconds": now.eval_seconds,
-            "tokens_per_second": timed_tokens / now.timed_seconds if now.step >= 10 else None,
+            "tokens_per_second": throughput,
             "best_valid_loss": best,
             "best_valid_bpb": self._bits(best),
             "final_valid_loss": final,

@@ -10,6 +10,7 @@ import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mlx_transformer.train.trainer import Eval, Event, Limits, Resumed, Saved, Step, Stopped
+from mlx_transformer.utils.text import plural
 
 _LINE_SECONDS = 10.0  # between two lines without a terminal
 
@@ -99,7 +100,9 @@ class Console:
             flag = event.why.replace("_", "-")
             self.say(f"nothing to do: the limit was reached at step {event.progress.step}; give a larger --{flag}")
         elif isinstance(event, Stopped):
-            self.say(f"stopped: {event.why} after {event.progress.step} steps, {event.progress.train_seconds:.1f} s")
+            now = event.progress
+            times = f"{now.train_seconds:.1f} s of training, {now.compile_seconds:.1f} s of compilation"
+            self.say(f"stopped: {event.why} after {plural(now.step, 'step')}, {times}")
 
     def _step(self, event: Step, memory: int) -> None:
         figures = [f"loss {event.metrics['loss']:.3f}"]

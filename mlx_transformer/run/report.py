@@ -29,6 +29,7 @@ STOPPED = {
 }
 
 LONG_COPY = 15  # words; held-out TinyStories share up to 12 in a row with 1.1M words of training text
+_BESIDES = {"compilation": "compile", "evaluation": "eval"}  # waited for but not part of the training time
 MUCH_REPETITION = 0.2  # of the 4-grams; TinyStories have 0.01, and 99 % of them under 0.08
 
 FIGURES = {  # key of result.json's quality: label, definition
@@ -91,7 +92,7 @@ def _what_was_done(result: Record) -> str:
         f" trained on {escaped(result['corpus']['name'])} for {_duration(result['train_seconds'])} on {device['name']}"
         f" ({device['backend']}): {plural(result['steps'], 'step')}, {short(result['tokens'])} tokens,"
         f" {_passes(result['epochs'])}"
-        + (f", {speed:,.0f} tokens/s after compilation" if speed else "")
+        + (f", {speed:,.0f} tokens/s" if speed else "")
         + f". {STOPPED[result['stopped']]}."
     )
 
@@ -133,7 +134,7 @@ def _perplexity(loss: float) -> str:
 
 def _figures(result: Record) -> list[tuple[str, str]]:
     corpus, parameters, tokenizer = result["corpus"], result["parameters"], result["tokenizer"]
-    seconds = f"{_duration(result['train_seconds'])}, of which {result['compile_seconds']:.1f} s compiling"
+    rest = (f"{what} {_duration(result[f'{key}_seconds'])}" for what, key in _BESIDES.items())
     rows = [
         ("best validation loss", _nats(result["best_valid_loss"])),
         ("best bits per byte", _number(result["best_valid_bpb"])),
@@ -143,7 +144,7 @@ def _figures(result: Record) -> list[tuple[str, str]]:
         *_target_rows(result),
         ("parameters", f"{parameters['total']:,} ({parameters['embedding']:,} in embeddings)"),
         ("training", f"{result['tokens']:,} tokens, {result['steps']:,} steps, {result['epochs']:.2f} epochs"),
-        ("training time", f"{seconds}; evaluation {_duration(result['eval_seconds'])} in addition"),
+        ("training time", f"{_duration(result['train_seconds'])}; in addition {', '.join(rest)}"),
         (
             "throughput",
             f"{result['tokens_per_second']:,.0f} tokens/s" if result["tokens_per_second"] else "under 10 steps",

@@ -97,7 +97,7 @@ class Settings:
     max_epochs: Positive = None
     """stop after this many epochs"""
     max_seconds: Positive = None
-    """stop after this many seconds of training (default: 240 without another --max flag)"""
+    """stop after this many seconds of training, without compiling and evaluating (default: 240 without a --max flag)"""
     target_loss: Positive = None
     """stop at this validation loss, in nats per token"""
     prompt: Words = ()

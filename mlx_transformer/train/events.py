@@ -39,10 +39,10 @@ class Progress:
     step: int = 0
     tokens: int = 0  # predicted so far
     epochs: float = 0.0
-    train_seconds: float = 0.0  # everything but evaluation and saving
-    compile_seconds: float = 0.0  # a part of train_seconds
+    train_seconds: float = 0.0  # everything but compilation, evaluation and saving
+    compile_seconds: float = 0.0
     eval_seconds: float = 0.0
-    timed_tokens: int = 0  # for tokens_per_second: the first steps, which compile, do not count
+    timed_tokens: int = 0  # for tokens_per_second: neither the first steps nor those that compile count
     timed_seconds: float = 0.0
     data_seconds: float = 0.0  # spent waiting for a batch
     best_valid_loss: float | None = None
@@ -61,7 +61,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A finished step. metrics: the loss and what the model recorded; seconds: of training so far."""
+    """A finished step. metrics: the loss and what the model recorded; seconds: of training so far (train_seconds)."""
 
     step: int
     tokens: int

@@ -26,7 +26,7 @@ from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import Tree, by_path
 
-_UNTIMED_STEPS = 5  # excluded from the throughput: the first steps compile
+_UNTIMED_STEPS = 5  # excluded from the throughput: the first steps warm caches
 
 
 def fit(
@@ -88,6 +88,7 @@ class _Run:
         self.progress = Progress()
         self.best: Tree = model.trainable_parameters()
         self.saved_at = options.clock()
+        self.compiled_tokens, self.compiling_seconds = 0, 0.0  # of the last step that compiled
 
     def __enter__(self) -> _Run:
         return self
@@ -102,7 +103,7 @@ class _Run:
         self.prefetch = Prefetch(self.batches)
         mx.reset_peak_memory()
         self.model.train()
-        self.mark, self.started = self.options.clock(), self.progress.step
+        self.mark = self.options.clock()
         why, message = self._reason_to_stop() or self._limit_reached(), ""
         if self.progress.evaluated_step != self.progress.step and (why or self._evaluation_is_due()):
             yield from self._evaluated()  # an interrupted run stops without one
@@ -140,7 +141,6 @@ class _Run:
         before, self.mark = self.mark, clock()
         spent = self.mark - before
         now.step, now.tokens, now.epochs = now.step + 1, tokens, tokens / self.epoch_tokens
-        now.train_seconds += spent
         self._time(spent, step_tokens)
         return Step(
             step=now.step,
@@ -155,16 +155,24 @@ class _Run:
         )
 
     def _time(self, spent: float, step_tokens: int) -> None:
-        """Count one step's seconds; compilation = the first step of a process minus the second one."""
-        now, nth = self.progress, self.progress.step - self.started
-        if nth == 1:
+        """Count one step's seconds.
+
+        The first step of a process, and the first of another batch size, compiles. The training in it is taken to last
+        as long as the next step; until that is known all of it counts as compilation.
+        """
+        now = self.progress
+        now.peak_memory_bytes = max(now.peak_memory_bytes, mx.get_peak_memory())
+        if step_tokens != self.compiled_tokens:
+            self.compiled_tokens, self.compiling_seconds = step_tokens, spent
             now.compile_seconds += spent
-        elif nth == 2:
-            now.compile_seconds -= min(spent, now.compile_seconds)
+            return
+        training = min(spent, self.compiling_seconds)
+        self.compiling_seconds = 0.0
+        now.compile_seconds -= training
+        now.train_seconds += training + spent
         if now.step > _UNTIMED_STEPS:
             now.timed_tokens += step_tokens
             now.timed_seconds += spent
-        now.peak_memory_bytes = max(now.peak_memory_bytes, mx.get_peak_memory())
 
     def _evaluation_is_due(self) -> bool:
         return self.progress.step % self.eval_every == 0

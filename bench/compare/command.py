@@ -221,19 +221,28 @@ def plan_table(comparison: Comparison, cache: Path) -> Table:
     parameters = begin(comparison).parameters
     heads = ("parameters", "finished", "begun", "to run", "about")
     table = Table(Column("variant", overflow="fold"), *heads, title="planned runs")
-    total = 0.0
+    total = 0.0, 0.0
     for run in comparison.runs:
         runs = [run.with_settings(seed=seed) for seed in comparison.seeds]
         finished = sum(find_finished(one, cache).status != "missing" for one in runs)
         begun = sum(has_checkpoint(one, cache) for one in runs)
         name = run.variant.name
-        seconds = sum(forecast(one, parameters[name], cache) for one in runs)
-        total += seconds
+        seconds = _added(*(forecast(one, parameters[name], cache) for one in runs))
+        total = _added(total, seconds)
         counts = (finished, begun, len(runs) - finished - begun)
-        table.add_row(name, f"{parameters[name]:,}", *map(str, counts), _duration(seconds))
+        table.add_row(name, f"{parameters[name]:,}", *map(str, counts), _range(*seconds))
     most = f"at most {comparison.runs[0].plan.limits.max_tokens:,} tokens a run"
-    table.caption = f"{most}; {_duration(total)} in all, and some minutes for the throughput"
+    table.caption = f"{most}; {_range(*total)} in all, and some minutes for the throughput"
     return table
+
+
+def _added(*ranges: tuple[float, float]) -> tuple[float, float]:
+    return sum(low for low, _ in ranges), sum(high for _, high in ranges)
+
+
+def _range(low: float, high: float) -> str:
+    low_text, high_text = _duration(low), _duration(high)
+    return low_text if low_text == high_text else f"{low_text} to {high_text}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""How long a run will take: as earlier runs of its kind took, else from this machine's matmul throughput."""
+"""How long a run will take: as earlier runs of its kind took, else a range from this machine's matmul throughput."""
 
 import contextlib
 import functools
@@ -8,19 +8,21 @@ from pathlib import Path
 from bench.compare.runs import RUNS, Run, find_finished
 from mlx_transformer.backend import matmul_gflops
 
-_MATMUL_SHARE = 0.3  # of the matmul throughput, assumed of a training step before any was timed
+_MATMUL_SHARES = (0.8, 0.3)  # of the matmul throughput: training steps from nano to small, phases 1 to 6, reach 0.4-0.7
 
 
-def forecast(run: Run, parameters: int, cache: Path = RUNS) -> float:
-    """Return the seconds that a run will take; 0 if it is finished."""
+def forecast(run: Run, parameters: int, cache: Path = RUNS) -> tuple[float, float]:
+    """Return the least and the most seconds that a run will take; 0 if it is finished."""
     if find_finished(run, cache).status != "missing":
-        return 0.0
+        return 0.0, 0.0
     plan, variant, budget = run.plan, run.variant, _expected_tokens(run)
     kind = (variant.phase, variant.branch, plan.size, variant.backend)
-    if (known := _seconds_per_token(cache).get(kind)) is not None:
-        return known * budget
+    if (known := _times(cache).get(kind)) is not None:
+        return (known[0] * budget + known[1],) * 2
     evaluated = budget / (run.evaluate_every * run.step_tokens) * len(plan.tokens.valid) / 3
-    return 6 * parameters * (budget + evaluated) / (_MATMUL_SHARE * 1e9 * _matmul_gflops())
+    seconds = 6 * parameters * (budget + evaluated) / (1e9 * _matmul_gflops())
+    fast, slow = _MATMUL_SHARES
+    return seconds / fast, seconds / slow
 
 
 def _expected_tokens(run: Run) -> int:
@@ -30,14 +32,15 @@ def _expected_tokens(run: Run) -> int:
 
 
 @functools.cache
-def _seconds_per_token(cache: Path) -> dict[tuple[int | None, str | None, str, str], float]:
-    """Return seconds per token of the finished runs in the cache, by kind."""
+def _times(cache: Path) -> dict[tuple[int | None, str | None, str, str], tuple[float, float]]:
+    """Return seconds per token and seconds of compilation of the finished runs in the cache, by kind."""
     times = {}
     for path in cache.glob("*/result.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
             result = json.loads(path.read_text(encoding="utf-8"))
             kind = (result["phase"], result["branch"], result["size"], result.get("backend", "mlx"))
-            times[kind] = (result["train_seconds"] + result["eval_seconds"]) / result["tokens"]
+            per_token = (result["train_seconds"] + result["eval_seconds"]) / result["tokens"]
+            times[kind] = per_token, result["compile_seconds"]
     return times
 
 

@@ -71,11 +71,20 @@ def test_evaluations_are_so_dense_that_a_budget_has_ten(planned):
 
 
 def test_a_forecast_ends_where_the_schedule_does(planned, monkeypatch, tmp_path):
-    monkeypatch.setattr(forecast, "_seconds_per_token", lambda cache: {(n, None, "nano", "mlx"): 1.0 for n in (1, 2)})
+    monkeypatch.setattr(forecast, "_times", lambda cache: {(n, None, "nano", "mlx"): (1.0, 9.0) for n in (1, 2)})
     first, second = planned("--phases", 1, 2, "--max-tokens", 2_000_000).runs
-    assert forecast.forecast(first, 1, tmp_path) == 2_000_000, "phase 1's schedule has no end"
+    assert forecast.forecast(first, 1, tmp_path) == (2_000_009,) * 2, "phase 1's schedule has no end"
     between = second.evaluate_every * second.step_tokens
-    assert forecast.forecast(second, 1, tmp_path) == -(-second.plan.recipe.schedule.total_tokens // between) * between
+    end = -(-second.plan.recipe.schedule.total_tokens // between) * between
+    assert forecast.forecast(second, 1, tmp_path) == (end + 9,) * 2, "and so long it compiles"
+
+
+def test_a_forecast_without_earlier_runs_is_a_range(planned, monkeypatch, tmp_path):
+    """Phase 1 at nano reached 42,600 tokens/s where a core's products reach 120 GFLOP/s."""
+    monkeypatch.setattr(forecast, "_matmul_gflops", lambda: 120.0)
+    (run,) = planned("--phases", 1, "--max-tokens", 2_000_000).runs
+    low, high = forecast.forecast(run, 231_040, tmp_path)
+    assert low < 2_000_000 / 42_600 < high < 3 * low
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.nn.model import Model
 
-_EVAL_TOKENS = 8192  # of one evaluation batch
+_BATCH_TOKENS = {"cpu": 8192, "gpu": 32_768}  # of an evaluation batch; a training step at base has 32,768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,17 @@ def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path, *, text_colum
     )
 
 
+def on_gpu() -> bool:
+    """Whether MLX computes on a GPU by default."""
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
 class Evaluator:
     """The loss of a model over token ids valid (V,), cut into sequences of seq_len: every token but the first."""
 
     def __init__(self, model: Model, valid: np.ndarray, seq_len: int, *, compiled: bool = True) -> None:
         sequences, mask = validation_sequences(valid, seq_len)
-        size = min(len(sequences), max(1, _EVAL_TOKENS // seq_len))
+        size = min(len(sequences), max(1, _BATCH_TOKENS["gpu" if on_gpu() else "cpu"] // seq_len))
         short = -len(sequences) % size  # full batches only: one shape, one compiled graph
         self.sequences = np.concatenate([sequences, np.repeat(sequences[:1], short, 0)])
         self.mask = np.concatenate([mask, np.zeros((short, seq_len), bool)])
@@ -71,11 +76,17 @@ class Evaluator:
         """Compute nats per token of the model's present weights, without dropout."""
         training = self.model.training
         self.model.eval()
-        total = 0.0
+        # A GPU works through a queue of batches and is waited for once; on a CPU all would be in memory at once.
+        compute = mx.async_eval if on_gpu() else mx.eval
+        totals = []
         for i in range(0, len(self.sequences), self.batch_size):
             batch = slice(i, i + self.batch_size)
-            total += sum(self._totals(mx.array(self.sequences[batch]), mx.array(self.mask[batch])))
+            totals.append(self._totals(mx.array(self.sequences[batch]), mx.array(self.mask[batch])))
+            compute(totals[-1])
         self.model.train(training)
+        total = 0.0
+        for parts in totals:
+            total += sum(part.item() for part in parts)  # type: ignore[misc]
         return total / self.tokens
 
     def context_used(self) -> float:
@@ -88,11 +99,10 @@ class Evaluator:
         ctx, targets = self.model.inputs(sequences)
         return (self.model.token_loss(self.model.hidden(ctx), targets) * mask).sum()
 
-    def _totals(self, sequences: mx.array, mask: mx.array) -> list[float]:
-        """Sum the losses, in nats, of each stream's part of the sequences."""
+    def _totals(self, sequences: mx.array, mask: mx.array) -> list[mx.array]:
+        """Sum the losses, in nats, of each stream's part of the sequences, lazily."""
         totals = []
         for (stream, part, _), (_, counted, _) in zip(split(sequences), split(mask), strict=True):
             with mx.stream(stream):
                 totals.append(self._function(part, counted))
-        mx.eval(totals)
-        return [total.item() for total in totals]  # type: ignore[misc]
+        return totals

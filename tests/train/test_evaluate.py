@@ -1,6 +1,7 @@
 """evaluate(): the loss of a model over a text file."""
 
 import math
+import sys
 from dataclasses import replace
 
 import mlx.core as mx
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from mlx_transformer import data
-from mlx_transformer.train.evaluate import evaluate
+from mlx_transformer.train import trainer
+from mlx_transformer.train.evaluate import Evaluator, evaluate
 from mlx_transformer.train.trainer import Eval, Limits, RunOptions, fit
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 
+module = sys.modules["mlx_transformer.train.evaluate"]  # the package has a function of this name
 STORIES = [f"Tom had {n} apples.\nHe ate {n - 1} of them, and was glad." for n in range(2, 120)]
 
 
@@ -47,6 +50,37 @@ def test_a_run_s_validation_text_gives_its_validation_loss(texts):
     assert found.bits_per_byte == pytest.approx(best * found.tokens / math.log(2) / tokens.valid_bytes, rel=1e-5)
 
 
+def test_a_gpu_is_waited_for_once_and_the_result_is_the_same(texts, monkeypatch):
+    tokens = load(texts)
+    model = make_model(tokens.tokenizer.vocab_size)
+    monkeypatch.setattr(module, "_BATCH_TOKENS", {"cpu": 64, "gpu": 64})
+    queued, evaluated = [], []
+    monkeypatch.setattr(mx, "async_eval", queued.append)
+    expected = Evaluator(model, tokens.valid, 16)()
+    monkeypatch.setattr(module, "on_gpu", lambda: True)
+    evaluator = Evaluator(model, tokens.valid, 16)
+    monkeypatch.setattr(mx, "eval", evaluated.append)
+    assert evaluator() == expected, "bit for bit"
+    assert len(queued) == len(evaluator.sequences) // 4 > 3
+    assert not evaluated
+
+
+def test_a_gpu_evaluates_larger_batches_and_a_tenth_of_the_time(texts, monkeypatch):
+    tokens = load(texts)
+    recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=64, eval_tokens=1)
+    model, long = make_model(tokens.tokenizer.vocab_size), np.resize(tokens.valid, 100_000)
+    found = {}
+    for name in ("cpu", "gpu"):
+        monkeypatch.setattr(module, "on_gpu", lambda name=name: name == "gpu")
+        monkeypatch.setattr(trainer, "on_gpu", module.on_gpu)
+        steps = trainer.default_eval_every(recipe, tokens, 16)
+        cost = len(tokens.valid) / 3  # of a pass, in tokens of a training step
+        found[name] = Evaluator(model, long, 16).batch_size, cost / (cost + 64 * steps)
+    assert [size for size, _ in found.values()] == [512, 2048]
+    assert 0.2 < found["cpu"][1] <= 0.25
+    assert 0.08 < found["gpu"][1] <= 0.1
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(texts, training):
     tokens = load(texts)
@@ -55,7 +89,7 @@ def test_the_model_is_left_as_it_was(texts, training):
     before = np.array(model.embedding.weight)
     found = [evaluate(model, tokens.tokenizer, str(texts / "valid.txt")) for _ in range(2)]
     assert found[0] == found[1], "dropout was active"
-    assert {module.training for module in model.modules()} == {training}
+    assert {part.training for part in model.modules()} == {training}
     np.testing.assert_array_equal(np.array(model.embedding.weight), before)
 
 

@@ -86,7 +86,8 @@ class Evaluator:
         self.model.train(training)
         total = 0.0
         for parts in totals:
-            total += sum(part.item() for part in parts)  # type: ignore[misc]
+            nats: list[float] = [part.item() for part in parts]  # type: ignore[misc]
+            total += sum(nats)
         return total / self.tokens
 
     def context_used(self) -> float:

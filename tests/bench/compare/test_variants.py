@@ -6,6 +6,7 @@ from bench.compare import runs, throughput, variants
 from bench.compare.runs import Run
 from bench.compare.variants import Variant, read_variants, read_vary
 from bench.workers.process import measure_once
+from mlx_transformer.backend import device_info
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput
 from tests.bench.compare.tiny import TINY
@@ -13,16 +14,15 @@ from tests.bench.compare.tiny import TINY
 IDEA = """
 from dataclasses import replace
 
+import mlx.core as mx
 import mlx_transformer as mt
+from helper import SLOPE
 from mlx_transformer import nn
 from phases import phase1
 
-SLOPE = 0.0
-
-
 class FFN(nn.FeedForward):
     def activation(self, x):
-        return mt.nn.relu(x) if SLOPE else super().activation(x)
+        return mx.maximum(x, SLOPE * x) if SLOPE else super().activation(x)
 
 
 class Model(phase1.Model):
@@ -43,6 +43,7 @@ mt.main(__name__)
 def idea(tmp_path):
     path = tmp_path / "my_idea.py"
     path.write_text(IDEA)
+    (tmp_path / "helper.py").write_text("SLOPE = 0.0")
     return path
 
 
@@ -77,6 +78,7 @@ def test_two_files_of_one_name_are_refused(idea, tmp_path):
     other = tmp_path / "other" / "my_idea.py"
     other.parent.mkdir()
     other.write_text(IDEA)
+    other.with_name("helper.py").write_text("SLOPE = 0.0")
     with pytest.raises(BadInput, match=r"two files are called my_idea\.py"):
         read_variants([str(idea), str(other)])
 
@@ -89,8 +91,10 @@ def test_a_changed_file_is_run_again(idea, text):
 
     before = fingerprint()
     assert fingerprint() == before
-    idea.write_text(IDEA.replace("SLOPE = 0.0", "SLOPE = 1.0"))
-    assert fingerprint() != before
+    idea.write_text(IDEA + "\n")
+    edited = fingerprint()
+    idea.with_name("helper.py").write_text("SLOPE = 0.5")
+    assert len({before, edited, fingerprint()}) == 3
 
 
 def test_an_own_file_is_trained_and_its_steps_are_timed(idea, text, tmp_path):
@@ -100,6 +104,7 @@ def test_an_own_file_is_trained_and_its_steps_are_timed(idea, text, tmp_path):
     assert finished.status == "done", finished.error
     assert (finished.result["branch"], finished.result["code"]["file"]) == ("wide", "my_idea.py")
     assert finished.result["recipe"]["learning_rate"] == 0.02
+    assert device_info().describe() in (finished.folder / "log.txt").read_text(), "the BLAS is the phases'"
     row = run.variant.describe()
     assert (row["phase"], row["code"]["file"], row["recipe"]) == (1, "my_idea.py", "FAST")
     (worker,) = throughput._workers([run], tmp_path)

@@ -204,7 +204,9 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, cache, name, flag):
 
 
 @pytest.mark.parametrize(
-    "content", [b"plain text", gzip.compress(b"cat " * 9999)[:-9], gzip.compress(b"cat")[:-3] + b"abc"]
+    "content",
+    [b"plain text", gzip.compress(b"cat " * 9999)[:-9], gzip.compress(b"cat")[:-3] + b"abc"],
+    ids=["not compressed", "cut off", "wrong checksum"],
 )
 def test_a_damaged_gzip_file_is_one_sentence(tmp_path, content):
     (tmp_path / "a.txt.gz").write_bytes(content)

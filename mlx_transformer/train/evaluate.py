@@ -32,13 +32,14 @@ def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path, *, text_colum
     """Evaluate a model on a text: the loss over every token, each predicted once.
 
     text: path of UTF-8 text with `<|endoftext|>` between documents, of .jsonl or .csv, also as .gz, or of a folder of
-        them. It is encoded as a validation split is, then cut into sequences of the model's seq_len.
+        them; or OWNER/NAME of a data set of the hub. It is encoded as a validation split is, then cut into sequences of
+        the model's seq_len.
     text_column: key or column of .jsonl and .csv that holds the text; None: "text".
 
     The logits are computed in chunks, without dropout; the model's weights and mode do not change. Raises BadInput if
     the text is missing, not UTF-8, or empty.
     """
-    source = open_source(str(text), text_column)
+    source = open_source(str(text), text_column, say=lambda message: None)
     check_column(text_column, source)
     tokens, facts = encode_text(source.parts(), tokenizer)
     evaluator = Evaluator(model, tokens, model.config.seq_len)

@@ -81,6 +81,16 @@ def test_evaluate_gives_the_run_s_own_loss(run):
     assert evaluate(*load(run), run.parent / "valid.txt").tokens == values["tokens"]
 
 
+def test_evaluate_reads_a_column(run, tmp_path):
+    texts = (run.parent / "valid.txt").read_text().split("<|endoftext|>")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"story": text}) for text in texts))
+    flags = ["evaluate", run, "--json", "--data"]
+    ended = call(*flags, tmp_path / "a.jsonl", "--text-column", "story")
+    assert json.loads(ended.out) == json.loads(call(*flags, run.parent / "valid.txt").out)
+    assert_bad(call(*flags, tmp_path / "a.jsonl"), "no column 'text'")
+    assert_bad(call(*flags, run.parent / "valid.txt", "--text-column", "story"), "no columns")
+
+
 def test_what_cannot_be_evaluated(run, tmp_path):
     assert_bad(call("evaluate", run), "--data is missing")
     assert_bad(call("evaluate", run, "--data", tmp_path / "none.txt"), "none.txt")

@@ -65,14 +65,28 @@ class Chip:
         return f"{self.name}, {self.gpu_cores} GPU cores, {about}{peak:.1f} TFLOP/s, {self.bandwidth_gb_s:g} GB/s"
 
 
+def _data() -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name("chips.json").read_text(encoding="utf-8"))
+
+
 def chips() -> dict[str, Chip]:
     """Return every chip of chips.json by name."""
-    data: dict[str, Any] = json.loads(Path(__file__).with_name("chips.json").read_text(encoding="utf-8"))
-    found = {}
+    data, found = _data(), {}
     for name, own in data["chips"].items():
         numbers = {**data["families"][name.split("-")[0]], **own, "memory_gb": tuple(own["memory_gb"])}
-        found[name] = Chip(name, **{key: value for key, value in numbers.items() if key != "source"})
+        found[name] = Chip(name, **{key: value for key, value in numbers.items() if key not in ("source", "bins")})
     return found
+
+
+def find_chip(name: str) -> Chip | None:
+    """Return a chip of chips.json, or one of its bins with fewer GPU cores, such as "m1-max-24"; None for neither."""
+    if name in (known := chips()):
+        return known[name]
+    base, _, cores = name.rpartition("-")
+    if base not in known or not cores.isdigit() or not 0 < int(cores) < known[base].gpu_cores:
+        return None
+    changes = {"name": name, "gpu_cores": int(cores), **_data()["chips"][base].get("bins", {}).get(cores, {})}
+    return replace(known[base], **{**changes, "memory_gb": tuple(changes.get("memory_gb", known[base].memory_gb))})
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class Flags:
     """Predict the throughput of a training step on Apple silicon; nothing is measured."""
 
     chip: Text = None
-    """m1, m1-pro, m1-max, ... or all (default: all)"""
+    """m1, m1-pro, m1-max, ..., with fewer GPU cores m1-max-24, or all (default: all)"""
     phase: WholeNumber = None
     """phase of the ladder (default: 1)"""
     branch: Text = None
@@ -187,14 +201,17 @@ def table(what: str, work: Work) -> Table:
 def main() -> None:
     """Run the command line."""
     flags = parse(Flags, "python -m bench roofline")
-    known = chips()
-    if flags.chip not in (None, "all", *known):
-        raise BadInput(f"chip '{flags.chip}' is unknown: expected all or one of {', '.join(known)}")
+    chip = find_chip(flags.chip or "")
+    if flags.chip not in (None, "all") and chip is None:
+        raise BadInput(
+            f"chip '{flags.chip}' is unknown: expected all or one of {', '.join(chips())}, "
+            "or its name with fewer GPU cores, such as m1-max-24"
+        )
     what, work = read_work(flags)
-    if flags.chip in (None, "all"):
+    if chip is None:
         Console(width=120).print(table(what, work))
     else:
-        print(one(what, work, known[flags.chip]))
+        print(one(what, work, chip))
     print(ASSUMPTIONS)
 
 

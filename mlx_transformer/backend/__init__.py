@@ -6,6 +6,7 @@ Those that need mlx.core are imported on first use, since `prepare` must run bef
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlx_transformer.backend.apple import gpu_cores
 from mlx_transformer.backend.cache import cache_dir
 from mlx_transformer.backend.device import Device, device_info, matmul_gflops, use_device, versions
 from mlx_transformer.backend.native import search_path
@@ -24,6 +25,7 @@ __all__ = [
     "device_info",
     "divide",
     "divided_blas",
+    "gpu_cores",
     "in_parts",
     "is_plain",
     "matmul_gflops",

@@ -1,5 +1,6 @@
 """The CPU, its cores, the memory and the C++ compiler of this machine (Linux only)."""
 
+import functools
 import hashlib
 import math
 import os
@@ -27,10 +28,27 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+@functools.cache
 def cpu_name() -> str:
-    """Return the CPU's model name, such as "AMD EPYC 9654"; the architecture where Linux has none."""
+    """Return the CPU's model name, such as "AMD EPYC 9654".
+
+    /proc/cpuinfo has none on arm64: there it is what lscpu makes of its numbers, such as "ARM Neoverse-N1".
+    """
     info = _cpuinfo()
-    return info.get("model name") or info.get("Model") or os.uname().machine
+    return info.get("model name") or info.get("Model") or _name_by_lscpu()
+
+
+def _name_by_lscpu() -> str:
+    """Join vendor and kinds of cores, such as "ARM Cortex-A55 + Cortex-A76"; the architecture for unknown cores."""
+    try:
+        command = ["lscpu"]
+        shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
+    except OSError:
+        return os.uname().machine
+    fields = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in shown.splitlines())]
+    vendor = next((value for key, value in fields if key == "Vendor ID"), "")
+    cores = dict.fromkeys(value for key, value in fields if key == "Model name" and value not in ("", "-"))
+    return f"{vendor} {' + '.join(cores) or os.uname().machine}".strip()
 
 
 def cpu_key() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from bench.tools import roofline
 from bench.tools.kernels import Kernel
-from bench.tools.roofline import Chip, Flags, Work, chips, memory, read_work
+from bench.tools.roofline import Chip, Flags, Work, chips, find_chip, memory, read_work
 from mlx_transformer.utils.errors import BadInput
 
 CHIP = Chip("test", 10, 1.0, 2.0, 100.0, (8, 16), False)  # 2.56 TFLOP/s
@@ -50,6 +50,15 @@ def test_every_chip_is_cited_and_estimates_are_marked():
     assert {name.split("-")[0] for name in data["chips"]} == {"m1", "m2", "m3", "m4", "m5"} == set(data["families"])
     assert chips()["m1-max"].flops(mx.float32) == pytest.approx(10.4e12, rel=1e-3)
     assert "~" in chips()["m4-max"].describe()
+
+
+def test_a_chip_with_fewer_gpu_cores_is_another_chip():
+    m1, m3 = find_chip("m1-max-24"), find_chip("m3-max-30")
+    assert (m1.name, m1.gpu_cores, m1.bandwidth_gb_s, m1.memory_gb) == ("m1-max-24", 24, 400, (32, 64))
+    assert m1.flops(mx.float32) == pytest.approx(7.8e12, rel=1e-2)
+    assert (m3.gpu_cores, m3.bandwidth_gb_s, m3.memory_gb) == (30, 300, (36, 96))
+    assert find_chip("m1-max") == chips()["m1-max"]
+    assert [find_chip(name) for name in ("", "all", "m9", "m1-max-32", "m1-max-0", "m9-24", "m1-max-x")] == [None] * 7
 
 
 def test_more_of_everything_is_faster(nano):

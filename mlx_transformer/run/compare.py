@@ -10,13 +10,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mlx_transformer.run.plots import finite, series, short, write_png
+from mlx_transformer.run.settings import SETTINGS, read_settings
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import flatten_settings
 
 # Okabe & Ito 2008, in an order in which neighbors differ in lightness too
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = "os^Dv<>"
-_SETTINGS = ("phase", "branch", "recipe_name", "size", "seed", "corpus", "tokenizer", "config", "recipe", "code")
+_SETTINGS = ("phase", "corpus", "tokenizer", "config", "recipe", "code")  # of settings.json, beside its flags
+_OTHER_FLAGS = {"prompt", "temperature", "top_k", "top_p", "min_p", "log", "eval_every", "save_every"}  # train alike
 _RESULTS = {  # key of result.json: column head, format
     "best_valid_loss": ("best loss (nats/token)", ".4f"),
     "best_valid_bpb": ("bits per byte", ".4f"),
@@ -29,29 +31,49 @@ _RESULTS = {  # key of result.json: column head, format
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder as it was written: its name, result.json (settings.json alone while it is unfinished), its curve."""
+    """A run folder as it was written.
+
+    settings: everything that decided the run, flat: {"config.d_ff": 256, "recipe.schedule": "Linear", ...}.
+    result: of result.json; while the run is unfinished, as far as the curve tells.
+    """
 
     name: str
+    settings: Mapping[str, Any]
     result: Mapping[str, Any]
     curve: Sequence[Mapping[str, Any]]
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
-        """Read a run folder. Raises BadInput where it holds neither a result nor settings, or they are damaged."""
-        for name in ("result.json", "settings.json"):
-            if (folder / name).is_file():
-                curve = folder / "curve.jsonl"
-                lines = curve.read_text(encoding="utf-8").splitlines() if curve.is_file() else []
-                result = _read_json(folder / name)
-                if not all(isinstance(result.get(key), int | float | None) for key in _RESULTS):
-                    raise BadInput(f"'{folder / name}' is damaged: expected numbers for {', '.join(_RESULTS)}")
-                return cls(str(folder), result, [line for text in lines if (line := _parse(text))])
-        raise BadInput(f"'{folder}' is no run: expected a folder with result.json or settings.json")
+        """Read a run folder. Raises BadInput where it holds no settings, or its files are damaged."""
+        if not (folder / SETTINGS).is_file():
+            raise BadInput(f"'{folder}' is no run: expected a folder with {SETTINGS}")
+        stored, path = read_settings(folder), folder / "curve.jsonl"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        curve = [line for text in lines if (line := _parse(text))]
+        path = folder / "result.json"
+        result = _read_json(path) if path.is_file() else _result_so_far(curve)
+        if not all(isinstance(result.get(key), int | float | None) for key in _RESULTS):
+            raise BadInput(f"'{path}' is damaged: expected numbers for {', '.join(_RESULTS)}")
+        return cls(str(folder), _settings(stored), result, curve)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that decided the run, flat: {"config.d_ff": 256, "recipe.schedule": "Linear", ...}."""
-        return dict(flatten_settings({key: self.result[key] for key in _SETTINGS if key in self.result}))
+
+def _settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten settings.json; a flag that sets a hyperparameter or a value of the recipe is there once."""
+    values: dict[str, Any] = dict(flatten_settings({key: stored[key] for key in _SETTINGS if key in stored}))
+    known = {key.rsplit(".", 1)[-1] for key in values} | _OTHER_FLAGS
+    flags = {"seed": 0, **stored["flags"]}
+    return {**{key: value for key, value in flags.items() if key not in known}, **values}
+
+
+def _result_so_far(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    losses, newest = finite(series(curve, "eval", "valid_loss")[1]), curve[-1] if curve else {}
+    throughput = finite(series(curve, "log", "tokens_per_second")[1])
+    return {
+        "best_valid_loss": float(losses.min()) if len(losses) else None,
+        "tokens": newest.get("tokens"),
+        "train_seconds": newest.get("seconds"),
+        "tokens_per_second": float(throughput[-1]) if len(throughput) else None,
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,10 +14,11 @@ from tests.faults.runs import assert_bad, list_runs
 
 def a_run(folder, d_ff, losses, finished=True):
     folder.mkdir()
-    settings = {"phase": 1, "seed": 0, "config": {"d_ff": d_ff}, "recipe": {"clip": {"kind": "GlobalNorm", "max": 1}}}
-    result = {**settings, "best_valid_loss": min(losses), "tokens": 100, "train_seconds": 2.0, "stopped": "max_steps"}
-    name = "result.json" if finished else "settings.json"
-    (folder / name).write_text(json.dumps(result if finished else settings))
+    settings = {"phase": 1, "config": {"d_ff": d_ff}, "recipe": {"clip": {"kind": "GlobalNorm", "max": 1}}}
+    (folder / "settings.json").write_text(json.dumps({**settings, "flags": {"d_ff": d_ff, "top_k": d_ff, "seed": 1}}))
+    result = {"best_valid_loss": min(losses), "tokens": 100, "train_seconds": 2.0, "stopped": "max_steps"}
+    if finished:
+        (folder / "result.json").write_text(json.dumps(result))
     lines = [
         {"kind": "eval", "step": i, "tokens": 10 * i, "seconds": i, "valid_loss": x} for i, x in enumerate(losses, 1)
     ]
@@ -34,7 +36,7 @@ def test_only_what_differs_is_shown_and_the_best_run_comes_first(tmp_path):
     runs = [a_run(tmp_path / "worse[x]", 8, [3.0, 2.5]), a_run(tmp_path / "better", 16, [3.0, 2.0])]
     settings, results = shown(settings_table(runs)), shown(results_table(runs))
     assert "config.d_ff" in settings
-    assert "recipe.clip" not in settings
+    assert not any(same in settings for same in ("recipe.clip", "top_k", "seed", "│ d_ff"))
     assert "worse[x]" in settings
     assert results.index("better") < results.index("worse[x]")
     draw_curves(tmp_path / "out.png", runs)
@@ -43,8 +45,10 @@ def test_only_what_differs_is_shown_and_the_best_run_comes_first(tmp_path):
 
 def test_an_unfinished_run_compares_too(tmp_path):
     runs = [a_run(tmp_path / "a", 8, [3.0]), a_run(tmp_path / "b", 8, [2.0, 1.0], finished=False)]
-    assert "unfinished" in shown(results_table(runs))
-    assert len(runs[1].curve) == 2
+    assert shown(settings_table(runs)).count("│") == 0
+    unfinished, finished = (line for line in shown(results_table(runs)).splitlines() if str(tmp_path) in line)
+    assert [cell.strip() for cell in unfinished.split("│")[2:-1]] == ["1.0000", "", "20", "2.0", "", "", "unfinished"]
+    assert "max_steps" in finished
 
 
 def test_no_run_and_no_curve_are_one_sentence_each(tmp_path):
@@ -52,7 +56,7 @@ def test_no_run_and_no_curve_are_one_sentence_each(tmp_path):
         RunRecord.read(tmp_path)
     run = a_run(tmp_path / "a", 8, [1.0])
     with pytest.raises(BadInput, match="no curve to draw"):
-        draw_curves(tmp_path / "out.png", [RunRecord(run.name, run.result, [])])
+        draw_curves(tmp_path / "out.png", [replace(run, curve=[])])
 
 
 def test_the_command_prints_both_tables_and_names_the_picture(tmp_path):

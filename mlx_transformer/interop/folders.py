@@ -96,7 +96,7 @@ def _form_of(phase: int, branch: str | None) -> Format:
         if form.phase == phase and branch in form.branches.values():
             return form
     held = ", ".join(
-        f"phase {form.phase}{f'/{name}' if name else ''}" for form in FORMATS for name in form.branches.values()
+        dict.fromkeys(f"phase {f.phase}{f'/{name}' if name else ''}" for f in FORMATS for name in f.branches.values())
     )
     name = f"phase {phase}{f'/{branch}' if branch else ''}"
     raise BadInput(f"{name} is not exported to Hugging Face: {held} are")
@@ -106,16 +106,20 @@ def _find_form(hf: ConfigDict, folder: Path) -> Format:
     for form in FORMATS:
         if form.fits(hf):
             return form
-    held = ", ".join(f"{form.model_type} (phase {form.phase})" for form in FORMATS)
+    held = ", ".join(dict.fromkeys(f"{form.model_type} (phase {form.phase})" for form in FORMATS))
     raise BadInput(f"'{folder}' holds a model of type {hf.get('model_type')!r}: supported are {held}")
 
 
 def _notes(form: Format, hf: ConfigDict, branch: str | None, values: ConfigDict, tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield a note for each difference in training or sampling; the logits are the same."""
+    """Yield a note for each difference in training or sampling, the logits being the same, and for ignored values."""
+    for ignored in form.unused(hf):
+        yield f"note: {ignored} is ignored, as it is in transformers"
     back = form.write(branch, values)
-    for key in dict.fromkeys([key.hf for key in form.config_keys] + [*form.training]):
-        if hf.get(key) not in (None, back.get(key)):
-            yield f"note: {key} = {hf[key]} there is {back[key]} here"
+    only_written = {key.hf: key.absent for key in form.config_keys if not key.read}
+    for key, absent in {**only_written, **{key: absent for key, (_, absent) in form.training.items()}}.items():
+        theirs = absent if hf.get(key) is None else hf[key]
+        if theirs != back[key]:
+            yield f"note: {key} = {theirs} there is {back[key]} here"
     for what, key, own in (("begin", "bos", tokenizer.bos_id), ("end", "eos", tokenizer.eos_id)):
         ids = hf.get(f"{key}_token_id")
         if ids is not None and own not in (ids if isinstance(ids, list) else [ids]):

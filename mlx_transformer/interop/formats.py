@@ -1,38 +1,52 @@
 """Hugging Face architectures that a phase can hold: one Format each, with tables of config keys and of weights."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_transformer.interop.weights import Part, Row, Rows, Weights
+from mlx_transformer.nn.config import MAX_AXIS
 from mlx_transformer.utils.errors import BadInput
 
 ConfigDict = dict[str, Any]
+Default = float | Callable[[ConfigDict], float] | None
+_MAX_FLOAT = 1e38  # float32 ends above it
 
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """A field of our Config and its key in config.json; some are only read, or only written."""
+    """A field of our Config and its key in config.json; some are only read, or only written.
+
+    absent, null: the value for an absent key and for null: a number, or a function of our fields before this one; None:
+    refused. They are those of transformers.
+    """
 
     ours: str
     hf: str
-    missing: Callable[[ConfigDict], Any] | None = None  # their default for an absent key; None: required
+    absent: Default = None
+    null: Default = None
+    kind: type[int] | type[float] = int
     read: bool = True
     written: bool = True
 
-    def value(self, hf: ConfigDict) -> float:
+    def value(self, hf: ConfigDict, ours: ConfigDict) -> float:
         """Read the value from their config.json. Raises BadInput unless it is a number in range."""
-        value = hf.get(self.hf)
-        if value is None and self.missing is not None:
-            value = self.missing(hf)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadInput(f"{self.hf} = {value!r}: expected a number")
-        if not 0 <= value < 2**31:  # nan is not
-            raise BadInput(f"{self.hf} = {value!r}: expected a number from 0 to 2,147,483,647")
-        return value
+        given = self.hf in hf
+        value = hf[self.hf] if given else self.absent
+        value = self.null if value is None else value
+        value = value(ours) if callable(value) else value
+        expected = f"a whole number from 1 to {MAX_AXIS:,}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if self.kind is int and isinstance(value, int) and 1 <= value <= MAX_AXIS:
+                return value
+            if self.kind is float and 0 <= value < _MAX_FLOAT:  # nan is not
+                return float(value)
+        if self.kind is float:
+            expected = f"a number from 0 to {_MAX_FLOAT:g}"
+        raise BadInput(f"{self.hf} {f'= {value!r}' if given else 'is absent'}: expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +60,20 @@ class Format:
     ties: bool  # their default of tie_word_embeddings
     config_keys: tuple[ConfigKey, ...]
     only: Mapping[str, tuple[Any, ...]]  # values that our model computes; the first is the default, and written
-    training: Mapping[str, Any]  # further keys to write, which do not affect the logits
+    training: Mapping[str, tuple[Any, Any]]  # keys that do not affect the logits: our value, their default
     weights: Rows
-    prefix: str = ""  # that weight names may begin with
+    prefix: str  # of the base model's weights: their files have it, or, of a base model alone, lack it
     buffers: tuple[str, ...] = ()  # patterns of names that are no weights
-    takes: Callable[[ConfigDict], bool] = lambda hf: False  # other configs that describe such a model
+    holds: Callable[[ConfigDict], bool] = lambda hf: True  # whether the phase computes a config of this type
     unpack: Callable[[ConfigDict], ConfigDict] = dict  # flattens their config
+    unused: Callable[[ConfigDict], Iterator[str]] = lambda hf: iter(())  # "key = value" of what transformers ignores
     pack: Callable[[ConfigDict], ConfigDict] = dict  # the inverse of unpack
     transformers: Callable[[ConfigDict], str] = lambda config: ""  # why transformers cannot load it, or ""
     mlx_lm: Callable[[ConfigDict], str] = lambda config: ""  # the same for mlx-lm
 
     def fits(self, hf: ConfigDict) -> bool:
         """Whether their config.json describes this architecture."""
-        return hf.get("model_type") == self.model_type or self.takes(hf)
+        return hf.get("model_type") == self.model_type and self.holds(hf)
 
     def read(self, hf: ConfigDict) -> tuple[str | None, ConfigDict]:
         """Convert config.json to a branch and our configuration. Raises BadInput for what the phase cannot compute."""
@@ -73,7 +88,11 @@ class Format:
         tied = hf.get("tie_word_embeddings", self.ties)
         if tied not in list(self.branches):
             raise BadInput(f"tie_word_embeddings = {tied!r}: expected {' or '.join(map(repr, self.branches))}")
-        return self.branches[tied], {key.ours: key.value(hf) for key in self.config_keys if key.read}
+        ours: ConfigDict = {}
+        for number in self.config_keys:
+            if number.read:
+                ours[number.ours] = number.value(hf, ours)
+        return self.branches[tied], ours
 
     def write(self, branch: str | None, ours: ConfigDict) -> ConfigDict:
         """Convert a branch and our configuration to their config.json."""
@@ -84,17 +103,17 @@ class Format:
                 "model_type": self.model_type,
                 **{key.hf: ours[key.ours] for key in self.config_keys if key.written},
                 **{key: values[0] for key, values in self.only.items()},
-                **self.training,
+                **{key: ours for key, (ours, _) in self.training.items()},
                 "tie_word_embeddings": tied,
             }
         )
 
     def clean(self, hf: Weights, branch: str | None) -> Weights:
-        """Drop the prefix, buffers and the second copy of a tied matrix from their weights.
+        """Give their weights the names of the table, without buffers and the second copy of a tied matrix.
 
-        Raises BadInput if that copy differs.
+        A tied matrix may be there under either name. Raises BadInput if it is there twice and differs.
         """
-        named = {name.removeprefix(self.prefix): value for name, value in hf.items()}
+        named = {self._name(name): value for name, value in hf.items()}
         if len(named) < len(hf):
             raise BadInput(f"some weights are there twice, with {self.prefix!r} in front and without")
         named = {name: value for name, value in named.items() if not any(re.fullmatch(b, name) for b in self.buffers)}
@@ -102,9 +121,15 @@ class Format:
         head, embedding = names["head"], names["embedding"]
         if branch == self.branches.get(True) and head in named:
             copy = named.pop(head)
-            if not mx.array_equal(copy, named.get(embedding, mx.array(0))).item():
+            if not mx.array_equal(copy, named.setdefault(embedding, copy)).item():
                 raise BadInput(f"{head} is not {embedding}, and yet tie_word_embeddings is true")
         return named
+
+    def _name(self, name: str) -> str:
+        """Return a weight's name in the table for its name with or without the prefix."""
+        name = name.removeprefix(self.prefix)
+        with_prefix = any(row.hf.startswith(self.prefix) for row in self.weights)
+        return self.prefix + name if with_prefix and not name.startswith("lm_head.") else name
 
 
 _CONV1D = Part(transposed=True)
@@ -121,6 +146,20 @@ def _gpt2_in_mlx_lm(hf: ConfigDict) -> str:
     return "" if hf["n_inner"] == 4 * hf["n_embd"] else "its GPT-2 has a d_ff of 4 d_model"
 
 
+_GPT2_ALIASES = {  # transformers prefers the first name where both are there
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
+
+def _unused_in_gpt2(hf: ConfigDict) -> Iterator[str]:
+    for other, key in _GPT2_ALIASES.items():
+        if other in hf and hf.get(key, hf[other]) != hf[other]:
+            yield f"{key} = {hf[key]}"
+
+
 GPT2 = Format(  # Radford et al. 2019; names and defaults: transformers/models/gpt2
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
@@ -128,17 +167,16 @@ GPT2 = Format(  # Radford et al. 2019; names and defaults: transformers/models/g
     branches={True: "tied", False: None},
     ties=True,
     config_keys=(
-        ConfigKey("vocab_size", "vocab_size", missing=lambda hf: 50257),
-        ConfigKey("d_model", "n_embd", missing=lambda hf: 768),
-        ConfigKey("n_layers", "n_layer", missing=lambda hf: 12),
-        ConfigKey("n_heads", "n_head", missing=lambda hf: 12),
-        ConfigKey("d_ff", "n_inner", missing=lambda hf: 4 * (hf.get("n_embd") or 768)),
-        ConfigKey("max_len", "n_positions", missing=lambda hf: 1024),
-        ConfigKey("max_len", "n_ctx", read=False),  # required by mlx-lm
-        ConfigKey("seq_len", "n_positions", missing=lambda hf: 1024, written=False),
-        ConfigKey("norm_eps", "layer_norm_epsilon", missing=lambda hf: 1e-5),
-        ConfigKey("dropout", "resid_pdrop", missing=lambda hf: 0.1),
-        ConfigKey("dropout", "embd_pdrop", read=False),
+        ConfigKey("vocab_size", "vocab_size", 50257),
+        ConfigKey("d_model", "n_embd", 768),
+        ConfigKey("n_layers", "n_layer", 12),
+        ConfigKey("n_heads", "n_head", 12),
+        ConfigKey("d_ff", "n_inner", null=lambda ours: 4 * ours["d_model"]),
+        ConfigKey("max_len", "n_positions", 1024),
+        ConfigKey("seq_len", "n_positions", 1024, written=False),
+        ConfigKey("norm_eps", "layer_norm_epsilon", 1e-5, kind=float),
+        ConfigKey("dropout", "resid_pdrop", 0.1, kind=float),
+        ConfigKey("dropout", "embd_pdrop", 0.1, kind=float, read=False),
     ),
     only={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
@@ -147,7 +185,7 @@ GPT2 = Format(  # Radford et al. 2019; names and defaults: transformers/models/g
         "reorder_and_upcast_attn": (False, True),  # differs in rounding alone
         "add_cross_attention": (False,),
     },
-    training={"attn_pdrop": 0.0},
+    training={"attn_pdrop": (0.0, 0.1)},
     weights=(
         Row("embedding", "wte"),
         Row("position", "wpe"),
@@ -164,34 +202,54 @@ GPT2 = Format(  # Radford et al. 2019; names and defaults: transformers/models/g
     ),
     prefix="transformer.",
     buffers=(r"h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, in files from before 2023
+    unpack=lambda hf: {**hf, **{key: hf[other] for other, key in _GPT2_ALIASES.items() if other in hf}},
+    unused=_unused_in_gpt2,
+    pack=lambda flat: {**flat, "n_ctx": flat["n_positions"]},  # required by mlx-lm
     mlx_lm=_gpt2_in_mlx_lm,
 )
 
+_ORIGINAL_LENGTH = "original_max_position_embeddings"
 _ROPE = {  # Llama 3's scaling: their keys, and our defaults
     "factor": 1.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+    _ORIGINAL_LENGTH: 8192,
 }
 
 
 def _unpack_rope(hf: ConfigDict) -> ConfigDict:
-    """Flatten rope_parameters, or rope_scaling of transformers 4. Raises BadInput for other scalings than Llama 3's."""
+    """Flatten rope_parameters, or rope_scaling of transformers 4, with the precedence that transformers 5 has.
+
+    Raises BadInput for other scalings than Llama 3's.
+    """
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise BadInput(f"rope_parameters = {rope!r}: expected an object")
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise BadInput(f"rope_parameters = {rope!r}: expected an object of numbers for all layers")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    partial = rope.get("partial_rotary_factor")
-    partial = hf.get("partial_rotary_factor") if partial is None else partial
+    partial = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
     if kind not in ("default", "llama3") or partial not in (None, 1):
         raise BadInput(
             f"rope_type = {kind!r}, partial_rotary_factor = {partial!r}: phase 5 computes "
             "'default' or 'llama3', and 1, only"
         )
-    # "absent" is no number, so that ConfigKey refuses a scaling without a factor
-    scaling = {key: rope.get(key, "absent") for key in _ROPE} if kind == "llama3" else _ROPE
-    theta = rope.get("rope_theta", hf.get("rope_theta"))
-    return {**hf, **scaling, "rope_theta": 10_000.0 if theta is None else theta}
+    scaling = _ROPE
+    if kind == "llama3":
+        scaling = {key: rope[key] for key in _ROPE if key in rope}
+        if _ORIGINAL_LENGTH in hf:
+            scaling[_ORIGINAL_LENGTH] = hf[_ORIGINAL_LENGTH]
+    theta = rope.get("rope_theta", hf.get("rope_theta", 10_000.0))
+    return {**{key: value for key, value in hf.items() if key not in _ROPE}, **scaling, "rope_theta": theta}
+
+
+def _unused_in_rope(hf: ConfigDict) -> Iterator[str]:
+    used = _unpack_rope(hf)
+    places = {name: hf[name] for name in ("rope_parameters", "rope_scaling") if isinstance(hf.get(name), dict)}
+    if "llama3" not in (place.get("rope_type", place.get("type")) for place in places.values()):
+        used = {"rope_theta": used["rope_theta"]}
+    for name, place in {"": {"rope_theta": hf.get("rope_theta")}, **places}.items():
+        for key in ("rope_theta", *_ROPE):
+            if place.get(key) not in (None, used.get(key)):
+                yield f"{name}.{key} = {place[key]}".lstrip(".")
 
 
 def _pack_rope(flat: ConfigDict) -> ConfigDict:
@@ -203,12 +261,6 @@ def _pack_rope(flat: ConfigDict) -> ConfigDict:
         "rope_parameters": {**rope, "rope_theta": flat["rope_theta"]},
         "rope_scaling": scaling if rope is scaling else None,
     }
-
-
-def _unpack_mistral(hf: ConfigDict) -> ConfigDict:
-    if hf.get("sliding_window") == 0:
-        raise BadInput("sliding_window = 0: expected at least 1, or null for none")
-    return _unpack_rope(hf)
 
 
 def _unpack_qwen3(hf: ConfigDict) -> ConfigDict:
@@ -228,35 +280,27 @@ def _mistral_in_mlx_lm(hf: ConfigDict) -> str:
     return "" if window >= longest else f"its Mistral has no window, which is another model after {window} tokens"
 
 
-_LLAMA_KEYS = (
-    ConfigKey("vocab_size", "vocab_size"),
-    ConfigKey("d_model", "hidden_size"),
-    ConfigKey("n_layers", "num_hidden_layers"),
-    ConfigKey("n_heads", "num_attention_heads"),
-    ConfigKey("n_kv_heads", "num_key_value_heads", missing=lambda hf: hf.get("num_attention_heads")),
-    ConfigKey("head_dim", "head_dim", missing=lambda hf: 0),
-    ConfigKey("d_ff", "intermediate_size"),
-    ConfigKey("max_len", "max_position_embeddings"),
-    ConfigKey("seq_len", "max_position_embeddings", written=False),
-    ConfigKey("norm_eps", "rms_norm_eps", missing=lambda hf: 1e-6),
-    ConfigKey("rope_theta", "rope_theta"),
-    ConfigKey("rope_factor", "factor"),
-    ConfigKey("rope_low_freq_factor", "low_freq_factor"),
-    ConfigKey("rope_high_freq_factor", "high_freq_factor"),
-    ConfigKey("rope_original_len", "original_max_position_embeddings"),
-)
-
-
-def _with_defaults(**absent: int) -> tuple[ConfigKey, ...]:
-    """Llama's keys with other defaults for absent ones; null keeps its meaning in a Llama."""
-
-    def other(number: ConfigKey) -> ConfigKey:
-        default, null = absent.get(number.hf), number.missing
-        if default is None or null is None:
-            return number
-        return replace(number, missing=lambda hf: null(hf) if number.hf in hf else default)
-
-    return tuple(map(other, _LLAMA_KEYS))
+def _llama_keys(
+    vocab_size: int, d_ff: int, max_len: int, n_kv_heads: int | None = None, head_dim: int | None = None
+) -> tuple[ConfigKey, ...]:
+    """List the keys of Llama, with the defaults in which the architectures differ."""
+    return (
+        ConfigKey("vocab_size", "vocab_size", vocab_size),
+        ConfigKey("d_model", "hidden_size", 4096),
+        ConfigKey("n_layers", "num_hidden_layers", 32),
+        ConfigKey("n_heads", "num_attention_heads", 32),
+        ConfigKey("n_kv_heads", "num_key_value_heads", n_kv_heads, null=lambda ours: ours["n_heads"]),
+        ConfigKey("head_dim", "head_dim", head_dim, null=lambda ours: ours["d_model"] // ours["n_heads"]),
+        ConfigKey("d_ff", "intermediate_size", d_ff),
+        ConfigKey("max_len", "max_position_embeddings", max_len),
+        ConfigKey("seq_len", "max_position_embeddings", max_len, written=False),
+        ConfigKey("norm_eps", "rms_norm_eps", 1e-6, kind=float),
+        ConfigKey("rope_theta", "rope_theta", kind=float),
+        ConfigKey("rope_factor", "factor", kind=float),
+        ConfigKey("rope_low_freq_factor", "low_freq_factor", kind=float),
+        ConfigKey("rope_high_freq_factor", "high_freq_factor", kind=float),
+        ConfigKey("rope_original_len", _ORIGINAL_LENGTH, absent=lambda ours: ours["max_len"]),
+    )
 
 
 LLAMA = Format(  # Touvron et al. 2023; names and defaults: transformers/models/llama
@@ -265,9 +309,9 @@ LLAMA = Format(  # Touvron et al. 2023; names and defaults: transformers/models/
     phase=5,
     branches={True: "tied", False: None},
     ties=False,
-    config_keys=_LLAMA_KEYS,
+    config_keys=_llama_keys(vocab_size=32000, d_ff=11008, max_len=2048),
     only={"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,)},
-    training={"attention_dropout": 0.0},
+    training={"attention_dropout": (0.0, 0.0)},
     weights=(
         Row("embedding", "model.embed_tokens"),
         Row("blocks.{i}.norms.0", "model.layers.{i}.input_layernorm"),
@@ -277,27 +321,34 @@ LLAMA = Format(  # Touvron et al. 2023; names and defaults: transformers/models/
         Row("final_norm", "model.norm"),
         Row("head", "lm_head"),
     ),
-    buffers=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),  # in files from before 2024
-    takes=lambda hf: hf.get("model_type") == "mistral" and hf.get("sliding_window", 0) is None,
+    prefix="model.",
+    buffers=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),  # in files from before 2024
     unpack=_unpack_rope,
+    unused=_unused_in_rope,
     pack=_pack_rope,
     transformers=_llama_in_transformers,
 )
 
-MISTRAL = replace(  # Jiang et al. 2023; without a window it is a Llama
+_MISTRAL_KEYS = _llama_keys(vocab_size=32000, d_ff=14336, max_len=131_072, n_kv_heads=8)
+
+MISTRAL = replace(  # Jiang et al. 2023
     LLAMA,
     model_type="mistral",
     architecture="MistralForCausalLM",
     branches={True: "mistral_tied", False: "mistral"},
-    config_keys=(
-        *_with_defaults(num_key_value_heads=8),
-        ConfigKey("window", "sliding_window", missing=lambda hf: 4096),
-    ),
+    config_keys=(*_MISTRAL_KEYS, ConfigKey("window", "sliding_window", 4096)),
     only={"hidden_act": ("silu", "swish")},
-    takes=lambda hf: False,
-    unpack=_unpack_mistral,
+    holds=lambda hf: hf.get("sliding_window", 0) is not None,
     transformers=lambda config: "",
     mlx_lm=_mistral_in_mlx_lm,
+)
+
+MISTRAL_WITHOUT_WINDOW = replace(  # computes what a Llama does; only read
+    LLAMA,
+    model_type="mistral",
+    config_keys=_MISTRAL_KEYS,
+    only={"hidden_act": ("silu", "swish")},
+    holds=lambda hf: hf.get("sliding_window", 0) is None,
 )
 
 QWEN3 = replace(  # Yang et al. 2025
@@ -305,15 +356,14 @@ QWEN3 = replace(  # Yang et al. 2025
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     branches={True: "qwen3_tied", False: "qwen3"},
-    config_keys=_with_defaults(num_key_value_heads=32, head_dim=128),
+    config_keys=_llama_keys(vocab_size=151_936, d_ff=22016, max_len=32768, n_kv_heads=32, head_dim=128),
     only={"hidden_act": ("silu", "swish"), "attention_bias": (False,), "use_sliding_window": (False,)},
     weights=(
         *LLAMA.weights,
         *(Row(f"blocks.{{i}}.mixer.{x}_norm", f"model.layers.{{i}}.self_attn.{x}_norm") for x in "qk"),
     ),
-    takes=lambda hf: False,
     unpack=_unpack_qwen3,
     transformers=lambda config: "",
 )
 
-FORMATS = (GPT2, LLAMA, MISTRAL, QWEN3)
+FORMATS = (GPT2, LLAMA, MISTRAL, MISTRAL_WITHOUT_WINDOW, QWEN3)

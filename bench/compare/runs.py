@@ -8,7 +8,6 @@ same sequences, weights and evaluations. Its folder is named by the fingerprint 
 code, settings, text, tokenizer, machine, versions.
 """
 
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -38,7 +37,7 @@ from mlx_transformer.run.settings import Settings, settings_type
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.trainer import default_eval_every
 from mlx_transformer.utils.errors import RunFailed
-from mlx_transformer.utils.files import write_json
+from mlx_transformer.utils.files import lock_file, write_json
 
 RUNS = Path("results/bench/runs")  # of all comparisons: a finished run is never repeated
 # Settings that the fingerprint has in another form, such as the text's checksum, or that decide nothing.
@@ -222,8 +221,8 @@ def execute(run: Run, cache: Path = RUNS) -> Finished:
 def _wait_for_others(folder: Path) -> None:
     """Wait until no other process trains in the folder: a run whose parent was killed continues to its end."""
     if folder.is_dir():
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock_file(folder / ".lock", wait=True):
+            pass
 
 
 def _prepare(run: Run, folder: Path) -> tuple[list[str], dict[str, str]]:

@@ -6,6 +6,7 @@ checkpoint.npz and, last, result.json with the keys of a run in MLX. Started aga
 same losses. The training clock excludes compilation, evaluation and saving.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -268,12 +269,14 @@ def _number(value: float | None) -> float | None:
 
 def main(folder: Path) -> int:
     """Train or resume in the folder; returns the exit code."""
-    lock = (folder / ".lock").open("w")
+    lock = (folder / ".lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        print(f"'{folder}' is being trained by another process: wait for it, or stop it", file=sys.stderr)
-        return 2
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            print(f"'{folder}' is being trained by another process: wait for it, or stop it", file=sys.stderr)
+            return 2
+        print(f"warning: '{folder}' cannot be locked on its file system", file=sys.stderr)
     run = Run(folder)
 
     def stop(number: int, frame: object) -> None:

@@ -34,7 +34,6 @@ class Console:
         self._bar: Progress | None = None
         self._last_line = time.monotonic()
         self._valid_loss: float | None = None
-        self._resumed_at: int | None = None
 
     def say(self, text: str) -> None:
         """Print one line, unless quiet, and write it to the log."""
@@ -93,12 +92,8 @@ class Console:
             for note in event.notes:
                 self.say(note)
             self.say(f"resuming from step {event.step}")
-            self._resumed_at = event.step
         elif isinstance(event, Saved):
             self._write(f"step {event.step}: saved {event.path.name}")
-        elif isinstance(event, Stopped) and event.progress.step == self._resumed_at and event.why.startswith("max_"):
-            flag = event.why.replace("_", "-")
-            self.say(f"nothing to do: the limit was reached at step {event.progress.step}; give a larger --{flag}")
         elif isinstance(event, Stopped):
             now = event.progress
             times = f"{now.train_seconds:.1f} s of training, {now.compile_seconds:.1f} s of compilation"

@@ -1,15 +1,14 @@
 """A run's folder: whether it may be written, its lock, its settings.json, and errors while it is written."""
 
-import fcntl
 import json
 import re
 import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.own_code import record
@@ -17,7 +16,7 @@ from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import SETTINGS, Settings, read_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, explain_out_of_memory
-from mlx_transformer.utils.files import as_bad_input, check_place, write_json
+from mlx_transformer.utils.files import as_bad_input, check_place, lock_file, write_json
 
 RESULTS = Path("results/phases")
 RECIPE_CODE = "recipe_code"  # folder of the copy of the file that --recipe FILE.py:NAME names
@@ -26,7 +25,7 @@ _FOLDERS = ("model", "checkpoints", "code", RECIPE_CODE)
 
 
 def check_folder(settings: Settings) -> None:
-    """Raise BadInput if --out cannot be created or must not be overwritten, or if --resume has nothing to resume."""
+    """Raise BadInput if --out cannot be created or must not be overwritten, or if --resume cannot be resumed."""
     with as_bad_input(settings.resume or settings.out):
         if settings.resume is not None:
             _check_resume(settings.resume)
@@ -35,10 +34,10 @@ def check_folder(settings: Settings) -> None:
 
 
 def _check_resume(folder: Path) -> None:
-    if _is_finished(folder) and not list_checkpoints(folder / "checkpoints"):
+    if read_result(folder) is not None and not list_checkpoints(folder / "checkpoints"):
         raise BadInput(
-            f"'{folder}' holds a finished run without its checkpoints, so it cannot be resumed: "
-            f"start a new one from its weights with --init-from {shlex.quote(str(folder))}"
+            f"'{folder}' holds a run without its checkpoints, so it cannot be resumed: start a new one in another "
+            f"--out, from the weights of this one with --init-from {shlex.quote(str(folder))}"
         )
 
 
@@ -71,10 +70,17 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_finished(folder: Path) -> bool:
+    result = read_result(folder)
+    return result is not None and result["stopped"] != "interrupted"
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return result.json; None if there is none, or it is damaged."""
     try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))["stopped"] != "interrupted"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and "stopped" in result else None
 
 
 def write_settings(folder: Path, plan: Plan) -> None:
@@ -120,24 +126,25 @@ def new_folder(experiment: Experiment, branch: str | None) -> Path:
 
 
 @contextmanager
-def lock_folder(folder: Path, settings: Settings) -> Iterator[None]:
-    """Create the folder and lock it. Raises BadInput if it cannot be created or another process holds the lock."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock: IO[str] = (folder / ".lock").open("w")
-    except OSError as error:
-        raise BadInput(f"'{folder}' cannot be written ({error.strerror}): give another --out") from error
-    with lock:
+def lock_folder(folder: Path, settings: Settings) -> Iterator[bool]:
+    """Create the folder and lock it; yield whether it is locked, as not every file system can.
+
+    Raises BadInput if it cannot be created or another process holds the lock.
+    """
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            folder.mkdir(parents=True, exist_ok=True)
+            locked = stack.enter_context(lock_file(folder / ".lock"))
+        except BlockingIOError:
             raise BadInput(f"'{folder}' is being trained by another process: wait for it, or stop it") from None
+        except OSError as error:
+            raise BadInput(f"'{folder}' cannot be written ({error.strerror}): give another --out") from error
         for left in (*folder.glob(".*.[0-9]*.tmp"), *folder.glob("model/.*.[0-9]*.tmp")):  # of a killed process
             left.unlink()
         if settings.resume is None:
             check_folder(settings)  # again: another process may have trained here in the meantime
             _empty(folder)
-        yield
+        yield locked
 
 
 def _empty(folder: Path) -> None:

@@ -25,6 +25,7 @@ from mlx_transformer.run.folder import (
     check_unchanged,
     lock_folder,
     new_folder,
+    read_result,
     report_failures,
     write_settings,
 )
@@ -36,6 +37,7 @@ from mlx_transformer.run.report import draw_loss, resume_command, write_report, 
 from mlx_transformer.run.result import make_result
 from mlx_transformer.run.saved import CODE, save_model
 from mlx_transformer.run.settings import Settings, settings_type
+from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.trainer import RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json
@@ -70,9 +72,15 @@ def train(experiment: Experiment, settings: Settings) -> Path:
     plan = make_plan(experiment, settings, console.say)
     model = plan.make_model()
     folder = settings.resume or settings.out or new_folder(experiment, settings.branch)
-    with lock_folder(folder, settings), report_failures(resume_command(experiment.command, folder), folder):
+    failures = report_failures(resume_command(experiment.command, folder), folder)
+    with lock_folder(folder, settings) as locked, failures:
         if settings.resume is not None:
             check_unchanged(folder, plan)
+            if reason := _why_ended(plan, read_result(folder)):
+                console.say(f"nothing to do: {reason}; nothing was changed")
+                return folder
+        if not locked:
+            console.say(f"warning: '{folder}' cannot be locked on its file system: train there in one process only")
         write_settings(folder, plan)
         for code, name in ((experiment.code, CODE), (plan.recipe_code, RECIPE_CODE)):
             if code is not None:
@@ -87,9 +95,31 @@ def train(experiment: Experiment, settings: Settings) -> Path:
     return folder
 
 
+def _why_ended(plan: Plan, result: dict[str, Any] | None) -> str:
+    """Return why a finished run still ends where it did; "" if the settings let it take another step."""
+    if result is None or result["stopped"] in ("interrupted", "diverged"):
+        return ""
+    step, loss, target = result["steps"], result["final_valid_loss"], plan.limits.target_loss
+    if (result["stopped"] == "target") != (target is not None and loss is not None and loss <= target):
+        return ""  # another target than before
+    limit = plan.limits.reached(
+        steps=step, tokens=result["tokens"], epochs=result["epochs"], seconds=result["train_seconds"]
+    )
+    if step % _eval_every(plan) == 0 and result["stopped"] == "target":
+        return f"the target loss was reached at step {step}; give a lower --target-loss"
+    if step % _eval_every(plan) == 0 and result["stopped"] == "plateau":
+        return f"the run ended on a plateau or with its schedule at step {step}"
+    return f"the limit was reached at step {step}; give a larger --{limit.replace('_', '-')}" if limit else ""
+
+
+def _eval_every(plan: Plan) -> int:
+    return plan.settings.eval_every or default_eval_every(plan.recipe, plan.tokens, plan.config.seq_len)
+
+
 def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threading.Event) -> tuple[Stopped, Curve]:
-    settings, seq_len = plan.settings, plan.config.seq_len
-    eval_every = settings.eval_every or default_eval_every(plan.recipe, plan.tokens, seq_len)
+    settings, eval_every = plan.settings, _eval_every(plan)
+    if (folder / "curve.jsonl").exists() and not list_checkpoints(folder / "checkpoints"):
+        console.say(f"'{folder}' has no checkpoint yet: starting again from step 0")
     options = RunOptions(
         checkpoints=folder / "checkpoints",
         eval_every=eval_every,

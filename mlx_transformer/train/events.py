@@ -18,6 +18,11 @@ class Limits:
     max_seconds: float | None = None  # of training, as Progress.train_seconds counts them
     target_loss: float | None = None  # validation loss, nats per token
 
+    def reached(self, **now: float) -> str:
+        """Return "max_steps" or another limit that is reached, "" if none is; now: steps, tokens, epochs, seconds."""
+        limits = {name: getattr(self, f"max_{name}") for name in now}
+        return next((f"max_{name}" for name, limit in limits.items() if limit is not None and now[name] >= limit), "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:

@@ -238,13 +238,8 @@ class _Run:
         return "plateau" if plateau or self.recipe.is_finished(now.tokens) else ""
 
     def _limit_reached(self) -> str:
-        now = {"steps": self.progress.step, "tokens": self.progress.tokens, "epochs": self.progress.epochs}
-        now["seconds"] = self.progress.train_seconds
-        for name, value in now.items():
-            limit = getattr(self.limits, f"max_{name}")
-            if limit is not None and value >= limit:
-                return f"max_{name}"
-        return ""
+        now = self.progress
+        return self.limits.reached(steps=now.step, tokens=now.tokens, epochs=now.epochs, seconds=now.train_seconds)
 
     def _save_is_due(self) -> bool:
         if self.options.save_every is not None:

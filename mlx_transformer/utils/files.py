@@ -1,6 +1,7 @@
 """Files and folders that are complete or absent: written under a temporary name, synced, renamed."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -48,6 +49,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold an exclusive lock on a file; yield False without one where the file system has no locks (ENOLCK, ENOSYS).
+
+    Raises BlockingIOError if another process holds it and `wait` is false, OSError if the file cannot be opened.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):  # EACCES: some network file systems
+                raise BlockingIOError(*error.args) from None
+            locked = False
+        yield locked
 
 
 def sync(descriptor: int) -> None:

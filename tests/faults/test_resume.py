@@ -1,7 +1,9 @@
 """A run that is killed at any moment and resumed ends byte for byte as one that was not."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +21,13 @@ from mlx_transformer.train.checkpoint import load_newest
 from mlx_transformer.train.trainer import Saved, Step
 from tests.faults.runs import (
     ON_CPU,
+    assert_bad,
     assert_same_run,
     count_disk_operations,
-    curve,
     result,
     spawn,
     train,
     train_and_die,
-    weights,
     write_text,
 )
 
@@ -258,16 +259,68 @@ def test_a_resumed_run_keeps_the_limits_that_are_not_replaced(tiny, tmp_path):
     assert train(*tiny, "--max-steps", 2, "--target-loss", 0.01, "--out", folder).code == 0
     assert train("--resume", folder, "--max-tokens", 300, "--quiet").code == 0
     assert (result(folder)["target_loss"], result(folder)["stopped"]) == (0.01, "max_tokens")
+    (folder / "result.json").unlink()
     assert train("--resume", folder, "--target-loss", 0.02, "--quiet").code == 0
     assert (result(folder)["target_loss"], result(folder)["stopped"]) == (0.02, "max_tokens")
 
 
-def test_resuming_a_finished_run_changes_nothing(tiny, whole_compiled, tmp_path):
-    before = weights(whole_compiled), curve(whole_compiled), result(whole_compiled)
-    ended = train("--resume", whole_compiled)
-    assert ended.code == 0
-    assert "nothing to do: the limit was reached at step 24; give a larger --max-steps" in ended.out
-    assert (weights(whole_compiled), curve(whole_compiled), result(whole_compiled)) == before
+def everything(folder):
+    """Each file below a folder: its content and when it was written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.parametrize(
+    ("further", "flag"),
+    [
+        ((), "--max-steps"),
+        (("--max-steps", 10), "--max-steps"),
+        (("--max-tokens", 72), "--max-tokens"),
+        (("--target-loss", 0.1), "--max-steps"),
+    ],
+    ids=["the same limit", "a smaller limit", "another limit", "a target not reached"],
+)
+def test_a_resume_with_nothing_to_do_changes_nothing(further, flag, whole_compiled):
+    before = everything(whole_compiled)
+    ended = train("--resume", whole_compiled, *further)
+    assert (ended.code, ended.err) == (0, "")
+    assert f"nothing to do: the limit was reached at step 24; give a larger {flag}" in ended.out
+    assert everything(whole_compiled) == before
+
+
+def test_resuming_what_ended_by_itself_changes_nothing(plateau):
+    _, folder = plateau
+    before = everything(folder)
+    ended = train("--resume", folder, "--max-steps", 1000)
+    assert (ended.code, ended.err) == (0, "")
+    assert "nothing to do: the run ended on a plateau or with its schedule at step 12" in ended.out
+    assert everything(folder) == before
+
+
+def test_a_target_that_was_reached_ends_a_run_until_a_lower_one_is_given(tiny, tmp_path):
+    folder = tmp_path / "run"
+    assert train(*tiny, "--target-loss", 100, "--out", folder).code == 0
+    assert (result(folder)["stopped"], result(folder)["steps"]) == ("target", 7)
+    before = everything(folder)
+    ended = train("--resume", folder)
+    assert "nothing to do: the target loss was reached at step 7; give a lower --target-loss" in ended.out
+    assert everything(folder) == before
+    assert train("--resume", folder, "--target-loss", 0.1, "--max-steps", 9).code == 0
+    assert (result(folder)["stopped"], result(folder)["steps"]) == ("max_steps", 9)
+
+
+def test_an_unfinished_run_that_lost_its_checkpoints(tiny, tmp_path, monkeypatch):
+    """Killed before its first checkpoint it starts again and says so; saved and then without them it is refused."""
+    folder = tmp_path / "run"
+    assert train_and_die(*MOMENTS["before the first checkpoint"], *tiny, "--out", folder) == -signal.SIGKILL
+    ended = train("--resume", folder, "--max-steps", 2)
+    assert f"'{folder}' has no checkpoint yet: starting again from step 0" in ended.out
+    interrupted = json.loads((folder / "result.json").read_text()) | {"stopped": "interrupted"}
+    (folder / "result.json").write_text(json.dumps(interrupted))
+    shutil.rmtree(folder / "checkpoints")
+    before = everything(folder)
+    assert_bad(train("--resume", folder), "without its checkpoints", f"--init-from {folder}")
+    assert everything(folder) == before
 
 
 def test_saving_more_often_changes_nothing(tiny, whole_compiled, tmp_path, monkeypatch):

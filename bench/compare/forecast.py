@@ -16,7 +16,7 @@ def forecast(run: Run, parameters: int, cache: Path = RUNS) -> tuple[float, floa
     if find_finished(run, cache).status != "missing":
         return 0.0, 0.0
     plan, variant, budget = run.plan, run.variant, _expected_tokens(run)
-    kind = (variant.phase, variant.branch, plan.size, variant.backend)
+    kind = (variant.phase, variant.file and variant.file.name, variant.branch, plan.size, variant.backend)
     if (known := _times(cache).get(kind)) is not None:
         return (known[0] * budget + known[1],) * 2
     evaluated = budget / (run.evaluate_every * run.step_tokens) * len(plan.tokens.valid) / 3
@@ -32,13 +32,14 @@ def _expected_tokens(run: Run) -> int:
 
 
 @functools.cache
-def _times(cache: Path) -> dict[tuple[int | None, str | None, str, str], tuple[float, float]]:
+def _times(cache: Path) -> dict[tuple[object, ...], tuple[float, float]]:
     """Return seconds per token and seconds of compilation of the finished runs in the cache, by kind."""
-    times = {}
+    times: dict[tuple[object, ...], tuple[float, float]] = {}
     for path in cache.glob("*/result.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, ZeroDivisionError):
             result = json.loads(path.read_text(encoding="utf-8"))
-            kind = (result["phase"], result["branch"], result["size"], result.get("backend", "mlx"))
+            file, backend = (result.get("code") or {}).get("file"), result.get("backend", "mlx")
+            kind = (result["phase"], file, result["branch"], result["size"], backend)
             per_token = (result["train_seconds"] + result["eval_seconds"]) / result["tokens"]
             times[kind] = per_token, result["compile_seconds"]
     return times

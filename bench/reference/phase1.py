@@ -1,7 +1,7 @@
 """Phase 1 in PyTorch: the Transformer of Vaswani et al. (2017, arXiv 1706.03762) as a decoder-only language model.
 
 Written from the paper with what PyTorch offers for it: fused attention, fused AdamW, torch.compile. Sections below are
-the paper's. Differs from it: no encoder, head and embedding apart, learning rate by tokens, decay of matrices (AdamW).
+the paper's. Differences: no encoder, untied head, learning rate by tokens, weight decay of matrices (AdamW).
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 KeysValues = tuple[Tensor, Tensor]  # two buffers (B, H, capacity, d_k) of one layer
 
-# Our path -> this model's name, and which third of the rows where queries, keys and values share one matrix.
+# MLX's path -> this model's name, and the third of its rows where queries, keys and values share one matrix.
 NAMES: dict[str, tuple[str, int | None]] = {
     "embedding.weight": ("embedding.weight", None),
     "head.weight": ("head.weight", None),
@@ -42,14 +42,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
-        """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
+        """Attend. With a cache, x has the positions from start on: first the whole prompt, then one token at a time."""
         b, length, d = x.shape
         q, k, v = (part.view(b, length, self.n_heads, -1).transpose(1, 2) for part in self.qkv(x).split(d, dim=-1))
         if cache is not None:
             for buffer, new in zip(cache, (k, v), strict=True):
                 buffer[:, :, start : start + length] = new
             k, v = (buffer[:, :, : start + length] for buffer in cache)
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)  # a single token sees everything before it
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)  # a single token attends to the whole cache
         return self.out(o.transpose(1, 2).reshape(b, length, d))
 
 
@@ -94,7 +94,7 @@ class Model(nn.Module):
         self.register_buffer("positions", sinusoids(seq_len, d_model), persistent=False)
 
     def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
-        """The last hidden states (B, L, D); embeddings are scaled by sqrt(d_model) (sec. 3.4)."""
+        """Return the last hidden states (B, L, D); embeddings are scaled by sqrt(d_model) (sec. 3.4)."""
         table: Tensor = self.positions  # type: ignore[assignment]
         x = self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim)
         x = self.dropout(x + table[start : start + tokens.shape[1]])
@@ -103,7 +103,7 @@ class Model(nn.Module):
         return x
 
     def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
-        """Empty buffers for the keys and values of so many tokens."""
+        """Return empty buffers for the keys and values of so many tokens."""
         weight = self.head.weight
         shape = (batch, self.n_heads, capacity, weight.shape[1] // self.n_heads)
         return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.blocks]
@@ -112,11 +112,11 @@ class Model(nn.Module):
         return self.head(self.hidden(tokens))
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats per target."""
+        """Return the mean loss in nats per token."""
         return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
     def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
-        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
+        """Return a view of each parameter, or of what `of` makes of it (its gradient), by MLX's parameter path."""
         table = dict(NAMES)
         for i in range(len(self.blocks)):
             for ours, (theirs, third) in BLOCK_NAMES.items():
@@ -128,7 +128,7 @@ class Model(nn.Module):
         }
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Take over weights by our paths. Raises ValueError if one is missing, unknown or of another shape."""
+        """Load weights by MLX's paths. Raises ValueError if one is missing, unknown or of another shape."""
         places = self.by_our_path()
         if odd := places.keys() ^ weights.keys():
             raise ValueError(f"the name table and the weights differ in {sorted(odd)}")
@@ -139,21 +139,21 @@ class Model(nn.Module):
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:
-    """PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos (sec. 3.5): (length, d_model)."""
-    rate = 10000.0 ** -(torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
-    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+    """Return PE(pos, 2i) = sin(pos / 10000^(2i / d_model)), PE(pos, 2i + 1) = cos (sec. 3.5): (length, d_model)."""
+    frequency = 10000.0 ** -(torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model].float()
 
 
 Owns = dict[str, Callable[[str, nn.Parameter], bool]]
 
-# A group's selector (see `selector_of`) -> whether it takes the parameter of this name.
+# A group's selector (see `selector_of`) -> whether it selects the parameter of a name.
 OWNS: Owns = {
     "Matrices": lambda name, parameter: parameter.ndim >= 2,
     "Vectors": lambda name, parameter: parameter.ndim < 2,
 }
 
-# What is not built here, and how a recipe says that it does without.
+# What the reference lacks, and the value in a recipe that disables it.
 NEUTRAL: dict[str, Any] = {
     "multipliers": {1.0},  # of the groups
     "dtype": "float32",
@@ -172,7 +172,7 @@ def check(
     selectors: Collection[str],
     optimizers: Collection[str] = ("AdamW",),
 ) -> None:
-    """Raises ValueError for a rule that a reference does not have."""
+    """Raise ValueError for a rule that a reference lacks."""
     groups = recipe["groups"]
     built = {
         recipe["schedule"]["kind"]: schedules,
@@ -188,21 +188,21 @@ def check(
 
 
 def selector_of(group: Mapping[str, Any]) -> str:
-    """Its kind and its pattern, if it has one."""
+    """Return a group's selector: its kind, and its pattern if it has one."""
     return " ".join(group["select"].values())
 
 
 def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
+    """Return the arguments of Training for a recipe as result.json records it. Raises ValueError for a missing rule."""
     check(recipe, ["InverseSqrt"], NEUTRAL, OWNS)
     return {**numbers(recipe, OWNS), "warmup_tokens": recipe["schedule"]["warmup_tokens"]}
 
 
 def numbers(recipe: Mapping[str, Any], owns: Owns) -> dict[str, Any]:
-    """Those of the optimizers and of clipping."""
+    """Return the arguments for optimizers and clipping."""
     groups = [
-        {"owns": owns[selector_of(own)], "lr_multiplier": own["lr_multiplier"], **own["optimizer"]}
-        for own in recipe["groups"]
+        {"owns": owns[selector_of(group)], "lr_multiplier": group["lr_multiplier"], **group["optimizer"]}
+        for group in recipe["groups"]
     ]
     return {"learning_rate": recipe["learning_rate"], "groups": groups, "max_norm": recipe["clip"]["max_norm"]}
 
@@ -216,7 +216,7 @@ class Training:
         *,
         learning_rate: float,
         warmup_tokens: float,
-        groups: list[dict[str, Any]],  # what each owns, its factor of the learning rate, its optimizer's numbers
+        groups: list[dict[str, Any]],  # selection, lr_multiplier and hyperparameters of each optimizer
         max_norm: float,
         compiled: bool = False,
     ) -> None:
@@ -232,34 +232,34 @@ class Training:
         self.tokens = 0
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Of groups with their parameters (`params`); each step sets their learning rates."""
+        """Make the optimizer of groups with their parameters (`params`); each step sets their learning rates."""
         return torch.optim.AdamW(groups, fused=True)
 
     def step(self, batch: np.ndarray) -> float:
-        """One step on a batch (rows, L + 1) int32; the loss before it, nats per piece."""
-        rows = torch.from_numpy(batch).to(self.device).long()
-        self.tokens += rows[:, 1:].numel()
+        """Train on a batch (B, L + 1) int32; returns the loss before the step in nats per token."""
+        sequences = torch.from_numpy(batch).to(self.device).long()
+        self.tokens += sequences[:, 1:].numel()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * self.factor() * group["lr_multiplier"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.backward(rows)
+        loss = self.backward(sequences)
         nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         self.optimizer.step()
         return loss.item()
 
     def factor(self) -> float:
-        """Of the peak learning rate, in this step."""
+        """Return this step's share of the peak learning rate."""
         return min(self.tokens / self.warmup_tokens, (self.warmup_tokens / self.tokens) ** 0.5)
 
-    def backward(self, rows: Tensor) -> Tensor:
-        """The loss of rows (rows, L + 1), its gradients left at the parameters."""
-        loss = self.loss(rows[:, :-1], rows[:, 1:])
+    def backward(self, sequences: Tensor) -> Tensor:
+        """Return the loss of sequences (B, L + 1); its gradients are left at the parameters."""
+        loss = self.loss(sequences[:, :-1], sequences[:, 1:])
         loss.backward()
         return loss
 
 
 class Decoder:
-    """Greedy decoding with keys and values kept in buffers that are made once per call."""
+    """Greedy decoding with a cache of keys and values, allocated once per call."""
 
     def __init__(self, model: Model, *, compiled: bool = False) -> None:
         self.model = model.eval()
@@ -267,18 +267,18 @@ class Decoder:
         self.next = compile_for(device, self._next, dynamic=True) if compiled else self._next
 
     def _next(self, tokens: Tensor, cache: list[KeysValues], start: int) -> Tensor:
-        """The likeliest piece (B, 1) behind tokens (B, L) that stand at start and later."""
+        """Return the most probable token (B, 1) after tokens (B, L), whose positions begin at start."""
         return self.model.head(self.model.hidden(tokens, cache, start)[:, -1]).argmax(-1, keepdim=True)
 
     @torch.inference_mode()
     def __call__(self, prompts: Tensor, count: int) -> Tensor:
-        """Prompts (B, P) int64 -> the next pieces (B, count)."""
+        """Decode prompts (B, P) int64 to their next tokens (B, count)."""
         b, length = prompts.shape
         cache = self.model.make_cache(b, length + count)
-        pieces = [self._next(prompts, cache, 0)]
+        tokens = [self._next(prompts, cache, 0)]
         for i in range(count - 1):
-            pieces.append(self.next(pieces[-1], cache, length + i))
-        return torch.cat(pieces, dim=1)
+            tokens.append(self.next(tokens[-1], cache, length + i))
+        return torch.cat(tokens, dim=1)
 
 
 def compile_for(device: torch.device, function: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""Phase 2 in PyTorch: phase 1's model, trained with what 2016-2019 added to the loop.
+"""Phase 2 in PyTorch: phase 1's model with the training techniques of 2016-2019.
 
 Other schedules (Loshchilov & Hutter 2017, eq. 5), label smoothing (Szegedy et al. 2016, sec. 7), gradient accumulation,
 a learning rate for each kind of layer (Howard & Ruder 2018, sec. 3.2).
@@ -36,7 +36,7 @@ def _wsd(tokens: float, warmup: float, total_tokens: float, final: float, decay_
     return final + (1 - final) * left
 
 
-# Behind the warm-up: tokens, tokens of the warm-up, the schedule's own numbers -> share of the peak.
+# After the warm-up: (tokens, warm-up tokens, the schedule's parameters) -> share of the peak learning rate.
 SCHEDULES: dict[str, Callable[..., float]] = {
     "Constant": lambda tokens, warmup: 1.0,
     "InverseSqrt": _inverse_sqrt,
@@ -45,7 +45,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "WSD": _wsd,  # phase 5's
 }
 TABLES = ("embedding.weight", "positions.weight")  # the second from phase 3 on
-HEAD = "head.weight"  # where it is tied, there is none
+HEAD = "head.weight"  # a tied head has none
 OWNS: Owns = {
     **phase1.OWNS,
     "Inner": lambda name, parameter: parameter.ndim >= 2 and name not in (*TABLES, HEAD),
@@ -57,7 +57,7 @@ NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in 
 
 
 def rules(recipe: Mapping[str, Any], owns: Owns = OWNS, optimizers: Collection[str] = ("AdamW",)) -> dict[str, Any]:
-    """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
+    """Return the arguments of Training for a recipe as result.json records it. Raises ValueError for a missing rule."""
     phase1.check(recipe, SCHEDULES, NEUTRAL, owns, optimizers)
     schedule = dict(recipe["schedule"])
     return {
@@ -71,14 +71,14 @@ def rules(recipe: Mapping[str, Any], owns: Owns = OWNS, optimizers: Collection[s
 
 
 class Training(phase1.Training):
-    """Phase 1's loop with a schedule, a smoothed target and steps in several parts."""
+    """Phase 1's training with a schedule, label smoothing and gradient accumulation."""
 
     def __init__(
         self,
         model: Model,
         *,
         schedule: Callable[..., float],
-        shape: Mapping[str, float],  # the schedule's numbers
+        shape: Mapping[str, float],  # the schedule's parameters
         label_smoothing: float,
         accumulate: int,
         compiled: bool = False,
@@ -98,10 +98,10 @@ class Training(phase1.Training):
             return self.tokens / self.warmup_tokens
         return self.schedule(self.tokens, self.warmup_tokens, **self.shape)
 
-    def backward(self, rows: Tensor) -> Tensor:
+    def backward(self, sequences: Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for part in rows.tensor_split(min(self.accumulate, len(rows))):
-            loss = self.loss(part[:, :-1], part[:, 1:]) * (len(part) / len(rows))
+        for part in sequences.tensor_split(min(self.accumulate, len(sequences))):
+            loss = self.loss(part[:, :-1], part[:, 1:]) * (len(part) / len(sequences))
             loss.backward()
             total += loss.detach()
         return total

@@ -1,4 +1,4 @@
-"""Phase 3 in PyTorch: GPT-2 (Radford et al. 2019) with an untied head, and the branches that PyTorch users would use.
+"""Phase 3 in PyTorch: GPT-2 (Radford et al. 2019) with an untied head, and branches in fused forms.
 
 Written from the papers with what PyTorch has for it: fused attention with grouped heads, `nn.RMSNorm`, joined matrices
 for queries, keys and values, and for a gate and what it gates. Trained as phase 2 is.
@@ -18,7 +18,7 @@ from bench.reference.phase2 import Decoder, Training, rules
 
 __all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
 
-# This model's module, inside a block or outside -> ours: several where the rows of theirs stand one below the other.
+# This model's module, inside a block or outside -> MLX's: several where this one concatenates their rows.
 OURS = {
     "embedding": ["embedding"],
     "positions": ["position"],
@@ -35,16 +35,16 @@ OURS = {
 
 
 def rotations(head_dim: int, theta: float) -> Tensor:
-    """How far each pair of a head turns from one position to the next (Su et al. 2021, eq. 15): (d / 2,)."""
+    """Return the rotation of each pair of a head per position (Su et al. 2021, eq. 15): (d / 2,)."""
     return theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021, eq. 34), pairs half a head apart: x (B, H, L, d) at start and later."""
+    """Rotary positions (Su et al. 2021, eq. 34), pairs half a head apart: x (B, H, L, d) from position start on."""
 
-    def __init__(self, length: int, rate: Tensor) -> None:
+    def __init__(self, length: int, frequency: Tensor) -> None:
         super().__init__()
-        angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
@@ -56,7 +56,7 @@ class Rotary(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, cache: KeysValues | None, start: int) -> Tensor:
-    """Causal attention of q (B, H, L, d_k), which stands at positions start and later, to all keys so far."""
+    """Compute causal attention of q (B, H, L, d_k), from position start on, to all keys so far."""
     length = q.shape[2]
     if cache is not None:
         for buffer, new in zip(cache, (k, v), strict=True):
@@ -66,17 +66,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cache: KeysValues | None, start: int
 
 
 class Attention(nn.Module):
-    """Causal attention; fewer heads of keys and values than of queries share them (Ainslie et al. 2023)."""
+    """Causal attention; several query heads may share a head of keys and values (Ainslie et al. 2023)."""
 
     def __init__(self, head_dim: int, sizes: list[int], rotary: Rotary | None) -> None:
-        """sizes: the widths of all queries, keys and values."""
+        """Initialize. sizes: the widths of all queries, keys and values."""
         super().__init__()
         self.head_dim, self.sizes, self.rotary = head_dim, sizes, rotary
         self.qkv = nn.Linear(sizes[0], sum(sizes))
         self.out = nn.Linear(sizes[0], sizes[0])
 
     def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
-        """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
+        """Attend. With a cache, x has the positions from start on: first the whole prompt, then one token at a time."""
         b, length, d = x.shape
         parts = self.qkv(x).split(self.sizes, dim=-1)
         q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in parts)
@@ -99,7 +99,7 @@ class GELU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A gate (Shazeer 2020), with two thirds of the width."""
+    """A gated linear unit (Shazeer 2020) of two thirds of the width."""
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
@@ -127,20 +127,20 @@ class Block(nn.Module):
 
 
 class GroupedModel(phase1.Model):
-    """What models with joined projections and fewer heads of keys and values share: their caches, their names."""
+    """Base of models with joined projections and grouped heads: caches and parameter names."""
 
-    ours: dict[str, list[str]]  # this model's module -> our paths
+    ours: dict[str, list[str]]  # this model's module -> MLX's paths
     head_dim: int
     n_kv_heads: int
-    sizes: list[int]  # rows of the queries, keys and values in their one matrix
+    sizes: list[int]  # rows of queries, keys and values in their joint matrix
 
     def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
-        """Empty buffers for the keys and values of so many tokens."""
+        """Return empty buffers for the keys and values of so many tokens."""
         shape = (batch, self.n_kv_heads, capacity, self.head_dim)
         return [(self.head.weight.new_empty(shape), self.head.weight.new_empty(shape)) for _ in self.blocks]
 
     def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
-        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
+        """Return a view of each parameter, or of what `of` makes of it (its gradient), by MLX's parameter path."""
         table = {}
         for name, parameter in self.named_parameters():
             block, module, kind = re.fullmatch(r"(blocks\.\d+\.)?(.+)\.(weight|bias)", name).groups()  # type: ignore
@@ -167,7 +167,7 @@ class Model(GroupedModel):
         self.n_kv_heads = n_kv_heads or self.n_heads
         self.sizes = [d_model, self.n_kv_heads * self.head_dim, self.n_kv_heads * self.head_dim]
         rotary = None if rope_theta is None else Rotary(numbers["seq_len"], rotations(self.head_dim, rope_theta))
-        self.positions = None if rotary else nn.Embedding(max_len, d_model)  # in the place of phase 1's sinusoids
+        self.positions = None if rotary else nn.Embedding(max_len, d_model)  # instead of phase 1's sinusoids
         self.blocks = nn.ModuleList(
             Block(
                 Attention(self.head_dim, self.sizes, rotary),
@@ -180,7 +180,7 @@ class Model(GroupedModel):
         self.final_norm = type(self).Norm(d_model, eps)
 
     def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
-        """The last hidden states (B, L, D)."""
+        """Return the last hidden states (B, L, D)."""
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions.weight[start : start + tokens.shape[1]]
@@ -199,7 +199,7 @@ class RMSNormModel(Model):
 
 
 class TiedModel(Model):
-    """GPT-2 itself: the head is the embedding."""
+    """GPT-2 itself, with the head tied to the embedding."""
 
     def __init__(self, **numbers: Any) -> None:
         super().__init__(**numbers)
@@ -207,8 +207,8 @@ class TiedModel(Model):
 
 
 BRANCHES = {
-    "rope": Model,  # by its number rope_theta
-    "gqa": Model,  # by its number n_kv_heads
+    "rope": Model,  # by rope_theta
+    "gqa": Model,  # by n_kv_heads
     "swiglu": SwiGLUModel,
     "rms_norm": RMSNormModel,
     "tied": TiedModel,

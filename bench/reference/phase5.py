@@ -18,7 +18,7 @@ from bench.reference.phase3 import Block, GroupedModel, Rotary, attend, rotation
 
 __all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
 
-# This model's module, inside a block or outside -> ours: several where the rows of theirs stand one below the other.
+# This model's module, inside a block or outside -> MLX's: several where this one concatenates their rows.
 OURS = {
     "embedding": ["embedding"],
     "final_norm": ["final_norm"],
@@ -34,20 +34,20 @@ OURS = {
 }
 
 
-def slowed(rate: Tensor, factor: float, low: float, high: float, original: int) -> Tensor:
-    """Rotations (d / 2,) as Llama 3.1 slows them down: slow ones by the factor, fast ones not, and a band between."""
-    wavelength = 2 * math.pi / rate
-    share = (original / wavelength - low) / (high - low)  # of the old rate, in the band between
-    between = (1 - share) * rate / factor + share * rate
-    rate = torch.where(wavelength > original / low, rate / factor, rate)
-    return torch.where((wavelength >= original / high) & (wavelength <= original / low), between, rate)
+def scale_frequencies(frequency: Tensor, factor: float, low: float, high: float, original: int) -> Tensor:
+    """Scale frequencies (d / 2,) as Llama 3.1 does: low ones by the factor, high ones not, with a band between."""
+    wavelength = 2 * math.pi / frequency
+    share = (original / wavelength - low) / (high - low)  # of the unscaled frequency, in the band between
+    between = (1 - share) * frequency / factor + share * frequency
+    frequency = torch.where(wavelength > original / low, frequency / factor, frequency)
+    return torch.where((wavelength >= original / high) & (wavelength <= original / low), between, frequency)
 
 
 class Attention(nn.Module):
-    """Causal attention, whose heads of queries share fewer ones of keys and values (Ainslie et al. 2023)."""
+    """Causal attention with grouped heads of keys and values (Ainslie et al. 2023)."""
 
     def __init__(self, d_model: int, head_dim: int, heads: list[int], rotary: Rotary, norm: Callable[[], nn.Module]):
-        """heads: how many of queries, keys and values."""
+        """Initialize. heads: numbers of query, key and value heads."""
         super().__init__()
         self.head_dim, self.rotary = head_dim, rotary
         self.sizes = [head_dim * n for n in heads]
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x: Tensor, cache: KeysValues | None = None, start: int = 0) -> Tensor:
-        """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
+        """Attend. With a cache, x has the positions from start on: first the whole prompt, then one token at a time."""
         b, length, _ = x.shape
         parts = self.qkv(x).split(self.sizes, dim=-1)
         q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in parts)
@@ -85,7 +85,7 @@ class Model(GroupedModel):
 
     @staticmethod
     def head_norm(head_dim: int, eps: float) -> nn.Module:
-        """What stands between the projection of a head and its rotation."""
+        """Return the module between the projection of a head and its rotation."""
         return nn.Identity()
 
     def __init__(
@@ -93,7 +93,7 @@ class Model(GroupedModel):
         *,
         head_dim: int,
         n_kv_heads: int,
-        max_len: int,  # of learned positions, which there are none
+        max_len: int,  # unused: there are no learned positions
         rope_theta: float,
         rope_factor: float,
         rope_low_freq_factor: float,
@@ -105,7 +105,7 @@ class Model(GroupedModel):
         d_model, eps = numbers["d_model"], numbers["norm_eps"]
         self.head_dim, self.n_kv_heads = head_dim, n_kv_heads
         scaling = (rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_len)
-        rotary = Rotary(numbers["seq_len"], slowed(rotations(head_dim, rope_theta), *scaling))
+        rotary = Rotary(numbers["seq_len"], scale_frequencies(rotations(head_dim, rope_theta), *scaling))
         heads = [self.n_heads, n_kv_heads, n_kv_heads]
         self.sizes = [head_dim * n for n in heads]
         self.blocks = nn.ModuleList(
@@ -120,7 +120,7 @@ class Model(GroupedModel):
         self.final_norm = nn.RMSNorm(d_model, eps)
 
     def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
-        """The last hidden states (B, L, D)."""
+        """Return the last hidden states (B, L, D)."""
         x = self.dropout(self.embedding(tokens))
         for i, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[i], start)
@@ -128,7 +128,7 @@ class Model(GroupedModel):
 
 
 class Qwen3Model(Model):
-    """Queries and keys are normed head by head (Yang et al. 2025)."""
+    """Llama with QK norm, head by head (Yang et al. 2025)."""
 
     @staticmethod
     def head_norm(head_dim: int, eps: float) -> nn.Module:
@@ -136,7 +136,7 @@ class Qwen3Model(Model):
 
 
 class TiedModel(Model):
-    """The head is the embedding."""
+    """Llama with the head tied to the embedding."""
 
     def __init__(self, **numbers: Any) -> None:
         super().__init__(**numbers)

@@ -31,7 +31,7 @@ OWNS: Owns = {
 
 
 class Attention(phase5.Attention):
-    """Phase 5's, and a vector of the token's in its value."""
+    """Phase 5's attention with value embeddings."""
 
     def __init__(self, values: nn.Embedding, *parts: Any) -> None:
         super().__init__(*parts)
@@ -40,7 +40,7 @@ class Attention(phase5.Attention):
     def forward(  # type: ignore[override]
         self, x: Tensor, tokens: Tensor, cache: KeysValues | None = None, start: int = 0
     ) -> Tensor:
-        """With a cache, x stands at positions start and later: the whole prompt at 0, then one token at a time."""
+        """Attend. With a cache, x has the positions from start on: first the whole prompt, then one token at a time."""
         b, length, _ = x.shape
         q, k, v = self.qkv(x).split(self.sizes, dim=-1)
         q, k, v = (part.view(b, length, -1, self.head_dim).transpose(1, 2) for part in (q, k, v + self.values(tokens)))
@@ -62,7 +62,7 @@ class ReLUSquared(nn.Module):
 
 
 class Block(phase5.Block):
-    """Phase 5's, whose attention is told the tokens."""
+    """Phase 5's block, which passes the tokens to its attention."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, x0: Tensor, tokens: Tensor, cache: KeysValues | None = None, start: int = 0
@@ -72,7 +72,7 @@ class Block(phase5.Block):
 
 
 class MixedBlock(Block):
-    """Behind a learned mixture of the stream and the embeddings."""
+    """A block on a learned mixture of the residual stream and the embeddings."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -105,14 +105,14 @@ class Model(phase5.Model):
         self.blocks = nn.ModuleList(make_block() for _ in range(numbers["n_layers"]))
 
     def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
-        """The last hidden states (B, L, D)."""
+        """Return the last hidden states (B, L, D)."""
         x = x0 = self.dropout(self.embedding(tokens))
         for i, block in enumerate(self.blocks):
             x = block(x, x0, tokens, None if cache is None else cache[i], start)
         return self.final_norm(x)
 
     def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
-        """Our path -> a view of the parameter there, or of what `of` makes of it (its gradient)."""
+        """Return a view of each parameter, or of what `of` makes of it (its gradient), by MLX's parameter path."""
         table = {name: of(p) for name, p in self.named_parameters() if name.endswith("_lambda")}
         for name, parameter in self.named_parameters():
             if name not in table:
@@ -122,24 +122,24 @@ class Model(phase5.Model):
         return table
 
     def rows(self, name: str, parameter: nn.Parameter) -> list[int]:
-        """How many rows each of the maps has that stand one below the other in a parameter."""
+        """Return the numbers of rows of the matrices that a parameter concatenates."""
         return self.sizes if name.endswith("qkv.weight") else [len(parameter)]
 
 
 class NormedModel(Model):
-    """Queries and keys are normed head by head."""
+    """Phase 6 with QK norm, head by head."""
 
     head_norm = phase5.Qwen3Model.head_norm
 
 
 class MixedModel(Model):
-    """With learned lambdas."""
+    """Phase 6 with mixed block inputs, by learned factors."""
 
     block = MixedBlock
 
 
 class CappedModel(Model):
-    """Softly bounded logits (Gemma 2, 2024)."""
+    """Phase 6 with soft-capped logits (Gemma 2, 2024)."""
 
     def __init__(self, *, softcap: float, **numbers: Any) -> None:
         super().__init__(**numbers)
@@ -153,14 +153,14 @@ BRANCHES = {"with_qk_norm": NormedModel, "with_lambdas": MixedModel, "with_softc
 
 
 def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of training from a recipe as result.json records it. Raises ValueError for a rule not built here."""
+    """Return the arguments of Training for a recipe as result.json records it. Raises ValueError for a missing rule."""
     return phase2.rules(recipe, OWNS, ("AdamW", "Muon"))
 
 
 class MuonAndAdamW(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for groups with `momentum`, AdamW for the others.
 
-    Muon's parameters hold maps one below the other (`rows`: how many rows each has), which are orthogonalised apart.
+    A parameter of Muon concatenates matrices (`rows`: the numbers of their rows), which are orthogonalized separately.
     """
 
     @torch.no_grad()
@@ -168,7 +168,7 @@ class MuonAndAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             if "momentum" in group:
                 self._muon(group)
-        super().step()  # of what has a gradient left
+        super().step()  # for parameters that still have a gradient
 
     def _muon(self, group: dict[str, Any]) -> None:
         maps: list[Tensor] = []
@@ -190,7 +190,7 @@ class MuonAndAdamW(torch.optim.AdamW):
 
 
 def orthogonalised(matrices: list[Tensor], iterations: int) -> list[Tensor]:
-    """The orthogonal matrix near each, by Newton-Schulz iterations of the fifth order with Jordan's coefficients."""
+    """Orthogonalize matrices by Newton-Schulz iterations of the fifth order with Jordan's coefficients."""
     alike = defaultdict(list)
     for i, x in enumerate(matrices):
         alike[tuple(sorted(x.shape))].append(i)
@@ -208,7 +208,7 @@ def orthogonalised(matrices: list[Tensor], iterations: int) -> list[Tensor]:
 
 
 class Training(phase2.Training):
-    """Phase 2's loop with Muon."""
+    """Phase 2's training with Muon."""
 
     model: Model
 

@@ -71,7 +71,7 @@ def test_evaluations_are_so_dense_that_a_budget_has_ten(planned):
 
 
 def test_a_forecast_ends_where_the_schedule_does(planned, monkeypatch, tmp_path):
-    monkeypatch.setattr(forecast, "_times", lambda cache: {(n, None, "nano", "mlx"): (1.0, 9.0) for n in (1, 2)})
+    monkeypatch.setattr(forecast, "_times", lambda cache: {(n, None, None, "nano", "mlx"): (1.0, 9.0) for n in (1, 2)})
     first, second = planned("--phases", 1, 2, "--max-tokens", 2_000_000).runs
     assert forecast.forecast(first, 1, tmp_path) == (2_000_009,) * 2, "phase 1's schedule has no end"
     between = second.evaluate_every * second.step_tokens

@@ -19,7 +19,7 @@ TOOLS = {  # name -> module with a main(), and what the tool answers
     "baselines": ("bench.tools.baselines", "loss of n-gram models on the same tokens"),
     "stopping": ("bench.tools.stopping", "early-stopping rules replayed on finished runs"),
     "schedules": ("bench.tools.schedules", "plot of the learning-rate schedules"),
-    "machine": ("bench.tools.machine", "throughput of this machine, as a file for the published table"),
+    "machine": ("bench.tools.machine", "a report on this machine: GPU against CPU, resuming, throughput"),
     "roofline": ("bench.tools.roofline", "predicted throughput on Apple GPUs"),
 }
 

@@ -17,10 +17,10 @@ def read_numbers(flag: str, text: str | None) -> list[int]:
     return sorted(set(map(int, words)))
 
 
-def read_names(text: str | None, known: Sequence[str], default: Sequence[str]) -> list[str]:
-    """Read --against: names with commas, each once. Raises BadInput for an unknown one."""
+def read_names(flag: str, text: str | None, known: Sequence[str], default: Sequence[str]) -> list[str]:
+    """Read names with commas, each once. Raises BadInput for an unknown one."""
     names = list(default) if text is None else [name.strip() for name in text.split(",")]
     for name in names:
         if name not in known:
-            raise BadInput(f"--against {name!r}: expected some of {', '.join(known)}, with commas")
+            raise BadInput(f"{flag} {name!r}: expected some of {', '.join(known)}, with commas")
     return list(dict.fromkeys(names))

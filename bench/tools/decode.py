@@ -195,7 +195,7 @@ def main() -> None:
     """Run the command line."""
     flags = parse(Flags, "python -m bench decode")
     batches = read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
-    against = read_names(flags.against, AGAINST, AGAINST[:3])
+    against = read_names("--against", flags.against, AGAINST, AGAINST[:3])
     task = Task.read(flags)
     check_tokens(max(batches), task.config.seq_len)
     if any(name.startswith("torch") for name in against):

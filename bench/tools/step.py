@@ -153,7 +153,7 @@ def show(log: dict[str, Any]) -> Table:
 def main() -> None:
     """Run the command line."""
     flags = parse(Flags, "python -m bench step")
-    against = read_names(flags.against, AGAINST, AGAINST[:3])
+    against = read_names("--against", flags.against, AGAINST, AGAINST[:3])
     task = flags.task(dropout=flags.dropout or 0.0)
     if any(name.startswith("torch") for name in against):
         check_torch(task.phase)

@@ -102,7 +102,7 @@ class Grid:
             variants=variants,
             size=size,
             device=device,
-            passes=read_names(flags.passes, PASSES, PASSES[:3]),
+            passes=read_names("--passes", flags.passes, PASSES, PASSES[:3]),
             seconds=flags.seconds or SECONDS,
             max_memory_bytes=int(memory),
             axes=(

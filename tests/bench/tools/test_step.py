@@ -35,7 +35,7 @@ def test_tokens_that_differ_stop_the_comparison():
 
 def test_what_cannot_be_measured_is_refused(tmp_path):
     with pytest.raises(BadInput, match="'jax'"):
-        read_names("torch,jax", step.AGAINST, ())
+        read_names("--against", "torch,jax", step.AGAINST, ())
     with pytest.raises(BadInput, match="phase 9"):
         check_torch(9)
     (tmp_path / "log.json").touch()

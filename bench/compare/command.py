@@ -251,10 +251,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def main() -> None:
+def main(prog: str = "python -m bench.compare", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench.compare")
+    flags = parse(Flags, prog, args=args)
     terminal = Terminal()
 
     def say(text: str) -> None:
@@ -272,7 +272,7 @@ def main() -> None:
         log = compare(comparison, folder, RUNS, say)
     except KeyboardInterrupt:
         out = [] if flags.out else [f"--out={folder}"]
-        line = shlex.join(["python", "-m", "bench.compare", *sys.argv[1:], *out])
+        line = shlex.join([*prog.split(), *(sys.argv[1:] if args is None else args), *out])
         raise Interrupted(f"saved; resume with: {line}") from None
     except OSError as error:
         raise RunFailed(f"could not write to '{folder}': {error}; the same command resumes") from error

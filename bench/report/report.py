@@ -319,9 +319,9 @@ class Flags:
     """write nothing; exit code 1 if RESULTS.md is not up to date"""
 
 
-def main() -> None:
+def main(prog: str = "python -m bench.report", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench.report")
+    flags = parse(Flags, prog, args=args)
     report, path = make_report(ROOT), ROOT / RESULTS
     if flags.check and (not path.is_file() or path.read_text(encoding="utf-8") != report):
         raise RunFailed(f"{RESULTS} is out of date: run python -m bench.report")

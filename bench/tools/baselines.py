@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_transformer.data import Tokens, load_corpus, tokenize_corpus, train_tokenizer
 from mlx_transformer.run.flags import Place, Text, WholeNumber, parse
-from mlx_transformer.utils.errors import BadInput, exit_cleanly
+from mlx_transformer.utils.errors import BadInput
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where there are too few counts of counts; as in KenLM's lmplz
 
@@ -222,9 +222,9 @@ def table(tokens: Tokens, vocab_size: int, order: int) -> list[tuple[str, float,
     return rows
 
 
-def main() -> None:
+def main(prog: str = "python -m bench baselines", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench baselines")
+    flags = parse(Flags, prog, args=args)
     corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories, text_column=flags.text_column)
     explicit = flags.vocab_size is not None
     tokenizer = train_tokenizer(flags.tokenizer or "bpe", corpus, flags.vocab_size or 4096, explicit=explicit)
@@ -234,7 +234,3 @@ def main() -> None:
     print(f"{'model':<15}{'nats/token':>12}{'bits/byte':>12}")
     for name, nats, bits in table(tokens, tokenizer.vocab_size, flags.order or 5):
         print(f"{name:<15}{nats:>12.4f}{'-' if bits is None else format(bits, '.4f'):>12}")
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -37,7 +37,7 @@ from mlx_transformer.run.commands.interop import export_model
 from mlx_transformer.run.flags import Device, File, Seed, Size, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.saved import save_model
-from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import BadInput, RunFailed
 
 AGAINST = ("torch", "torch-compile", "mlx-uncached", "transformers")
 WARM_UP = 2  # decodings
@@ -191,9 +191,9 @@ def show(log: dict[str, Any]) -> Table:
     return table
 
 
-def main() -> None:
+def main(prog: str = "python -m bench decode", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench decode")
+    flags = parse(Flags, prog, args=args)
     batches = read_numbers("--batch-size", "1,16" if flags.batch_size is None else flags.batch_size)
     against = read_names("--against", flags.against, AGAINST, AGAINST[:3])
     task = Task.read(flags)
@@ -211,7 +211,3 @@ def main() -> None:
     log["batches"] = [compare(task, batch, against, count, terminal.print) for batch in batches]
     logfile.write_log(flags.out, log)
     terminal.print(show(log))
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -37,7 +37,7 @@ from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, WholeNumber, parse
 from mlx_transformer.run.plan import DEFAULT_SECONDS
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.utils.files import as_bad_input, check_place
 
 LOG = "fables.json"
@@ -186,10 +186,10 @@ def check_out(out: Path, identity: str) -> None:
         raise BadInput(f"--out '{out}' holds something else, or results by other settings or code: give another")
 
 
-def main() -> None:
+def main(prog: str = "python -m bench fables", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench fables")
+    flags = parse(Flags, prog, args=args)
     terminal = Console(width=120)
 
     def say(text: str) -> None:
@@ -207,7 +207,3 @@ def main() -> None:
         raise RunFailed(f"could not write to '{folder}': {error}; the same command resumes") from error
     terminal.print(tables.on_terminal(floor.table(log)))
     say(f"written: {folder}")
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

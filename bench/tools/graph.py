@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
-
-# isort: split
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten

@@ -3,9 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
-
-# isort: split
 import mlx.core as mx
 
 from bench.tools.graph import Graph, Node

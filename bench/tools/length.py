@@ -13,9 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
-
-# isort: split
 import mlx.core as mx
 import numpy as np
 from rich.console import Console
@@ -36,7 +33,7 @@ from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, W
 from mlx_transformer.run.plots import write_png
 from mlx_transformer.run.saved import load
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 
 _BRANCHES = ("no_position", "rope", "alibi", "t5", "shaw", "transformer_xl", "longformer")
 PHASES = ("3", *(f"3/{name}" for name in _BRANCHES))
@@ -208,10 +205,10 @@ def draw(log: dict[str, Any], path: Path) -> None:
     write_png(figure, path)
 
 
-def main() -> None:
+def main(prog: str = "python -m bench length", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench length")
+    flags = parse(Flags, prog, args=args)
     terminal = Console(width=100)
 
     def say(text: str) -> None:
@@ -232,7 +229,3 @@ def main() -> None:
     draw(log, out.with_suffix(".png"))
     terminal.print(show(log))
     say(f"written: {out} and {out.with_suffix('.png')}")
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

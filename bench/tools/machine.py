@@ -39,7 +39,7 @@ from mlx_transformer.nn.weights import read_weights
 from mlx_transformer.run.flags import Device, File, Positive, Switch, Text, parse
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import BadInput, RunFailed
 
 MACHINES = Path("results/bench/machines")
 SECONDS, QUICK_SECONDS = 60.0, 10.0  # of training at each size
@@ -247,10 +247,10 @@ def summary(log: dict[str, Any]) -> str:
     return "; ".join([*parts, f"mlx {log['versions']['mlx']}, {log['system']}, {log['commit']}"])
 
 
-def main() -> None:
+def main(prog: str = "python -m bench machine", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench machine")
+    flags = parse(Flags, prog, args=args)
     sizes, device = read_names("--sizes", flags.sizes, list(SIZES), list(SIZES)), flags.device or "auto"
     seconds = flags.seconds or (QUICK_SECONDS if flags.quick else SECONDS)
     out = flags.out or MACHINES / f"{slug(use_device(device).name, gpu_cores())}.json"
@@ -266,7 +266,3 @@ def main() -> None:
     terminal.print(f"{out}: send this file with the line above{place}", soft_wrap=True)
     if log["failures"]:
         raise RunFailed(f"{'; '.join(log['failures'])}: see failures in {out}, and send it anyway")
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

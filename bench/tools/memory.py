@@ -18,7 +18,7 @@ from bench.workers.machine import describe_machine
 from bench.workers.process import measure_once
 from mlx_transformer.run.flags import File, Text, parse
 from mlx_transformer.run.ladder import find_phase
-from mlx_transformer.utils.errors import BadInput, exit_cleanly
+from mlx_transformer.utils.errors import BadInput
 
 PLAIN = "plain"
 
@@ -68,14 +68,10 @@ def show(log: dict[str, Any]) -> Table:
     return table
 
 
-def main() -> None:
+def main(prog: str = "python -m bench memory", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench memory")
+    flags = parse(Flags, prog, args=args)
     logfile.check_out(flags.out)
     log = measure(flags)
     logfile.write_log(flags.out, log)
     Console(width=120).print(show(log))
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -22,7 +22,7 @@ from mlx_transformer.backend import use_device
 from mlx_transformer.run.flags import Device, File, Place, Size, Text, WholeNumber, parse
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.recipe import DTYPES
-from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import Interrupted, RunFailed
 
 STEPS, SEEDS = 200, 5
 
@@ -121,10 +121,10 @@ def show(log: dict[str, Any]) -> Table:
     return table
 
 
-def main() -> None:
+def main(prog: str = "python -m bench precision", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench precision")
+    flags = parse(Flags, prog, args=args)
     terminal = Console(width=120)
 
     def say(text: str) -> None:
@@ -146,7 +146,3 @@ def main() -> None:
     logfile.write_log(out, log)
     terminal.print(show(log))
     terminal.print(f"written: {out}", soft_wrap=True, highlight=False)
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -11,9 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlx_transformer  # noqa: F401 - prepares the runtime before mlx.core is imported
-
-# isort: split
 import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +21,7 @@ from bench.workers.training_step import check_tokens
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
-from mlx_transformer.utils.errors import BadInput, exit_cleanly
+from mlx_transformer.utils.errors import BadInput
 
 # Calibrated on the one known public training run on such a chip, of other code: a model of this shape, 7.4M parameters,
 # batch 256 x 128, on an M1 Max, 83,352 tokens/s.
@@ -198,9 +195,9 @@ def table(what: str, work: Work) -> Table:
     return rows
 
 
-def main() -> None:
+def main(prog: str = "python -m bench roofline", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench roofline")
+    flags = parse(Flags, prog, args=args)
     chip = find_chip(flags.chip or "")
     if flags.chip not in (None, "all") and chip is None:
         raise BadInput(
@@ -213,7 +210,3 @@ def main() -> None:
     else:
         print(one(what, work, chip))
     print(ASSUMPTIONS)
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -20,7 +20,6 @@ from mlx_transformer.train.optim.schedules import (
     Linear,
     Schedule,
 )
-from mlx_transformer.utils.errors import exit_cleanly
 
 TOKENS = 5_000_000
 _WARMUP = {"warmup_tokens": 400_000}
@@ -68,12 +67,8 @@ def draw(path: Path) -> None:
     write_png(figure, path)
 
 
-def main() -> None:
+def main(prog: str = "python -m bench schedules", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench schedules")
+    flags = parse(Flags, prog, args=args)
     draw(flags.out)
     print(f"written: {flags.out}")
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -33,7 +33,7 @@ from bench.workers.process import Worker, WorkerProcess, started
 from bench.workers.training_step import BATCHES, WARM_UP, Task
 from mlx_transformer.run.flags import File, Number, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
-from mlx_transformer.utils.errors import RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import RunFailed
 
 AGAINST = ("torch", "torch-compile", "torch-installed", "gemm", "plain")
 ROUND_SECONDS = 2.0  # of the fastest worker, at least
@@ -150,9 +150,9 @@ def show(log: dict[str, Any]) -> Table:
     return table
 
 
-def main() -> None:
+def main(prog: str = "python -m bench step", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench step")
+    flags = parse(Flags, prog, args=args)
     against = read_names("--against", flags.against, AGAINST, AGAINST[:3])
     task = flags.task(dropout=flags.dropout or 0.0)
     if any(name.startswith("torch") for name in against):
@@ -162,7 +162,3 @@ def main() -> None:
     log = compare(task, against, flags.rounds or 8, flags.steps, terminal.print)
     logfile.write_log(flags.out, log)
     terminal.print(show(log))
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

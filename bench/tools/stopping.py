@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mlx_transformer.run.flags import parse
 from mlx_transformer.train.optim.stopping import GeneralizationLoss, NoStop, Plateau, StopRule, SuccessiveRises
-from mlx_transformer.utils.errors import BadInput, exit_cleanly
+from mlx_transformer.utils.errors import BadInput
 
 RULES: tuple[StopRule, ...] = (
     NoStop(),
@@ -79,15 +79,11 @@ def show(run: Path, outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def main() -> None:
+def main(prog: str = "python -m bench stopping", args: list[str] | None = None) -> None:
     """Run the command line."""
-    flags = parse(Flags, "python -m bench stopping")
+    flags = parse(Flags, prog, args=args)
     if not flags.runs:
         raise BadInput("expected: python -m bench stopping RUN ...")
     for run in flags.runs:
         curve = read(run)
         Console(width=120).print(show(run, [judge(rule, *curve) for rule in RULES]))
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -36,7 +36,7 @@ from bench.workers.training_step import Task
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, parse
-from mlx_transformer.utils.errors import BadInput, Interrupted, exit_cleanly
+from mlx_transformer.utils.errors import BadInput, Interrupted
 from mlx_transformer.utils.files import as_bad_input, check_place
 
 AXES = ("d_model", "seq_len", "batch_size")
@@ -253,10 +253,10 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
     return log | {"matmul_gflops": best_matmul_gflops(), "settings": [], "best": []}
 
 
-def main() -> None:
+def main(prog: str = "python -m bench sweep", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench sweep")
+    flags = parse(Flags, prog, args=args)
     grid = Grid.read(flags)
     folder = flags.out or Path("results/bench") / f"sweep_{time.strftime('%Y%m%d_%H%M%S')}"
     path, terminal = folder / LOG, Console(width=120)
@@ -277,7 +277,3 @@ def main() -> None:
         terminal.print(f"best at {_describe(one)}: {_summary(one)}", soft_wrap=True)
     plots = [str(picture.write(folder)) for picture in sweep_plots.draw(log)]
     terminal.print(f"written: {', '.join([str(path), *plots])}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

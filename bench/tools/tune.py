@@ -31,7 +31,7 @@ from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, WholeNumber, parse
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, exit_cleanly
+from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 
 SHARE = 0.3  # of a comparison's budget, for each run
 STEPS = (-2, -1, 0, 1, 2)  # powers of two around the recipe's own
@@ -290,10 +290,10 @@ def logged_learning_rates(path: Path, task: Task) -> list[float]:
     return rates
 
 
-def main() -> None:
+def main(prog: str = "python -m bench tune", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
-    flags = parse(Flags, "python -m bench tune")
+    flags = parse(Flags, prog, args=args)
     terminal = Console(width=120)
 
     def say(text: str) -> None:
@@ -321,7 +321,3 @@ def main() -> None:
     terminal.print(show(log))
     for line in (*log["verdict"], f"written: {out}"):
         say(line)
-
-
-if __name__ == "__main__":
-    exit_cleanly(main)

@@ -203,10 +203,8 @@ def _remarks_on_loss(result: Record, curve: Sequence[Record]) -> list[str]:
     if finite(series(curve, "log", "learning_rate")[1])[-1:].tolist() == [0.0]:
         remarks.append("Its schedule had ended at a learning rate of 0: more steps would change nothing.")
     if result["stopped"] == "diverged":
-        weights = (
-            "do not use the saved weights" if best is None else "the saved weights are those of the best evaluation"
-        )
-        remarks.append(f"It diverged: {weights}. Try a lower learning rate.")
+        weights = "the initial ones" if best is None else "those of the best evaluation"
+        remarks.append(f"It diverged: the saved weights are {weights}. Try a lower learning rate.")
     if len(train) and len(losses) and train.mean() < 0.9 * losses[-1]:
         remarks.append(
             f"It overfits: {train.mean():.3f} nats in training at the end, {losses[-1]:.3f} in validation."

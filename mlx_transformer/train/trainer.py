@@ -117,7 +117,7 @@ class _Run:
             event = self._step()
             yield event
             if not (math.isfinite(event.gradient_norm) and all(map(math.isfinite, event.metrics.values()))):
-                why, message = "diverged", _divergence(event.step, _describe(event))
+                why, message = "diverged", _divergence(self.progress, _describe(event))
                 break
             why = self._limit_reached() or ("interrupted" if self.options.should_stop() else "")
             if why != "interrupted" and (why or self._evaluation_is_due()):
@@ -126,7 +126,7 @@ class _Run:
             elif why or self._save_is_due():
                 yield from self._save(self.progress, self.best)
         if why == "diverged" and not message:
-            message = _divergence(self.progress.step, f"validation loss {self.progress.final_valid_loss}")
+            message = _divergence(self.progress, f"validation loss {self.progress.final_valid_loss}")
         if self.progress.evaluated_step or why == "diverged":
             self.model.update(self.best)
         mx.eval(self.model.parameters())
@@ -301,8 +301,8 @@ def _describe(event: Step) -> str:
     return ", ".join([*values, f"gradient norm {event.gradient_norm:.4g}"])
 
 
-def _divergence(step: int, figures: str) -> str:
-    return (
-        f"diverged at step {step}: {figures}; the weights of the best evaluation before it are kept: try a lower "
-        "--learning-rate"
-    )
+def _divergence(now: Progress, figures: str) -> str:
+    kept = "no evaluation came before it, so its weights are the initial ones"
+    if now.best_valid_loss is not None:
+        kept = "the weights of the best evaluation before it are kept"
+    return f"diverged at step {now.step}: {figures}; {kept}: try a lower --learning-rate"

@@ -41,15 +41,14 @@ def read_weights(folder: Path) -> dict[str, mx.array]:
 
 def load_weights(model: Model, folder: Path) -> None:
     """Load the weights in a folder into a model. Raises BadInput if they cannot be read or do not fit."""
-    put_weights(model, read_weights(folder), folder)
+    put_weights(model, read_weights(folder), folder / WEIGHTS)
 
 
-def put_weights(model: Model, arrays: dict[str, mx.array], folder: Path) -> None:
-    """Set every parameter of a model; `folder` is named in errors.
+def put_weights(model: Model, arrays: dict[str, mx.array], path: Path) -> None:
+    """Set every parameter of a model; `path` is named in errors.
 
     Raises BadInput if any path or shape differs, or as `check_finite` does.
     """
-    path = folder / WEIGHTS
     own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
     found = {name: tuple(value.shape) for name, value in arrays.items()}
     if own != found:
@@ -61,11 +60,10 @@ def put_weights(model: Model, arrays: dict[str, mx.array], folder: Path) -> None
     mx.eval(model.parameters())
 
 
-def check_depth(n_layers: int, arrays: dict[str, mx.array], folder: Path) -> None:
+def check_depth(n_layers: int, arrays: dict[str, mx.array], path: Path) -> None:
     """Raise BadInput if the weights have another number of blocks than n_layers; call it before building the model."""
     layers = {int(match[1]) for name in arrays if (match := re.match(r"blocks\.(\d+)\.", name))}
     if len(layers) != n_layers:
-        path = folder / WEIGHTS
         raise BadInput(f"'{path}' does not fit this model: {len(layers)} layers in it, {n_layers} in config.json")
 
 

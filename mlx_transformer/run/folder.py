@@ -13,7 +13,7 @@ from typing import Any
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.own_code import record
 from mlx_transformer.run.plan import Plan
-from mlx_transformer.run.settings import SETTINGS, Settings, read_settings
+from mlx_transformer.run.settings import SETTINGS, Settings, read_result, read_settings
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed, explain_out_of_memory
 from mlx_transformer.utils.files import as_bad_input, check_place, lock_file, write_json
@@ -72,15 +72,6 @@ def _is_run(folder: Path) -> bool:
 def _is_finished(folder: Path) -> bool:
     result = read_result(folder)
     return result is not None and result["stopped"] != "interrupted"
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return result.json; None if there is none, or it is damaged."""
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return result if isinstance(result, dict) and "stopped" in result else None
 
 
 def write_settings(folder: Path, plan: Plan) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_transformer.backend import device_info, use_device
 from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
@@ -15,11 +17,11 @@ from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
-from mlx_transformer.nn.weights import load_weights
+from mlx_transformer.nn.weights import put_weights
 from mlx_transformer.run.flags import read_sampling
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.own_code import Code
-from mlx_transformer.run.saved import model_folder, read_config
+from mlx_transformer.run.saved import find_weights, model_folder, read_config
 from mlx_transformer.run.settings import ENDS, Settings, decide, resume_settings
 from mlx_transformer.train.recipe import Recipe, check_groups
 from mlx_transformer.train.trainer import Limits
@@ -52,7 +54,7 @@ class Plan:
     corpus: Corpus
     tokenizer: Tokenizer
     tokens: Tokens
-    init_from: Path | None
+    weights: tuple[dict[str, mx.array], Path] | None  # of --init-from, and where they are from
 
     def make_model(self) -> Model:
         """Initialize the model. Raises BadInput if it does not fit the device, the recipe's groups or --init-from."""
@@ -61,8 +63,8 @@ class Plan:
         scores = [part.n_scores(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
         self._check_memory(model.count_parameters()["total"], max(scores, default=0))
         check_groups(self.recipe, model)
-        if self.init_from is not None:
-            load_weights(model, self.init_from)
+        if self.weights is not None:
+            put_weights(model, *self.weights)
         return model
 
     def _check_memory(self, parameters: int, scores: int) -> None:
@@ -112,12 +114,17 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
         recipe = replace(recipe, batch_tokens=settings.batch_size * config.seq_len)
     limits, sampling = _limits(settings), read_sampling(settings)
     corpus = load_corpus(settings.data or "auto", settings.valid, settings.stories, say, settings.text_column)
+    weights = None
     if source is None:
         explicit = settings.vocab_size is not None
         tokenizer = train_tokenizer(settings.tokenizer or "bpe", corpus, config.vocab_size, explicit=explicit)
         config = replace(config, vocab_size=tokenizer.vocab_size)
     else:
         tokenizer = load_tokenizer(source)
+        arrays, path, notes = find_weights(source)
+        weights = arrays, path
+        for note in notes:
+            say(f"note: {note}")
     plan = Plan(
         experiment=experiment,
         kind=kind,
@@ -132,7 +139,7 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
         corpus=corpus,
         tokenizer=tokenizer,
         tokens=tokenize_corpus(corpus, tokenizer, say),
-        init_from=source,
+        weights=weights,
     )
     _check_text(plan)
     return plan

@@ -5,11 +5,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_weights, save_arrays
 from mlx_transformer.run.ladder import Experiment, find_experiment
 from mlx_transformer.run.own_code import Code, record
+from mlx_transformer.run.settings import SETTINGS, read_result
+from mlx_transformer.train.checkpoint import arrays_of, list_checkpoints, load_newest, step_of
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import as_bad_input, write_json
 from mlx_transformer.utils.trees import by_path
@@ -25,16 +29,20 @@ def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokeni
     code: the file that defines a model of one's own, or "kept" for the copy in the folder. That file is run; without
         code nothing in the folder is. Warns if the file differs from the one that the model was trained with.
 
+    The weights are those of the newest checkpoint while a run is unfinished. Warns of that, and of a run that diverged.
+
     Raises BadInput if the folder holds no model, a damaged one, or one that needs code.
     """
     folder = model_folder(run)
     described = read_config(folder)
     kind = _find_experiment(described, folder, code).find_branch(described.get("branch"))
     config = read_numbers(kind, described, folder)
-    arrays = read_weights(folder)
-    check_depth(config.n_layers, arrays, folder)
+    arrays, path, notes = find_weights(folder)
+    check_depth(config.n_layers, arrays, path)
     model = kind(config)
-    put_weights(model, arrays, folder)
+    put_weights(model, arrays, path)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     model.eval()
     tokenizer = load_tokenizer(folder)
     spare = config.vocab_size - tokenizer.vocab_size  # an imported model may pad its embedding
@@ -99,6 +107,14 @@ def save_model(
     temporary = folder / ".model.safetensors"
     save_arrays(temporary, by_path(model.parameters()))
     temporary.replace(folder / WEIGHTS)
+    save_description(folder, model, tokenizer, phase, branch, code)
+
+
+def save_description(
+    folder: Path, model: Model, tokenizer: Tokenizer, phase: int | None, branch: str | None, code: Code | None = None
+) -> None:
+    """Write what `save_model` writes except for the weights, which are in a checkpoint so far. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     write_json(
         folder / "config.json",
@@ -118,6 +134,33 @@ def model_folder(run: str | Path) -> Path:
             if (folder / "config.json").is_file():
                 return folder
     raise BadInput(f"'{run}' holds no model: expected a run folder, or its model/, with a config.json")
+
+
+def find_weights(folder: Path) -> tuple[dict[str, mx.array], Path, list[str]]:
+    """Return the weights of a model folder by parameter path, where they are from, and sentences on what they are.
+
+    Those of an unfinished run are in its newest checkpoint: the best ones so far, once it was evaluated. Raises
+    BadInput if there are none, or they cannot be read.
+    """
+    run = folder.absolute().parent
+    if folder.name != "model" or not (run / SETTINGS).is_file():
+        return read_weights(folder), folder / WEIGHTS, []
+    result, checkpoints = read_result(run), run / "checkpoints"
+    saved = list_checkpoints(checkpoints)
+    if saved and (result is None or step_of(saved[-1]) > result["steps"]):
+        found = load_newest(checkpoints)
+        assert found is not None
+        arrays, state, notes = found
+        evaluated = state["progress"]["best_valid_loss"] is not None
+        note = f"'{run}' is unfinished: the {'best ' if evaluated else ''}weights up to step {state['step']} are used"
+        return arrays_of("best" if evaluated else "model", arrays), checkpoints, [*notes, note]
+    if result is None and not (folder / WEIGHTS).is_file():
+        raise BadInput(f"'{run}' has no weights yet: wait for its first checkpoint, or resume it")
+    notes = []
+    if result is not None and result["stopped"] == "diverged":
+        which = "initial ones" if result["best_valid_loss"] is None else "best before it"
+        notes = [f"'{run}' diverged at step {result['steps']}: its weights are the {which}"]
+    return read_weights(folder), folder / WEIGHTS, notes
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -267,3 +267,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or "phase" not in stored or not isinstance(stored.get("flags"), dict):
         raise BadInput(f"'{path}' does not describe a run: expected the keys phase and flags")
     return stored
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return result.json; None if there is none, or it is damaged."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) and "stopped" in result else None

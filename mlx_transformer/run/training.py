@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.backend import device_info
+from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.generate import complete, generate_unconditional
 from mlx_transformer.generate.quality import quality
 from mlx_transformer.nn.model import Model
@@ -25,18 +26,18 @@ from mlx_transformer.run.folder import (
     check_unchanged,
     lock_folder,
     new_folder,
-    read_result,
     report_failures,
     write_settings,
 )
 from mlx_transformer.run.help import HELP, HELP_ALL, print_help
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.loggers import check_loggers, open_loggers
+from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.run.result import make_result
-from mlx_transformer.run.saved import CODE, save_model
-from mlx_transformer.run.settings import Settings, settings_type
+from mlx_transformer.run.saved import CODE, save_description, save_model
+from mlx_transformer.run.settings import Settings, read_result, settings_type
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.trainer import RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
@@ -85,6 +86,7 @@ def train(experiment: Experiment, settings: Settings) -> Path:
         for code, name in ((experiment.code, CODE), (plan.recipe_code, RECIPE_CODE)):
             if code is not None:
                 code.keep(folder / name)
+        save_description(folder / "model", *_saved_as(plan, model))
         console.log_to(folder / "log.txt")
         _introduce(console, plan, model, folder)
         stop = threading.Event()
@@ -152,8 +154,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
         figures = quality(stories, plan.tokens.train, plan.tokenizer, _unconditional(plan, model))
         write_stories(folder, stories, figures)
-    experiment, branch = plan.experiment, plan.settings.branch
-    save_model(folder / "model", model, plan.tokenizer, experiment.phase, branch, experiment.code)
+    save_model(folder / "model", *_saved_as(plan, model))
     result = make_result(plan, model, stopped, figures)
     write_report(folder, result, curve.lines or [], stories, plan.experiment.command)
     draw_loss(folder / "loss.png", result, curve.lines or [])
@@ -163,6 +164,11 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     if stopped.why == "interrupted":
         raise Interrupted(f"saved; resume with: {resume_command(plan.experiment.command, folder)}")
     _say_result(console, result, stories, folder)
+
+
+def _saved_as(plan: Plan, model: Model) -> tuple[Model, Tokenizer, int | None, str | None, Code | None]:
+    experiment = plan.experiment
+    return model, plan.tokenizer, experiment.phase, plan.settings.branch, experiment.code
 
 
 def _unconditional(plan: Plan, model: Model) -> list[str]:

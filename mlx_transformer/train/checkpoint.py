@@ -54,7 +54,17 @@ def save_checkpoint(folder: Path, step: int, arrays: dict[str, mx.array], state:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, oldest first, without temporary ones."""
     folders = (path for path in folder.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d+", path.name))
-    return sorted(folders, key=lambda path: int(path.name[5:]))
+    return sorted(folders, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the step after which a checkpoint was saved."""
+    return int(path.name.removeprefix("step_"))
+
+
+def arrays_of(name: str, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Return one tree of a checkpoint, "model" or "best", by parameter path."""
+    return {path.removeprefix(f"{name}."): value for path, value in arrays.items() if path.startswith(f"{name}.")}
 
 
 def load_newest(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any], list[str]] | None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from mlx_transformer.interop import read_model, write_model
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands import dispatch
+from mlx_transformer.run.commands.model import load_model
 from mlx_transformer.run.flags import Argument, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
-from mlx_transformer.run.saved import load, model_folder, read_config, save_model
+from mlx_transformer.run.saved import model_folder, read_config, save_model
 from mlx_transformer.utils.files import check_new, new_folder
 
 COMMANDS = {
@@ -81,7 +82,7 @@ def export_model(run: Path, folder: Path) -> str:
     """
     check_new(folder)
     described = read_config(model_folder(run))
-    model, tokenizer = load(run)
+    model, tokenizer = load_model(run, None)
     return write_model(model, tokenizer, described["phase"], described.get("branch"), folder)
 
 

@@ -13,6 +13,7 @@ Config, Model and Recipe are the bases to subclass or to fill in; nn, train, dat
 Everything but `main` is imported on first use, so that importing the package does not import mlx.core.
 """
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -63,10 +64,23 @@ def main(name: str) -> None:
     """Run the command line of the file that ends in `mt.main(__name__)`, if that file is the program.
 
     It trains what the file defines: Model, Config, RECIPE, BRANCHES, each optional where the file builds on a phase.
-    Returns at once where the file is imported.
+    Returns at once where the file is imported. A file that imports mlx.core before this package starts again.
     """
     if name == "__main__":
+        if _prepare().late:
+            _start_again(sys.modules[name])
         import_module("mlx_transformer.run.training").main(sys.modules[name])
+
+
+def _start_again(module: ModuleType) -> None:
+    """Replace this process by one that runs the file once this package has been imported."""
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return
+    code = f"import mlx_transformer, runpy, sys; sys.argv[0] = {file!r}; sys.path[0] = {os.path.dirname(file)!r}; "
+    code += f"runpy.run_path({file!r}, run_name='__main__')"
+    options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]  # Python's own
+    os.execv(sys.executable, [sys.executable, *options, "-c", code, *sys.argv[1:]])
 
 
 def __getattr__(name: str) -> Any:

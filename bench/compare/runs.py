@@ -53,12 +53,6 @@ _NOT_IN_FINGERPRINT = (
     "save_every",
     "log",
 )
-# `python FILE`, with MLX prepared first: if the file imported mlx.core before mlx_transformer, its matmuls would run on
-# the slow BLAS of MLX's Linux wheel.
-_RUN_FILE = (
-    "import os, runpy, sys, mlx_transformer; sys.argv = sys.argv[1:]; sys.path[0] = os.path.dirname(sys.argv[0]); "
-    "runpy.run_path(sys.argv[0], run_name='__main__')"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +227,7 @@ def _prepare(run: Run, folder: Path) -> tuple[list[str], dict[str, str]]:
     if not list_checkpoints(folder / "checkpoints"):
         write_settings(folder, run.plan)
     code = run.plan.experiment.code
-    program = ["-m", f"phases.phase{run.variant.phase}"] if code is None else ["-c", _RUN_FILE, str(code.path)]
+    program = ["-m", f"phases.phase{run.variant.phase}"] if code is None else [str(code.path)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # for a file that lies elsewhere
     return [*program, f"--resume={folder}", "--quiet"], environment(PYTHONPATH=path)
 

@@ -42,6 +42,7 @@ class Prepared:
     blas: Blas | None = None
     kernels: KernelCache | None = None
     allocator: bool = False
+    late: bool = False  # mlx.core was imported before: no other BLAS can be put under it in this process
     warned: list[str] = field(default_factory=list)
 
     def warn(self, sentence: str) -> None:
@@ -109,9 +110,10 @@ def _prepare_linux(prepared: Prepared) -> None:
     prepared.allocator = _tune_allocator()
     os.environ.setdefault("MLX_BFS_MAX_WIDTH", SCHEDULER_WIDTH)
     if "mlx.core" in sys.modules:  # Python binds all symbols of a module when it loads it
+        prepared.late = True
         prepared.warn(
             f"mlx.core was imported before mlx_transformer, so {SLOW} and compiled kernels do not use all of this CPU; "
-            "import mlx_transformer first."
+            "import mlx_transformer first (mt.main starts the file again to do so)."
         )
         return
     try:

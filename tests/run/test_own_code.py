@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -201,3 +202,25 @@ def test_as_a_program_in_a_folder_of_its_own(copied):
     assert run.name.startswith("my_idea_wide_")
     assert "python my_idea.py --resume results/phases" in (run / "report.md").read_text()
     assert sorted(path.name for path in (run / "code").iterdir()) == ["bend.py", "my_idea.py"]
+
+
+LATE = """
+import mlx.core
+import mlx_transformer as mt
+from mlx_transformer.backend import prepare
+from phases.phase1 import Model
+
+print("late:", prepare().late)
+mt.main(__name__)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX needs no preparation")
+def test_a_file_that_imports_mlx_first_is_started_again(tmp_path):
+    (tmp_path / "late.py").write_text(LATE)
+    line = [sys.executable, "-X", "utf8", "late.py", "--help"]
+    done = subprocess.run(
+        line, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall("late: (True|False)", done.stdout) == ["True", "False"]

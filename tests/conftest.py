@@ -11,6 +11,8 @@ os.environ.setdefault(
     "MLX_TRANSFORMER_CACHE", str(Path(tempfile.gettempdir()) / f"mlx_transformer_tests_{os.getuid()}")
 )
 
+os.environ["MLX_ENABLE_TF32"] = "0"  # else M5 and CUDA round the inputs of float32 matmuls to 10 bits of mantissa
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 

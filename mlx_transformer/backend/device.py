@@ -1,6 +1,8 @@
 """The device that arrays are computed on, its memory limits, and how fast its matmul is."""
 
+import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -21,12 +23,15 @@ class Device:
     memory_bytes: int
     blas: str | None = None  # on a CPU: library, version and kernel; None is MLX's own
     threads: int = 1  # of one matmul on a CPU
+    tf32: bool = False  # matmuls of float32 round their inputs to 10 bits of mantissa, as MLX does by default there
 
     def describe(self) -> str:
         """Return one line, such as "AMD EPYC (cpu), 62.8 GiB, OpenBLAS 0.3.34 (Haswell kernel), 2 threads"."""
         parts = [f"{self.name} ({self.backend})", f"{self.memory_bytes / 2**30:.1f} GiB"]
         if self.backend == "cpu":
             parts += [self.blas or "MLX's own BLAS", f"{self.threads} thread{'s' if self.threads != 1 else ''}"]
+        if self.tf32:
+            parts.append("float32 matmuls in TF32")
         return ", ".join(parts)
 
 
@@ -56,13 +61,24 @@ def device_info() -> Device:
     if mx.default_device() == mx.Device(mx.gpu):
         info = mx.device_info()
         memory = info.get("memory_size") or info.get("total_memory") or 0
-        return Device(str(info["device_name"]), "metal" if mx.metal.is_available() else "cuda", int(memory))
+        backend: Literal["metal", "cuda"] = "metal" if mx.metal.is_available() else "cuda"
+        return Device(str(info["device_name"]), backend, int(memory), tf32=computes_in_tf32(backend, info))
     if sys.platform == "darwin":
         return Device(f"{platform.machine()} CPU", "cpu", native.memory_bytes(), "Accelerate")
     library = prepare().blas
     if library is None:
         return Device(native.cpu_name(), "cpu", native.memory_bytes())
     return Device(native.cpu_name(), "cpu", native.memory_bytes(), library.describe(), library.threads)
+
+
+def computes_in_tf32(backend: str, info: Mapping[str, Any]) -> bool:
+    """Whether MLX rounds the inputs of float32 matmuls to TF32: with CUDA and from M5 on, unless MLX_ENABLE_TF32=0."""
+    if os.environ.get("MLX_ENABLE_TF32", "1") == "0":
+        return False
+    if backend == "cuda":
+        return True
+    generation = re.fullmatch(r"applegpu_g(\d+)(\w)", str(info.get("architecture", "")))  # MLX: metal/device.cpp
+    return generation is not None and int(generation[1]) >= (18 if generation[2] == "p" else 17)
 
 
 def configure_memory(mx: Any, info: Mapping[str, Any] | None = None) -> tuple[int, int]:

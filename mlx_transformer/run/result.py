@@ -34,7 +34,7 @@ def known_before(plan: Plan, model: Model) -> dict[str, Any]:
         "recipe_name": _recipe_name(plan.settings.recipe),
         "seed": plan.seed,
         "size": plan.size,
-        "device": {"name": device.name, "backend": device.backend, "memory_bytes": device.memory_bytes},
+        "device": {name: getattr(device, name) for name in ("name", "backend", "memory_bytes", "tf32")},
         "versions": versions(),
         "corpus": {
             "name": plan.corpus.name,

@@ -341,6 +341,26 @@ def test_memory_limits_of_apple_silicon_stay_within_the_recommendation():
     assert 0 < limits["cache"] < limits["wired"] <= info["max_recommended_working_set_size"]
 
 
+@pytest.mark.parametrize(
+    ("backend", "architecture", "expected"),
+    [
+        ("metal", "applegpu_g13s", False),
+        ("metal", "applegpu_g16s", False),
+        ("metal", "applegpu_g17g", True),
+        ("metal", "applegpu_g17p", False),
+        ("metal", "applegpu_g18p", True),
+        ("metal", "", False),
+        ("cuda", "sm_90a", True),
+    ],
+)
+def test_tf32_is_what_mlx_computes_in_unless_it_is_turned_off(backend, architecture, expected, monkeypatch):
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    assert device.computes_in_tf32(backend, {"architecture": architecture}) == expected
+    assert ("TF32" in device.Device("x", backend, 1, tf32=expected).describe()) == expected
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")
+    assert not device.computes_in_tf32(backend, {"architecture": architecture})
+
+
 def test_versions():
     assert set(device.versions()) == {"mlx", "python", "project"}
 

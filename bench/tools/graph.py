@@ -101,10 +101,13 @@ def on_metal() -> Iterator[None]:
         yield
 
 
-def training_step(model: Model, recipe: Recipe, *, compiled: bool = False) -> Callable[[mx.array], list[mx.array]]:
-    """Return a function from a batch (B, L + 1) to all lazy outputs of a training step. Sets the weights to zero."""
+def training_step(model: Model, recipe: Recipe, **options: bool) -> Callable[[mx.array], list[mx.array]]:
+    """Return a function from a batch (B, L + 1) to all lazy outputs of a training step. Sets the weights to zero.
+
+    options: of TrainingStep; not compiled unless it says so.
+    """
     model.update(tree_map(mx.zeros_like, model.parameters()))  # else the initialization is part of the graph
-    step = TrainingStep(model, recipe, compiled=compiled)
+    step = TrainingStep(model, recipe, **{"compiled": False, **options})
     mx.eval(step.state)
 
     def function(batch: mx.array) -> list[mx.array]:
@@ -232,6 +235,12 @@ def _rope(x: mx.array, *_: Any, **options: Any) -> mx.array:
     return _Custom(lambda x: _marked("RoPE", [x], arrays)[0], lambda _, g, __: _marked("RoPE", [g], arrays)[0])(x)
 
 
+def _segmented_mm(a: mx.array, b: mx.array, segments: mx.array) -> mx.array:
+    """Stand-in for mx.segmented_mm, which mx.export_function does not know."""
+    out = mx.broadcast_to(mx.array(0, b.dtype), (*segments.shape[:-1], a.shape[0], b.shape[1]))
+    return _marked("SegmentedMM", [out], [a, b, segments])[0]
+
+
 @contextmanager
 def _stand_ins(fast: bool) -> Iterator[None]:
     attention = mx.fast.scaled_dot_product_attention
@@ -239,7 +248,12 @@ def _stand_ins(fast: bool) -> Iterator[None]:
     def counted(q: mx.array, *rest: Any, **options: Any) -> mx.array:
         return attention(_marked("ScaledDotProductAttention", [q])[0], *rest, **options)
 
-    ours: dict[str, Any] = {"custom_function": _Custom, "value_and_grad": _value_and_grad, "checkpoint": lambda f: f}
+    ours: dict[str, Any] = {
+        "custom_function": _Custom,
+        "value_and_grad": _value_and_grad,
+        "checkpoint": lambda f: f,
+        "segmented_mm": _segmented_mm,
+    }
     kernels: dict[str, Any] = {"layer_norm": _norm("LayerNorm"), "rms_norm": _norm("RMSNorm"), "rope": _rope}
     high, low = (int(word) for word in np.array(mx.random.state[0]))  # type: ignore[index]
     try:

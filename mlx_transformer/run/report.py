@@ -183,6 +183,10 @@ def _remarks(result: Record, curve: Sequence[Record]) -> list[str]:
         remarks.append(
             f"{rate} of the words are unknown to the tokenizer: its losses compare with no other tokenizer's."
         )
+    if result["device"]["backend"] != "cpu":
+        remarks.append(
+            "Repeated or resumed on a GPU, it is equal up to the order of float sums; with --deterministic bit for bit."
+        )
     return [
         *remarks,
         "One run with one seed: runs that differ only in the seed differ too, so it ranks nothing.",

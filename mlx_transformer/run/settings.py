@@ -90,6 +90,8 @@ class Settings:
     """device to compute on (default: auto)"""
     no_compile: Switch = False
     """do not compile the training step"""
+    deterministic: Switch = False
+    """on a GPU add in a fixed order, so that a run can be repeated bit for bit (a CPU always does)"""
     max_steps: WholeNumber = None
     """stop after this many steps"""
     max_tokens: WholeNumber = None
@@ -136,7 +138,7 @@ class Settings:
 GROUPS = {  # of --help-all; the fields of a Config that Settings lacks are in the first
     "model": ("size", "branch", "d_model", "n_layers", "n_heads", "d_ff", "seq_len", "dropout", "init_from"),
     "data": ("data", "valid", "text_column", "stories", "tokenizer", "vocab_size"),
-    "training": ("recipe", "batch_size", "learning_rate", "dtype", "seed", "device", "no_compile"),
+    "training": ("recipe", "batch_size", "learning_rate", "dtype", "seed", "device", "no_compile", "deterministic"),
     "limits": (*ENDS, "target_loss"),
     "generation": ("prompt", "temperature", "top_k", "top_p", "min_p"),
     "output": ("out", "resume", "eval_every", "save_every", "log", "quiet"),

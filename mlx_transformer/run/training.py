@@ -127,6 +127,7 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threa
         eval_every=eval_every,
         save_every=settings.save_every,
         compile=not settings.no_compile,
+        deterministic=settings.deterministic,
         should_stop=stop.is_set,
     )
     log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)

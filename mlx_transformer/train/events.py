@@ -26,13 +26,14 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Evaluation, checkpoints and compilation of a run, which are not part of the recipe."""
+    """Evaluation, checkpoints and execution of a run, which are not part of the recipe."""
 
     checkpoints: Path | None = None  # the folder; None: no checkpoints
     eval_every: int | None = None  # steps; None: from the recipe's eval_tokens
     save_every: int | None = None  # steps; None: at each evaluation and at least every save_seconds
     save_seconds: float = 60.0
     compile: bool = True
+    deterministic: bool = False  # on a GPU too: the same seed gives the same weights, bit for bit; slower there
     should_stop: Callable[[], bool] = lambda: False  # called after each step; True saves and stops
     clock: Callable[[], float] = time.monotonic  # does not count the time that the machine sleeps
 

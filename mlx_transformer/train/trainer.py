@@ -41,7 +41,8 @@ def fit(
     """Train a model in place and yield events; resumes if options.checkpoints holds a checkpoint.
 
     The last event is Stopped, and the model then has the best weights. Nothing is computed before the first event is
-    asked for. recipe: of one size (`Recipe.at`). seed: of batches and dropout; the same seed gives the same weights.
+    asked for. recipe: of one size (`Recipe.at`). seed: of batches and dropout; on a CPU the same seed gives the same
+    weights, on a GPU with options.deterministic.
 
     Raises BadInput if the recipe has a value out of range, or several sizes; a parameter is not in exactly one of its
     groups; it combines gradient checkpointing with dropout; the training text is shorter than one sequence; or the
@@ -89,7 +90,7 @@ class _Run:
         mx.random.seed(seed)
         self.batches = Batches(data.train, partial(recipe.batch_size, seq_len), seq_len, seed)
         self.evaluate = Evaluator(model, data.valid, seq_len, compiled=options.compile)
-        self.take_step = TrainingStep(model, recipe, compiled=options.compile)
+        self.take_step = TrainingStep(model, recipe, compiled=options.compile, deterministic=options.deterministic)
         self.progress = Progress()
         self.best: Tree = model.trainable_parameters()
         self.saved_at = options.clock()

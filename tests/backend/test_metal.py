@@ -1,6 +1,7 @@
 """Every phase, branch and idea can run on a Mac's GPU: no primitive without a Metal kernel in its graph, no float64."""
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -9,6 +10,7 @@ from mlx.utils import tree_flatten
 from bench.tools.graph import FOR_A_CPU, NO_METAL_KERNEL, labels, on_metal, trace, training_step
 from mlx_transformer.backend import describe_primitives, primitives
 from mlx_transformer.generate.decoding import Decoder, _prefill
+from mlx_transformer.utils.trees import by_path
 from phases import phase1
 from tests.ladder import V, kinds, modules, tiny
 
@@ -38,11 +40,11 @@ def _uncompiled():
         mx.enable_compile()
 
 
-def _train(kind, recipe=phase1.RECIPE):
+def _train(kind, recipe=phase1.RECIPE, **options):
     """A training step as a function of its batch, and a batch."""
     model = tiny(kind, dropout=0.1 if recipe.checkpoint == "none" else 0.0)
     model.train()
-    return training_step(model, recipe.at("nano")), mx.zeros((2, 18), mx.int32)
+    return training_step(model, recipe.at("nano"), **options), mx.zeros((2, 18), mx.int32)
 
 
 def _decode(kind):
@@ -97,6 +99,45 @@ def test_a_training_step_on_metal_has_no_float64(name):
 def test_decoding_on_metal_has_no_float64(name):
     with on_metal():
         assert not trace(*_decode(KINDS[name])).unsupported()
+
+
+TABLES = {  # the tables whose gradients MLX adds atomically on a GPU
+    "1": ["embedding.weight"],
+    "2": ["embedding.weight"],
+    "3": ["embedding.weight", "position.weight"],
+    "4": ["embedding.weight", "position.weight"],
+    "5": ["embedding.weight"],
+    "6": ["embedding.weight", *(f"blocks.{i}.mixer.value_embedding.weight" for i in range(4))],
+}
+DTYPES = ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("phase", TABLES)
+def test_only_the_gradients_of_tables_are_added_atomically(phase, dtype):
+    kind, recipe = RECIPES[phase]
+    with on_metal():
+        found = trace(*_train(kind, replace(recipe, dtype=dtype))).float_scatters()
+    parameters = by_path(tiny(kind).parameters())
+    assert sorted(array.shape for array in found) == sorted(parameters[path].shape for path in TABLES[phase])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_nothing_is_added_atomically_in_16_bits(name):
+    kind, recipe = RECIPES[name]
+    with on_metal():
+        found = trace(*_train(kind, replace(recipe, dtype="bfloat16"))).float_scatters()
+    assert {array.dtype for array in found} == {mx.float32}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_deterministic_step_adds_nothing_atomically(name, dtype):
+    kind, recipe = RECIPES[name]
+    with on_metal():
+        found = trace(*_train(kind, replace(recipe, dtype=dtype), deterministic=True)).float_scatters()
+    # The gates of experts scatter their gradients to different experts: nothing is added twice.
+    assert [array.shape for array in found] == ([(34, 8)] * 4 if name in ("4-moe", "4-switch") else [])
 
 
 class _QR(phase1.Model):

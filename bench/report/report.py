@@ -267,7 +267,7 @@ def _rate(run: Mapping[str, Any] | None) -> str:
     if run is None or run["tokens_per_second"] is None:
         return "—"
     predicted = run["predicted_tokens_per_second"]
-    return f"{run['tokens_per_second']:,.0f}" + (f" ({predicted:,.0f})" if predicted else "")
+    return f"{run['tokens_per_second']:,.0f}" + (" ({:,.0f}–{:,.0f})".format(*predicted) if predicted else "")
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from bench.compare.runs import Run, execute
 from bench.compare.variants import Variant
 from bench.options import read_names
 from bench.tools.roofline import Flags as RooflineFlags
-from bench.tools.roofline import chips, find_chip, read_work
+from bench.tools.roofline import chips, find_chip, read_work, spread
 from bench.tools.throughput import best_matmul_gflops, make_task
 from bench.workers import training_step
 from bench.workers.machine import describe_machine, threads
@@ -74,10 +74,10 @@ def slug(chip: str, cores: int | None = None) -> str:
     return name if full is None or cores in (None, full.gpu_cores) else f"{name}-{cores}"
 
 
-def predicted(chip: str, cores: int | None, size: str) -> float | None:
-    """Predict tokens per second by `bench roofline`; None for a chip that it does not know."""
+def predicted(chip: str, cores: int | None, size: str) -> tuple[float, float] | None:
+    """Predict the least and the most tokens per second by `bench roofline`; None for a chip that it does not know."""
     known = find_chip(slug(chip, cores).removeprefix("apple-"))
-    return None if known is None else read_work(RooflineFlags(phase=PHASE, size=size))[1].tokens_per_second(known)
+    return None if known is None else read_work(RooflineFlags(phase=PHASE, size=size))[1].predict(known)
 
 
 class Parts:
@@ -221,7 +221,7 @@ def show(log: dict[str, Any]) -> Table:
         table.add_row(
             size,
             "fewer than 10 steps" if measured is None else f"{measured:,.0f}",
-            "" if guess is None else f"{guess:,.0f}",
+            "" if guess is None else spread(*guess),
             f"{one['parameters']:,}",
             f"{one['peak_memory_bytes'] / 1e9:.2f} GB",
             "" if loss is None else f"{loss:.3f}",

@@ -1,9 +1,10 @@
-"""Predicted throughput on a Mac, from the graph's FLOPs, bytes and launches and a chip's public peak figures.
+"""What a Mac would reach, predicted from the graph: FLOPs, bytes and launches against a chip's public peak figures.
 
-`python -m bench roofline --chip m1-max --phase 1 --size base` predicts the throughput of a training step; it has not
-been measured. A kernel takes the longer of its arithmetic and its memory traffic, a launch a fixed time:
+`python -m bench roofline --chip m1-max --phase 1 --size base` predicts the tokens per second of a training step, as a
+range: nobody has measured them. A kernel takes the longer of its arithmetic and its memory traffic, a launch a fixed
+time:
 
-    seconds = sum over kernels of max(FLOPs / (peak * MATMUL), bytes / (bandwidth * TRAFFIC)) + launches * LAUNCH
+    seconds = sum over kernels of max(FLOPs / peak, bytes / bandwidth) / efficiency + launches * LAUNCH
 """
 
 import json
@@ -23,20 +24,17 @@ from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, pa
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput
 
-# Calibrated on the one known public training run on such a chip, of other code: a model of this shape, 7.4M parameters,
-# batch 256 x 128, on an M1 Max, 83,352 tokens/s.
-MATMUL = 0.34
-LARGE_MATMUL = 0.82  # 13.3 of 16.2 TFLOP/s, float32, M4 Max: chsasank/device-benchmarks, pull request 13
-TRAFFIC = 0.79  # 122 of 153.6 GB/s, M5: michaelstinkerings.org, "Apple M5 GPU roofline analysis"
+# The shares of peak and bandwidth at the ends of the range. Half is an assumption: small matmuls, short kernels. Large
+# float32 matmuls reached 13.3 of 16.2 TFLOP/s on an M4 Max (chsasank/device-benchmarks, pull request 13), memory
+# traffic 122 of 153.6 GB/s on an M5 (michaelstinkerings.org, "Apple M5 GPU roofline analysis"): 82 and 79 %.
+EFFICIENCIES = (0.50, 0.82)
 LAUNCH = 5.2e-6  # s, for one more RMSNorm in a queue: antonellof/ferrox, issue 149
 FOR_THE_GPU = 0.75  # of the memory: macOS's recommended maximum working set of Metal
 
 ASSUMPTIONS = f"""\
-Assumed: matmuls reach {MATMUL:.0%} of the peak, calibrated on one public run of other code (83,352 tokens/s on an
-M1 Max, 7.4M parameters, batch 256 x 128); memory traffic reaches {TRAFFIC:.0%} of the bandwidth, with no cache between
-kernels; a launch costs {LAUNCH * 1e6:.1f} us; only matmuls count as arithmetic; bfloat16 is as fast as float16. "Large
-matmuls" assumes {LARGE_MATMUL:.0%}, which large ones reach. ~ marks an estimated clock. Sources: chips.json and
-roofline.py in bench/tools."""
+Assumed: kernels reach {EFFICIENCIES[0]:.0%} to {EFFICIENCIES[1]:.0%} of the peak and of the bandwidth, with no cache
+between kernels; a launch costs {LAUNCH * 1e6:.1f} us; only matmuls count as arithmetic. ~ marks an estimated clock.
+Sources: chips.json and roofline.py in bench/tools."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,16 @@ class Chip:
     name: str
     gpu_cores: int
     clock_ghz: float
-    half_ratio: float  # speed of float16 matmuls over float32
+    float16_ratio: float  # speed of float16 matmuls over float32
+    bfloat16_ratio: float
     bandwidth_gb_s: float
     memory_gb: tuple[int, int]  # smallest and largest configuration
     estimate: bool  # whether the clock is estimated
 
     def flops(self, dtype: mx.Dtype) -> float:
-        """Return the peak FLOP/s: 128 multiply-adds per core and cycle."""
-        return self.gpu_cores * 128 * 2 * self.clock_ghz * 1e9 * (self.half_ratio if dtype.size == 2 else 1)
+        """Return the peak FLOP/s: 128 multiply-adds per core and cycle, in float32."""
+        ratio = {mx.float16: self.float16_ratio, mx.bfloat16: self.bfloat16_ratio}.get(dtype, 1)
+        return self.gpu_cores * 128 * 2 * self.clock_ghz * 1e9 * ratio
 
     def describe(self) -> str:
         """Describe the chip, such as "m1-max, 32 GPU cores, 10.4 TFLOP/s, 400 GB/s"."""
@@ -99,19 +99,27 @@ class Work:
         """Return the work of a step's graph."""
         return cls(tokens, kernels(graph), peak_bytes(graph))
 
-    def seconds(self, chip: Chip, matmul: float = MATMUL) -> dict[str, float]:
-        """Return the seconds by what limits them."""
+    def seconds(self, chip: Chip, efficiency: float = 1.0) -> dict[str, float]:
+        """Return the seconds spent on arithmetic, on memory traffic and on launches."""
         spent = {"arithmetic": 0.0, "memory traffic": 0.0, "launches": 0.0}
         for kernel in self.kernels:
-            arithmetic = kernel.flops / (chip.flops(kernel.dtype) * matmul)
-            traffic = kernel.nbytes / (chip.bandwidth_gb_s * 1e9 * TRAFFIC)
-            spent["arithmetic" if arithmetic > traffic else "memory traffic"] += max(arithmetic, traffic)
+            arithmetic = kernel.flops / chip.flops(kernel.dtype)
+            traffic = kernel.nbytes / (chip.bandwidth_gb_s * 1e9)
+            spent["arithmetic" if arithmetic > traffic else "memory traffic"] += max(arithmetic, traffic) / efficiency
             spent["launches"] += kernel.launches * LAUNCH
         return spent
 
-    def tokens_per_second(self, chip: Chip, matmul: float = MATMUL) -> float:
-        """Predict the throughput."""
-        return self.tokens / sum(self.seconds(chip, matmul).values())
+    def tokens_per_second(self, chip: Chip, efficiency: float) -> float:
+        return self.tokens / sum(self.seconds(chip, efficiency).values())
+
+    def predict(self, chip: Chip) -> tuple[float, float]:
+        """Return the least and the most tokens per second: at the two EFFICIENCIES."""
+        least, most = (self.tokens_per_second(chip, efficiency) for efficiency in EFFICIENCIES)
+        return least, most
+
+    def total(self, name: str) -> int:
+        """Return the sum of a number over the kernels: launches, flops or nbytes."""
+        return sum(getattr(kernel, name) for kernel in self.kernels)
 
 
 @dataclass
@@ -158,27 +166,36 @@ def memory(work: Work, chip: Chip) -> str:
     return f"{need:.1f} GB of {least}-{most} GB: {('does not fit', 'fits the larger ones', 'fits')[len(room)]}"
 
 
+def spread(least: float, most: float) -> str:
+    """Format a range with three digits, such as "88,100-140,000"."""
+    return "-".join(f"{float(f'{end:.3g}'):,.0f}" for end in (least, most))
+
+
 def one(what: str, work: Work, chip: Chip) -> str:
-    """Return the prediction for a chip, in lines."""
-    spent = work.seconds(chip)
-    total = sum(spent.values())
-    launches, flops, nbytes = (sum(getattr(k, name) for k in work.kernels) for name in ("launches", "flops", "nbytes"))
-    shares = ", ".join(f"{name} {value / total:.0%}" for name, value in spent.items())
+    """Return the prediction for a chip and its arithmetic, in lines."""
+    spent, shares = work.seconds(chip), spread(*(100 * e for e in EFFICIENCIES))
+    slowest, fastest = (1e3 * sum(work.seconds(chip, e).values()) for e in EFFICIENCIES)
+    kernels_ms = 1e3 * (spent["arithmetic"] + spent["memory traffic"])
+    bound = max(("arithmetic", "memory traffic"), key=lambda name: spent[name])
     return "\n".join(
         [
             f"{chip.describe()}: a training step of {what}",
-            f"  predicted {work.tokens / total:,.0f} tokens/s ({total * 1e3:.1f} ms per step)",
-            f"  {flops / work.tokens / 1e6:.1f} MFLOP per token; {nbytes / 1e9:.2f} GB, {launches:,} launches per step",
-            f"  limited by {max(spent, key=lambda name: spent[name])} (predicted shares: {shares})",
+            f"  predicted {spread(*work.predict(chip))} tokens/s ({spread(fastest, slowest)} ms per step)",
+            f"  {work.total('flops') / 1e12:.3f} TFLOP, {work.total('nbytes') / 1e9:.2f} GB, "
+            f"{work.total('launches'):,} launches per step",
+            f"  at peak: {1e3 * spent['arithmetic']:.1f} ms in kernels limited by arithmetic, "
+            f"{1e3 * spent['memory traffic']:.1f} ms by memory traffic (predicted: most by {bound})",
+            f"  predicted: {kernels_ms:.1f} ms / {shares} % + {work.total('launches'):,} launches x "
+            f"{LAUNCH * 1e6:.1f} us = {spread(fastest, slowest)} ms",
             f"  memory, predicted: {memory(work, chip)}",
-            f"  predicted with large matmuls: {work.tokens_per_second(chip, LARGE_MATMUL):,.0f} tokens/s",
         ]
     )
 
 
 def table(what: str, work: Work) -> Table:
     """Return a table with a row per chip."""
-    heads = ("chip", "TFLOP/s", "GB/s", "predicted tokens/s", "limited by", "memory", "large matmuls")
+    shares = spread(*(100 * e for e in EFFICIENCIES))
+    heads = ("chip", "TFLOP/s", "GB/s", f"predicted tokens/s, at {shares} %", "limited by", "memory")
     rows = Table(*heads, title=f"predicted: {what}")
     for chip in chips().values():
         spent = work.seconds(chip)
@@ -187,10 +204,9 @@ def table(what: str, work: Work) -> Table:
             chip.name,
             f"{about}{chip.flops(mx.float32) / 1e12:.1f}",
             f"{chip.bandwidth_gb_s:g}",
-            f"{work.tokens_per_second(chip):,.0f}",
+            spread(*work.predict(chip)),
             max(spent, key=lambda name: spent[name]),
             memory(work, chip),
-            f"{work.tokens_per_second(chip, LARGE_MATMUL):,.0f}",
         )
     return rows
 

@@ -33,7 +33,7 @@ def test_only_a_known_chip_has_a_prediction():
     assert machine.predicted("AMD EPYC", None, "nano") is None
     work = roofline.read_work(roofline.Flags(size="nano"))[1]
     for cores, name in ((None, "m1-max"), (32, "m1-max"), (24, "m1-max-24")):
-        expected = work.tokens_per_second(roofline.find_chip(name))
+        expected = work.predict(roofline.find_chip(name))
         assert machine.predicted("Apple M1 Max", cores, "nano") == pytest.approx(expected)
 
 

@@ -75,5 +75,5 @@ def test_without_a_backend_one_sentence_names_the_command(monkeypatch, tmp_path)
     runtime._check_backend(runtime.Prepared())  # MLX built from source has no such package, but the library
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "mlx")
-    with pytest.raises(ImportError, match=r"mlx-transformer\[cpu\]"):
+    with pytest.raises(ImportError, match=r"pip install 'mlx\[cpu\]'"):
         runtime._check_backend(runtime.Prepared())

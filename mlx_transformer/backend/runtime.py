@@ -89,12 +89,12 @@ def _check_backend(prepared: Prepared) -> None:
     if len(installed) > 1:
         prepared.warn(
             f"{' and '.join(installed)} are both installed and own the same files: keep one, "
-            f"with `pip uninstall {' '.join(installed)}` and then `pip install 'mlx-transformer[cpu]'` or `[cuda]`."
+            f"with `pip uninstall {' '.join(installed)}` and then `pip install 'mlx[cpu]'` or `'mlx[cuda]'`."
         )
     spec = None if installed else find_spec("mlx")
     if spec and not any(Path(folder, "lib", "libmlx.so").exists() for folder in spec.submodule_search_locations or ()):
         raise ImportError(
-            "MLX is installed without a backend: `pip install 'mlx-transformer[cpu]'`, or `[cuda]` for an NVIDIA GPU"
+            "MLX is installed without a backend: `pip install 'mlx[cpu]'`, or `pip install 'mlx[cuda]'` for an NVIDIA GPU"
         )
 
 

@@ -5,6 +5,7 @@ MLX a kernel cache of its own (jit.py) and tunes the allocator; on macOS it does
 all of it off. `python -m mlx_transformer info` prints what was found and how fast a matmul is.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -85,7 +86,7 @@ def compiles() -> bool:
 
 def _check_backend(prepared: Prepared) -> None:
     """Raise ImportError if MLX is installed without a backend; warn of two, which overwrite each other's files."""
-    installed = [name for name in _BACKENDS if _is_installed(name)]
+    installed = _installed_backends()
     if len(installed) > 1:
         prepared.warn(
             f"{' and '.join(installed)} are both installed and own the same files: keep one, "
@@ -94,21 +95,24 @@ def _check_backend(prepared: Prepared) -> None:
     spec = None if installed else find_spec("mlx")
     if spec and not any(Path(folder, "lib", "libmlx.so").exists() for folder in spec.submodule_search_locations or ()):
         raise ImportError(
-            "MLX is installed without a backend: `pip install 'mlx[cpu]'`, or `pip install 'mlx[cuda]'` for an NVIDIA GPU"
+            "MLX has no backend here: `pip install 'mlx[cpu]'`, or `pip install 'mlx[cuda]'` for an NVIDIA GPU"
         )
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
+def _installed_backends() -> list[str]:
+    installed = []
+    for name in _BACKENDS:
+        with contextlib.suppress(PackageNotFoundError):
+            version(name)
+            installed.append(name)
+    return installed
 
 
 def _prepare_linux(prepared: Prepared) -> None:
     prepared.threads = _threads()
     prepared.allocator = _tune_allocator()
-    os.environ.setdefault("MLX_BFS_MAX_WIDTH", SCHEDULER_WIDTH)
+    if not any("cuda" in name for name in _installed_backends()):  # a GPU has one stream, and needs the memory
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", SCHEDULER_WIDTH)
     if "mlx.core" in sys.modules:  # Python binds all symbols of a module when it loads it
         prepared.late = True
         prepared.warn(

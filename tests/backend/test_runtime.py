@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import mlx.core as mx
@@ -299,6 +300,23 @@ def test_nothing_happens_on_macos(monkeypatch):
     monkeypatch.setattr(runtime, "_prepared", None)
     monkeypatch.setattr(runtime, "_prepare_linux", lambda prepared: pytest.fail("Linux only"))
     assert runtime.prepare() == runtime.Prepared()
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("mlx-cpu", runtime.SCHEDULER_WIDTH), ("mlx-cuda-12", None)])
+def test_the_scheduler_looks_further_ahead_on_a_cpu_only(monkeypatch, backend, expected):
+    """With CUDA it would only widen the memory of a step."""
+
+    def version(name):
+        if name != backend:
+            raise PackageNotFoundError(name)
+        return "0.32.4"
+
+    monkeypatch.setattr(runtime, "version", version)
+    monkeypatch.setattr(runtime, "_tune_allocator", lambda: False)
+    monkeypatch.delenv("MLX_BFS_MAX_WIDTH", raising=False)
+    with pytest.warns(RuntimeWarning, match="imported before"):
+        runtime._prepare_linux(runtime.Prepared())
+    assert os.environ.get("MLX_BFS_MAX_WIDTH") == expected
 
 
 def test_prepare_is_done_once():

@@ -50,7 +50,7 @@ class Experiment:
         path = Path(path)
         if (number := _number_of(str(path))) is not None:
             return cls.of_phase(number)
-        module, code = load_code(path)
+        module, code = _load_code(path)
         return _from_code(module, code)
 
     @classmethod
@@ -93,7 +93,7 @@ class Experiment:
         if name in self.recipes:
             return self.recipes[name], None
         if (named := split_recipe(name)) is not None:
-            module, code = load_code(named[0])
+            module, code = _load_code(named[0])
             return recipe_of(module, named[1]), code
         if self.code is not None:
             return recipe_of(self.module, name), None
@@ -108,6 +108,11 @@ def find_phase(phase: object) -> ModuleType:
     """
     numbers = (_number_of(str(path)) for path in PHASES.glob("phase*.py"))
     present = sorted(number for number in numbers if number is not None)
+    if not present:
+        raise BadInput(
+            f"'{PHASES}' holds no phase of mlx-transformer: another package 'phases' has taken its place; "
+            "install mlx-transformer again, in an environment without that package"
+        )
     if isinstance(phase, bool) or not isinstance(phase, int) or phase not in present:
         raise BadInput(f"phase {phase!r} is unknown: present are {', '.join(map(str, present))}")
     _import_phases()
@@ -115,19 +120,25 @@ def find_phase(phase: object) -> ModuleType:
 
 
 def _import_phases() -> None:
-    """Put our package `phases` into sys.modules. Raises BadInput where another module has its name."""
+    """Put our package `phases` into sys.modules. Raises BadInput where another module has its name.
+
+    Its __init__.py is not run: it only prepares the runtime, and may be that of another package installed over ours.
+    """
     file = PHASES / "__init__.py"
     if (other := sys.modules.get("phases")) is not None:
         place = getattr(other, "__file__", None) or next(iter(getattr(other, "__path__", ["?"])))
-        if Path(place).resolve() != file:
+        if Path(place).resolve() not in (file, PHASES):
             raise BadInput(f"another module 'phases' is imported already, from '{place}': expected '{file}'")
         return
     spec = importlib.util.spec_from_file_location("phases", file, submodule_search_locations=[str(PHASES)])
     assert spec is not None
-    assert spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["phases"] = package
-    spec.loader.exec_module(package)
+    sys.modules["phases"] = importlib.util.module_from_spec(spec)
+
+
+def _load_code(path: Path) -> tuple[ModuleType, Code]:
+    """Run a Python file, which finds our package `phases` even if another one lies beside it."""
+    _import_phases()
+    return load_code(path)
 
 
 def find_branch(module: ModuleType, branch: object) -> type[Model]:

@@ -1,5 +1,7 @@
 """Phases found by number as files of this project, and experiments from files of one's own."""
 
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -51,6 +53,9 @@ def test_a_file_phases_in_the_working_folder_does_not_matter(tmp_path):
     assert code_of("-c", f"import mlx_transformer; mlx_transformer.load('{run}')") == 0
     assert code_of("-m", "mlx_transformer.generate", run, "--prompt", "the", "--max-tokens", 2) == 0
     assert code_of("-m", "mlx_transformer.interop", "export", run, "theirs") == 2  # phase 1 has no such form
+    assert code_of("-m", "mlx_transformer.evaluate", run, "--data", text) == 0
+    (tmp_path / "idea.py").write_text("from phases import phase1\nclass Config(phase1.Config):\n    width: int = 3")
+    assert code_of("-m", "bench.compare", "--phases", "1", "idea.py", "--size", "nano", "--data", text, "--plan") == 0
 
 
 def test_another_module_phases_is_named(tmp_path):
@@ -58,6 +63,23 @@ def test_another_module_phases_is_named(tmp_path):
     code = "import sys; sys.path.insert(0, '.'); import phases; import mlx_transformer.run.ladder as l; l.find_phase(1)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert f"BadInput: another module 'phases' is imported already, from '{tmp_path}/phases.py'" in ended.stderr
+
+
+def test_a_package_phases_installed_over_ours(tmp_path):
+    """Its __init__.py is not run; where it removed our files, one sentence names it."""
+    for name in ("mlx_transformer", "phases"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "phases" / "__init__.py").write_text("raise SystemExit('the wrong phases')")
+
+    def load_phase():
+        code = "import mlx_transformer.run.ladder as ladder; print(ladder.find_phase(5).NAME)"
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run([sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, text=True)
+
+    assert load_phase().stdout == "modern\n"
+    for path in (tmp_path / "phases").glob("phase*.py"):
+        path.unlink()
+    assert f"BadInput: '{tmp_path}/phases' holds no phase of mlx-transformer" in load_phase().stderr
 
 
 def test_a_phase_that_is_the_program_is_not_imported_again():

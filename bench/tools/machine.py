@@ -134,12 +134,25 @@ def parity(phases: Sequence[int], device: str, attempt: Parts) -> dict[str, Any]
     }
 
 
-def resume(device: str) -> dict[str, Any]:
+def resume(device: str, *more: str) -> dict[str, Any]:
     """Compare the weights of a run that was stopped halfway and resumed with those of one that was not.
 
-    Raises RunFailed if one of the runs fails.
+    more: further flags of the runs. Raises RunFailed if one of them fails.
     """
-    flags = ["--size", "nano", "--data", CORPUS, "--stories", "500", "--device", device, "--eval-every", "5", "--quiet"]
+    flags = [
+        *more,
+        "--size",
+        "nano",
+        "--data",
+        CORPUS,
+        "--stories",
+        "500",
+        "--device",
+        device,
+        "--eval-every",
+        "5",
+        "--quiet",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         whole, parts = (str(Path(folder, name)) for name in ("whole", "parts"))
         for line in (
@@ -194,7 +207,10 @@ def report(
         "matmul_gflops": best_matmul_gflops(),
         "parity": parity(phases, device, attempt),
         "resume": attempt("a resumed run", resume, device),
+        "resume_deterministic": None,
     }
+    if device_info().backend != "cpu":  # on a CPU every run is deterministic
+        log["resume_deterministic"] = attempt("a resumed run, --deterministic", resume, device, "--deterministic")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
@@ -240,9 +256,10 @@ def summary(log: dict[str, Any]) -> str:
         figure = "not finite" if None in apart or not apart else f"{max(apart):.1e} nats apart"
         verdict = "agree" if both["agrees"] else "DISAGREE"
         parts.append(f"{both['here']} and {both['cpu']} {verdict} ({figure} in {both['steps']} steps)")
-    if again := log["resume"]:
-        equal = "bit for bit" if again["bit_for_bit"] else f"up to {again['max_difference']}"
-        parts.append(f"resumed run equal {equal}")
+    for key, name in (("resume", "resumed run"), ("resume_deterministic", "with --deterministic")):
+        if again := log[key]:
+            equal = "bit for bit" if again["bit_for_bit"] else f"up to {again['max_difference']}"
+            parts.append(f"{name} equal {equal}")
     parts += [f"FAILED: {', '.join(log['failures'])}"] if log["failures"] else []
     return "; ".join([*parts, f"mlx {log['versions']['mlx']}, {log['system']}, {log['commit']}"])
 

@@ -88,6 +88,7 @@ def test_everything_is_checked_and_the_file_follows_its_schema(finished, report,
     assert (both["here"], both["cpu"], both["agrees"]) == ("2 threads", "1 thread", True)
     assert len(both["phases"]["1"]["here"]) == len(both["phases"]["1"]["cpu"]) == 3
     assert both["phases"]["1"]["max_difference"] < 1e-4
+    assert log["resume_deterministic"] is None
     assert log["resume"] == {"steps": 4, "resumed_at": 2, "bit_for_bit": True, "max_difference": 0}
     output = capsys.readouterr().out
     assert machine.summary(log) in output
@@ -119,7 +120,14 @@ def measured(finished, monkeypatch):
 
         monkeypatch.setattr(machine, "started", started)
         monkeypatch.setattr(
-            machine, "resume", lambda _: {"steps": 4, "resumed_at": 2, "bit_for_bit": False, "max_difference": 1e-7}
+            machine,
+            "resume",
+            lambda _, *more: {
+                "steps": 4,
+                "resumed_at": 2,
+                "bit_for_bit": more == ("--deterministic",),
+                "max_difference": 0.0 if more else 1e-7,
+            },
         )
 
     return make
@@ -134,7 +142,8 @@ def test_a_gpu_is_compared_with_the_cpu_and_a_part_that_fails_is_recorded(measur
     assert log["failures"] == {"parity of phase 2": "the worker here failed: no kernel"}
     line = machine.summary(log)
     assert line.startswith("Apple M1 Max, 24 GPU cores, ")
-    assert "gpu and cpu agree (1.0e-03 nats apart in 20 steps); resumed run equal up to 1e-07" in line
+    assert "gpu and cpu agree (1.0e-03 nats apart in 20 steps); resumed run equal up to 1e-07; " in line
+    assert "with --deterministic equal bit for bit" in line
     assert "FAILED: parity of phase 2" in line
 
 

@@ -1,12 +1,60 @@
-"""Defaults and readers of the flags that several tools share."""
+"""What several tools share: flags, their defaults and readers, and the terminal."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
 
-from mlx_transformer.utils.errors import BadInput
+from rich.console import Console
+
+from mlx_transformer.backend import use_device
+from mlx_transformer.nn.config import choose_size
+from mlx_transformer.run.flags import DataFlags, Device, Size
+from mlx_transformer.run.settings import Settings
+from mlx_transformer.utils.errors import BadInput, Interrupted
 
 BUDGETS = {"nano": 2_000_000, "small": 5_000_000, "base": 20_000_000}  # training tokens of a run, by model size
 SEEDS = 5
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class TrainFlags(DataFlags):
+    """The runs of a tool that trains."""
+
+    size: Size = None
+    """nano, small or base (default: small on a CPU, base on a GPU)"""
+    device: Device = None
+    """where to compute (default: auto)"""
+
+    def choose(self, default: str | None = None) -> str:
+        """Set the device and return the size. Raises BadInput."""
+        use_device(self.device or "auto")
+        return choose_size(self.size or default)
+
+    def settings(self, size: str, **changes: Any) -> Settings:
+        """Return the settings of a training command."""
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(DataFlags)}
+        return Settings(size=size, device=self.device, **given, **changes)
+
+
+class Terminal(Console):
+    """Standard output of a tool."""
+
+    def say(self, text: str) -> None:
+        """Print a line as it is."""
+        self.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Raise Interrupted for Ctrl-C among runs that the same command finds again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped, the current run is saved; the same command resumes") from None
 
 
 def read_numbers(flag: str, text: str | None) -> list[int]:

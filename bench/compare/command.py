@@ -9,13 +9,11 @@ plots; docs/COMPARE.md says what the figures mean.
 import math
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console as Terminal
 from rich.table import Column, Table
 
 from bench.compare import outputs
@@ -24,19 +22,14 @@ from bench.compare.forecast import forecast
 from bench.compare.record import Comparison
 from bench.compare.runs import RUNS, Run, find_finished, has_checkpoint, missing_references
 from bench.compare.variants import BACKENDS, Variant, ablation, own_value, read_variants, read_vary
-from bench.options import BUDGETS, SEEDS
+from bench.options import BUDGETS, SEEDS, Say, Terminal, TrainFlags
 from bench.workers.machine import ROOT, check_torch, has_torch
 from bench.workers.process import end_as_by_ctrl_c
-from mlx_transformer.backend import use_device
-from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import (
-    Device,
     Extent,
     Folder,
     Number,
-    Place,
     Positive,
-    Size,
     Switch,
     Text,
     WholeNumber,
@@ -50,12 +43,11 @@ QUICK_SEEDS, QUICK_TOKENS = 2, 200_000
 EVALUATIONS, QUICK_EVALUATIONS = 10, 5  # at least, within a budget: a target is reached between two of them
 _REFERENCES = {"none": (), "torch": BACKENDS[1:2], "torch-compile": BACKENDS[1:]}
 
-Say = Callable[[str], None]
 Phases = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PHASE", help_behavior_hint="")]
 
 
 @dataclass
-class Flags:
+class Flags(TrainFlags):
     """Compare phases of the ladder and your own ideas: throughput and time to a target loss, against PyTorch."""
 
     phases: Phases = ()
@@ -71,18 +63,8 @@ class Flags:
     """runs of each variant (default: 5)"""
     target: Text = None
     """a validation loss in nats per token, or auto: what every seed of the lowest phase reaches (default: auto)"""
-    size: Size = None
-    """nano, small or base (default: small on a CPU, base on a GPU)"""
-    data: Place = None
-    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
-    valid: Place = None
-    """validation text (default: the end of --data)"""
-    text_column: Text = None
-    """key or column of .jsonl and .csv that holds the text (default: text)"""
     stories: WholeNumber = None
     """stories or documents to train on"""
-    device: Device = None
-    """where to compute (default: auto)"""
     dropout: Number = None
     """dropout rate, the same for all (default: each phase's own)"""
     n_layers: Extent = None
@@ -110,18 +92,12 @@ def read(flags: Flags, say: Say) -> Comparison:
         raise BadInput(f"--two-budgets and --target {flags.target} exclude each other: two budgets have two targets")
     if flags.ablate and flags.vary:
         raise BadInput(f"--ablate and --vary {flags.vary} exclude each other: give one of them")
-    use_device(flags.device or "auto")
+    size = flags.choose("nano" if flags.quick else None)
     variants = read_variants(flags.phases or tuple(map(str, present_phases())))
     only = _only(flags, variants) if flags.ablate or flags.vary else None
-    size = choose_size(flags.size or ("nano" if flags.quick else None))
     budget = flags.max_tokens or (QUICK_TOKENS if flags.quick else BUDGETS[size])
-    shared = ("data", "valid", "text_column", "stories", "device", "dropout", "n_layers", "learning_rate")
-    train = Settings(
-        size=size,
-        max_tokens=budget * (2 if flags.two_budgets else 1),
-        seed=0,
-        **{name: getattr(flags, name) for name in shared},
-    )
+    given = {name: getattr(flags, name) for name in ("stories", "dropout", "n_layers", "learning_rate")}
+    train = flags.settings(size, max_tokens=budget * (2 if flags.two_budgets else 1), seed=0, **given)
     runs = _plan_runs(variants, only, flags, train, say)
     interval = budget // (QUICK_EVALUATIONS if flags.quick else EVALUATIONS)
     return Comparison(
@@ -256,20 +232,16 @@ def main(prog: str = "python -m bench.compare", args: list[str] | None = None) -
     end_as_by_ctrl_c()
     flags = parse(Flags, prog, args=args)
     terminal = Terminal()
-
-    def say(text: str) -> None:
-        terminal.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    comparison = read(flags, say)
+    comparison = read(flags, terminal.say)
     folder = find_folder(comparison, flags.out)
     terminal.print(plan_table(comparison, RUNS))
     if flags.plan:
         return
     with as_bad_input(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    say(f"results go to {folder}")
+    terminal.say(f"results go to {folder}")
     try:
-        log = compare(comparison, folder, RUNS, say)
+        log = compare(comparison, folder, RUNS, terminal.say)
     except KeyboardInterrupt:
         out = [] if flags.out else [f"--out={folder}"]
         line = shlex.join([*prog.split(), *(sys.argv[1:] if args is None else args), *out])
@@ -277,7 +249,7 @@ def main(prog: str = "python -m bench.compare", args: list[str] | None = None) -
     except OSError as error:
         raise RunFailed(f"could not write to '{folder}': {error}; the same command resumes") from error
     outputs.show(log, terminal)
-    say(f"results: {folder / 'compare.html'}")
+    terminal.say(f"results: {folder / 'compare.html'}")
     _check_failures(log)
 
 

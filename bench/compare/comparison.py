@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from bench.compare import outputs, runs, throughput
 from bench.compare.record import Comparison, Record
 from bench.compare.runs import Finished, Run, find_finished, keep_logs
+from bench.options import Say
 from bench.workers.machine import describe_machine
 from mlx_transformer.run.result import known_before
 from mlx_transformer.utils.errors import BadInput, RunFailed
@@ -19,8 +19,6 @@ RESULTS = Path("results/bench")
 _IDENTITY, _THROUGHPUT, _PARITY = "comparison.json", "throughput.json", "parity.json"
 _ROUNDS, _ROUND_SECONDS = 8, 2.0
 _QUICK_ROUNDS, _QUICK_ROUND_SECONDS = 3, 0.5
-
-Say = Callable[[str], None]
 
 
 def find_folder(comparison: Comparison, out: Path | None) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_transformer.data import Tokens, load_corpus, tokenize_corpus, train_tokenizer
-from mlx_transformer.run.flags import Place, Text, WholeNumber, parse
+from mlx_transformer.run.flags import DataFlags, Place, WholeNumber, parse
 from mlx_transformer.utils.errors import BadInput
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where there are too few counts of counts; as in KenLM's lmplz
@@ -190,15 +190,9 @@ def _discounts(counts: np.ndarray) -> tuple[float, ...]:
 
 
 @dataclass
-class Flags:
+class Flags(DataFlags):
     """Nats per token and bits per byte of n-gram models on the validation text of a corpus."""
 
-    data: Place = None
-    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
-    valid: Place = None
-    """validation text, if --data is a path"""
-    text_column: Text = None
-    """key or column of .jsonl and .csv that holds the text (default: text)"""
     stories: WholeNumber = None
     """count only this many training documents (a token needs some 100 bytes of memory)"""
     tokenizer: Place = None

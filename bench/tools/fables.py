@@ -11,14 +11,13 @@ Each phase trains with its own recipe: a run whose schedule ends before the budg
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from bench import logfile
 from bench.compare import stats, tables
@@ -27,7 +26,7 @@ from bench.compare.comparison import summarize
 from bench.compare.runs import RUNS, Finished, Run, execute, keep_logs
 from bench.compare.summary import FEWEST_SEEDS
 from bench.compare.variants import Variant
-from bench.options import BUDGETS, SEEDS
+from bench.options import BUDGETS, SEEDS, Say, Terminal, resumable
 from bench.tools import floor
 from bench.tools.floor import MEASURES, SHARES
 from bench.workers.machine import describe_machine
@@ -37,12 +36,10 @@ from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, WholeNumber, parse
 from mlx_transformer.run.plan import DEFAULT_SECONDS
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
+from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import as_bad_input, check_place
 
 LOG = "fables.json"
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -190,20 +187,15 @@ def main(prog: str = "python -m bench fables", args: list[str] | None = None) ->
     """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, prog, args=args)
-    terminal = Console(width=120)
-
-    def say(text: str) -> None:
-        terminal.print(text, soft_wrap=True, highlight=False, markup=False)
-
-    task = Task.read(flags, say)
+    terminal = Terminal(width=120)
+    task = Task.read(flags, terminal.say)
     folder = flags.out or RUNS.parent / f"fables_{task.size}_{task.identity[:8]}"
     check_out(folder, task.identity)
     try:
-        log = measure(task, folder, say)
+        with resumable():
+            log = measure(task, folder, terminal.say)
         floor.draw(log).write(folder)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped, the current run is saved; the same command resumes") from None
     except OSError as error:
         raise RunFailed(f"could not write to '{folder}': {error}; the same command resumes") from error
     terminal.print(tables.on_terminal(floor.table(log)))
-    say(f"written: {folder}")
+    terminal.say(f"written: {folder}")

@@ -15,25 +15,21 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
 from bench.compare.command import Phases
 from bench.compare.runs import RUNS, Run, execute
 from bench.compare.variants import Variant
-from bench.options import BUDGETS
+from bench.options import BUDGETS, Say, Terminal, TrainFlags, resumable
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
-from mlx_transformer.backend import use_device
 from mlx_transformer.data.stream import validation_sequences
-from mlx_transformer.nn.config import choose_size
 from mlx_transformer.nn.model import Model
-from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, WholeNumber, parse
+from mlx_transformer.run.flags import Extent, File, WholeNumber, parse
 from mlx_transformer.run.plots import write_png
 from mlx_transformer.run.saved import load
-from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
+from mlx_transformer.utils.errors import BadInput, RunFailed
 
 _BRANCHES = ("no_position", "rope", "alibi", "t5", "shaw", "transformer_xl", "longformer")
 PHASES = ("3", *(f"3/{name}" for name in _BRANCHES))
@@ -44,31 +40,19 @@ _BATCH_TOKENS = 8192
 _SAME = ("measures", "size", "seq_len", "corpus", "budget_tokens", "names", "seeds")  # of a log that resumes
 _COLOURS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito 2008
 
-Say = Callable[[str], None]
-
 
 @dataclass
-class Flags:
+class Flags(TrainFlags):
     """Train at one sequence length, evaluate at one, two and four times that."""
 
     phases: Phases = ()
     """such as 2, 3/BRANCH, 2:RECIPE (default: phase 3 and its branches about positions)"""
-    size: Size = None
-    """nano, small or base (default: small on a CPU, base on a GPU)"""
     seq_len: Extent = None
     """tokens of a sequence in training (default: the size's)"""
-    data: Place = None
-    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
-    valid: Place = None
-    """validation text"""
-    text_column: Text = None
-    """key or column of .jsonl and .csv that holds the text (default: text)"""
     seeds: WholeNumber = None
     """runs of each variant (default: 3)"""
     max_tokens: WholeNumber = None
     """tokens of each run (default: half of the size's bench budget)"""
-    device: Device = None
-    """where to compute (default: auto)"""
     out: File = None
     """the JSON log; the plot is beside it (default: results/bench/length_<size>.json)"""
 
@@ -102,14 +86,10 @@ def measure(model: Model, valid: np.ndarray, seq_len: int) -> dict[str, Any]:
 
 def runs_of(flags: Flags, say: Say) -> list[Run]:
     """Return a run per variant and seed. Raises BadInput for what cannot be trained."""
-    use_device(flags.device or "auto")
-    size = choose_size(flags.size)
-    budget = flags.max_tokens or int(SHARE * BUDGETS[size])
-    given = {name: getattr(flags, name) for name in ("data", "valid", "text_column", "device", "seq_len")}
-    train = Settings(size=size, max_tokens=budget, **given)
-    runs: list[Run] = []
-    for text in dict.fromkeys(flags.phases or PHASES):
-        runs.append(Run.of(Variant.read(text), train, (lambda text: None) if runs else say))
+    size = flags.choose()
+    train = flags.settings(size, max_tokens=flags.max_tokens or int(SHARE * BUDGETS[size]), seq_len=flags.seq_len)
+    first, *others = map(Variant.read, dict.fromkeys(flags.phases or PHASES))
+    runs = [Run.of(first, train, say), *(Run.of(variant, train) for variant in others)]
     return [run.with_settings(seed=seed) for seed in range(flags.seeds or SEEDS) for run in runs]
 
 
@@ -209,23 +189,17 @@ def main(prog: str = "python -m bench length", args: list[str] | None = None) ->
     """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, prog, args=args)
-    terminal = Console(width=100)
-
-    def say(text: str) -> None:
-        terminal.print(text, soft_wrap=True, highlight=False)
-
-    runs = runs_of(flags, say)
+    terminal = Terminal(width=100)
+    runs = runs_of(flags, terminal.say)
     out = flags.out or RUNS.parent / f"length_{runs[0].plan.size}.json"
     check_log(out, runs)
     evaluated: list[dict[str, Any]] = []
-    try:
+    with resumable():
         for run in runs:
             evaluated.append(evaluate_run(run))
             logfile.write_log(out, record(runs, evaluated, complete=len(evaluated) == len(runs)))
-            say(f"{run.variant.name}, seed {run.plan.seed}: {evaluated[-1]['status']}")
-    except KeyboardInterrupt:
-        raise Interrupted("stopped, the current run is saved; the same command resumes") from None
+            terminal.say(f"{run.variant.name}, seed {run.plan.seed}: {evaluated[-1]['status']}")
     log = record(runs, evaluated, complete=True)
     draw(log, out.with_suffix(".png"))
     terminal.print(show(log))
-    say(f"written: {out} and {out.with_suffix('.png')}")
+    terminal.say(f"written: {out} and {out.with_suffix('.png')}")

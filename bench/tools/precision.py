@@ -5,30 +5,27 @@ compares each final validation loss with float32's of the same seed. Nothing is 
 software, and on a GPU `bench.compare --phases 2 2:fp16` times it. Finished runs are reused.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
 from bench.compare.runs import RUNS, Finished, Run, execute
 from bench.compare.variants import DEFAULT, Variant
+from bench.options import Say, Terminal, TrainFlags, resumable
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
-from mlx_transformer.backend import use_device
-from mlx_transformer.run.flags import Device, File, Place, Size, Text, WholeNumber, parse
-from mlx_transformer.run.settings import Settings
+from mlx_transformer.run.flags import File, Size, Text, WholeNumber, parse
 from mlx_transformer.train.recipe import DTYPES
-from mlx_transformer.utils.errors import Interrupted, RunFailed
+from mlx_transformer.utils.errors import RunFailed
 
 STEPS, SEEDS = 200, 5
 
 
 @dataclass
-class Flags:
+class Flags(TrainFlags):
     """Compare the validation losses of a phase in float32, float16 and bfloat16."""
 
     phase: WholeNumber = None
@@ -37,38 +34,25 @@ class Flags:
     """one of the phase's recipes"""
     size: Size = None
     """nano, small, base or auto (default: nano)"""
-    data: Place = None
-    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
-    valid: Place = None
-    """validation text"""
-    text_column: Text = None
-    """key or column of .jsonl and .csv that holds the text (default: text)"""
     steps: WholeNumber = None
     """steps of each run (default: 200)"""
     seeds: WholeNumber = None
     """runs in each precision (default: 5)"""
-    device: Device = None
-    """where to compute (default: auto)"""
     out: File = None
     """the JSON log (default: results/bench/precision_phase<n>_<recipe>_<size>.json)"""
 
 
-def planned(flags: Flags, say: Callable[[str], None]) -> dict[str, Run]:
+def planned(flags: Flags, say: Say) -> dict[str, Run]:
     """Return the run of the first seed by precision. Raises BadInput for what cannot be trained."""
-    use_device(flags.device or "auto")
     variant = Variant(phase=flags.phase or 2, recipe=flags.recipe or DEFAULT)
-    given = {name: getattr(flags, name) for name in ("data", "valid", "text_column", "device")}
     steps = flags.steps or STEPS
-    train = Settings(size=flags.size or "nano", max_steps=steps, eval_every=steps, **given)
-    runs: dict[str, Run] = {}
-    for dtype in DTYPES:
-        runs[dtype] = Run.of(variant, replace(train, dtype=dtype), (lambda text: None) if runs else say)
-    return runs
+    train = flags.settings(flags.choose("nano"), max_steps=steps, eval_every=steps)
+    first, *others = DTYPES
+    runs = {first: Run.of(variant, replace(train, dtype=first), say)}
+    return runs | {dtype: Run.of(variant, replace(train, dtype=dtype)) for dtype in others}
 
 
-def measure(
-    runs: dict[str, Run], seeds: range, say: Callable[[str], None], cache: Path = RUNS
-) -> dict[str, list[Finished]]:
+def measure(runs: dict[str, Run], seeds: range, say: Say, cache: Path = RUNS) -> dict[str, list[Finished]]:
     """Train, or find, a run per seed, by precision. Raises RunFailed for one that ends without a result."""
     found: dict[str, list[Finished]] = {dtype: [] for dtype in runs}
     for seed in seeds:
@@ -125,12 +109,8 @@ def main(prog: str = "python -m bench precision", args: list[str] | None = None)
     """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, prog, args=args)
-    terminal = Console(width=120)
-
-    def say(text: str) -> None:
-        terminal.print(text, soft_wrap=True, highlight=False)
-
-    runs, seeds = planned(flags, say), range(flags.seeds or SEEDS)
+    terminal = Terminal(width=120)
+    runs, seeds = planned(flags, terminal.say), range(flags.seeds or SEEDS)
     first = runs[DTYPES[0]]
     name = "_".join(filter(None, (f"phase{first.variant.phase}", flags.recipe, first.plan.size)))
     out = flags.out or RUNS.parent / f"precision_{name}.json"
@@ -138,11 +118,9 @@ def main(prog: str = "python -m bench precision", args: list[str] | None = None)
         out.parent.mkdir(parents=True, exist_ok=True)  # an old log of this name is replaced
     else:
         logfile.check_out(out)
-    try:
-        found = measure(runs, seeds, say)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped, the current run is saved; the same command resumes") from None
+    with resumable():
+        found = measure(runs, seeds, terminal.say)
     log = record(first, seeds, found)
     logfile.write_log(out, log)
     terminal.print(show(log))
-    terminal.print(f"written: {out}", soft_wrap=True, highlight=False)
+    terminal.say(f"written: {out}")

@@ -18,20 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
 from bench.compare.runs import RUNS, Finished, Run, execute
 from bench.compare.variants import DEFAULT, Variant
-from bench.options import BUDGETS
+from bench.options import BUDGETS, Say, Terminal, TrainFlags, resumable
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
-from mlx_transformer.backend import use_device
-from mlx_transformer.nn.config import choose_size
-from mlx_transformer.run.flags import Device, Extent, File, Place, Size, Text, WholeNumber, parse
+from mlx_transformer.run.flags import Extent, File, Text, WholeNumber, parse
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
+from mlx_transformer.utils.errors import BadInput, RunFailed
 
 SHARE = 0.3  # of a comparison's budget, for each run
 STEPS = (-2, -1, 0, 1, 2)  # powers of two around the recipe's own
@@ -40,7 +37,7 @@ SEEDS = 2
 
 
 @dataclass
-class Flags:
+class Flags(TrainFlags):
     """Tune the learning rate of a phase, with the same procedure and budget for every phase."""
 
     phase: WholeNumber = None
@@ -49,14 +46,6 @@ class Flags:
     """branch of the phase"""
     recipe: Text = None
     """one of the phase's recipes"""
-    size: Size = None
-    """nano, small or base (default: small on a CPU, base on a GPU)"""
-    data: Place = None
-    """auto, fables, tinystories, or a path: text, .jsonl, .csv, .gz or a folder (default: auto)"""
-    valid: Place = None
-    """validation text"""
-    text_column: Text = None
-    """key or column of .jsonl and .csv that holds the text (default: text)"""
     batch_size: Extent = None
     """sequences of a step (default: the recipe's)"""
     seeds: WholeNumber = None
@@ -65,8 +54,6 @@ class Flags:
     """tokens of each run (default: 600,000 at nano, 1,500,000 at small, 6,000,000 at base)"""
     learning_rates: Text = None
     """initial ones, with commas, at least three (default: 1/4, 1/2, 1, 2 and 4 times the recipe's)"""
-    device: Device = None
-    """where to compute (default: auto)"""
     out: File = None
     """the JSON log (default: results/bench/tune_phase<n>_<size>.json)"""
 
@@ -183,15 +170,13 @@ class Task:
     learning_rates: list[float]
 
     @classmethod
-    def read(cls, flags: Flags, say: Callable[[str], None]) -> "Task":
+    def read(cls, flags: Flags, say: Say) -> "Task":
         """Read the flags. Raises BadInput for what cannot be trained."""
-        use_device(flags.device or "auto")
-        size = choose_size(flags.size)
+        size = flags.choose()
         recipe = flags.recipe or DEFAULT
         variant = Variant(phase=flags.phase or 1, branch=flags.branch, recipe=recipe)
-        given = {name: getattr(flags, name) for name in ("data", "valid", "text_column", "batch_size", "device")}
         budget = flags.max_tokens or int(SHARE * BUDGETS[size])
-        train = Settings(size=size, max_tokens=budget, **given)
+        train = flags.settings(size, max_tokens=budget, batch_size=flags.batch_size)
         own = Run.of(variant, train, say)
         rates = read_learning_rates(flags.learning_rates) or [
             rounded(own.plan.recipe.learning_rate * 2.0**step) for step in STEPS
@@ -232,7 +217,7 @@ def read_learning_rates(text: str | None) -> list[float]:
     return rates
 
 
-def measure(task: Task, learning_rate: float, say: Callable[[str], None], cache: Path = RUNS) -> Trial:
+def measure(task: Task, learning_rate: float, say: Say, cache: Path = RUNS) -> Trial:
     """Train, or find, the runs of a learning rate. Raises RunFailed for one that ends without a result."""
     trial = Trial(learning_rate)
     for run, seed in zip(task.runs(learning_rate), task.seeds, strict=True):
@@ -294,12 +279,8 @@ def main(prog: str = "python -m bench tune", args: list[str] | None = None) -> N
     """Run the command line."""
     end_as_by_ctrl_c()
     flags = parse(Flags, prog, args=args)
-    terminal = Console(width=120)
-
-    def say(text: str) -> None:
-        terminal.print(text, soft_wrap=True, highlight=False)
-
-    task = Task.read(flags, say)
+    terminal = Terminal(width=120)
+    task = Task.read(flags, terminal.say)
     name = "_".join(filter(None, (f"phase{flags.phase or 1}", flags.branch, flags.recipe, task.own.plan.size)))
     out = flags.out or RUNS.parent / f"tune_{name}.json"
     logged = logged_learning_rates(out, task)
@@ -308,16 +289,11 @@ def main(prog: str = "python -m bench tune", args: list[str] | None = None) -> N
         if len(trials) >= len(logged):  # a log never loses trials
             logfile.write_log(out, record(task, trials, complete=False))
 
-    try:
-        trials = search(
-            list(dict.fromkeys([*logged, *task.learning_rates])),
-            lambda learning_rate: measure(task, learning_rate, say),
-            save,
-        )
-    except KeyboardInterrupt:
-        raise Interrupted("stopped, the current run is saved; the same command resumes") from None
+    with resumable():
+        rates = list(dict.fromkeys([*logged, *task.learning_rates]))
+        trials = search(rates, lambda rate: measure(task, rate, terminal.say), save)
     log = record(task, trials, complete=True)
     logfile.write_log(out, log)
     terminal.print(show(log))
     for line in (*log["verdict"], f"written: {out}"):
-        say(line)
+        terminal.say(line)

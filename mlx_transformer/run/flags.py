@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -105,29 +106,30 @@ def optional(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSp
     )
 
 
-WholeNumber = Annotated[int | None, optional(read_whole, "N"), tyro.conf.arg(help_behavior_hint="")]
-Extent = Annotated[int | None, optional(read_length, "N"), tyro.conf.arg(help_behavior_hint="")]
-Number = Annotated[float | None, optional(read_number, "X"), tyro.conf.arg(help_behavior_hint="")]
-Positive = Annotated[float | None, optional(read_positive, "X"), tyro.conf.arg(help_behavior_hint="")]
-Text = Annotated[str | None, optional(str, "TEXT"), tyro.conf.arg(help_behavior_hint="")]
-Place = Annotated[str | None, optional(read_place, "NAME|PATH"), tyro.conf.arg(help_behavior_hint="")]
-Folder = Annotated[Path | None, optional(read_path, "DIR"), tyro.conf.arg(help_behavior_hint="")]
-File = Annotated[Path | None, optional(read_path, "FILE"), tyro.conf.arg(help_behavior_hint="")]
+_NO_HINT: Any = tyro.conf.arg(help_behavior_hint="")  # the help text names the default
+WholeNumber = Annotated[int | None, optional(read_whole, "N"), _NO_HINT]
+Extent = Annotated[int | None, optional(read_length, "N"), _NO_HINT]
+Number = Annotated[float | None, optional(read_number, "X"), _NO_HINT]
+Positive = Annotated[float | None, optional(read_positive, "X"), _NO_HINT]
+Text = Annotated[str | None, optional(str, "TEXT"), _NO_HINT]
+Place = Annotated[str | None, optional(read_place, "NAME|PATH"), _NO_HINT]
+Folder = Annotated[Path | None, optional(read_path, "DIR"), _NO_HINT]
+File = Annotated[Path | None, optional(read_path, "FILE"), _NO_HINT]
 Argument = Annotated[Path, optional(read_path, "PATH"), tyro.conf.Positional]
 Arguments = Annotated[
     tuple[Annotated[Path, optional(read_path, "PATH")], ...],
     tyro.conf.Positional,
-    tyro.conf.arg(help_behavior_hint=""),
+    _NO_HINT,
 ]
 Words = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Logs = Annotated[
     tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="tensorboard|wandb", help_behavior_hint="")
 ]
-Seed = Annotated[int | None, optional(read_seed, "N"), tyro.conf.arg(help_behavior_hint="")]
-Size = Annotated[str | None, _choice("nano", "small", "base", "auto"), tyro.conf.arg(help_behavior_hint="")]
-Device = Annotated[str | None, _choice("auto", "gpu", "cpu"), tyro.conf.arg(help_behavior_hint="")]
-Dtype = Annotated[str | None, _choice("float32", "float16", "bfloat16"), tyro.conf.arg(help_behavior_hint="")]
-Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+Seed = Annotated[int | None, optional(read_seed, "N"), _NO_HINT]
+Size = Annotated[str | None, _choice("nano", "small", "base", "auto"), _NO_HINT]
+Device = Annotated[str | None, _choice("auto", "gpu", "cpu"), _NO_HINT]
+Dtype = Annotated[str | None, _choice("float32", "float16", "bfloat16"), _NO_HINT]
+Switch = Annotated[bool, _NO_HINT]
 
 
 def parse(kind: type[T], prog: str, description: str | None = None, args: list[str] | None = None) -> T:
@@ -201,7 +203,33 @@ def _read_value(hint: Any, value: Any) -> Any:
     raise ValueError(f"{value!r}: expected {specs[0].metavar if specs else 'another type'}")
 
 
-def read_sampling(flags: Any) -> Sampling:
-    """Make a Sampling of flags that have its four fields."""
-    names = ("temperature", "top_k", "top_p", "min_p")
-    return Sampling(**{name: getattr(flags, name) for name in names if getattr(flags, name) is not None})
+@dataclass
+class DataFlags:
+    """The text to train on, and the one to evaluate on."""
+
+    data: Place = None
+    """auto, fables, tinystories, OWNER/NAME of the hub, or a text, .jsonl, .csv, .gz or folder (default: auto)"""
+    valid: Place = None
+    """validation text, as --data takes them (default: the last 5 % of the documents of --data)"""
+    text_column: Text = None
+    """key or column of .jsonl and .csv that holds the text (default: text)"""
+
+
+@dataclass
+class SamplingFlags:
+    """The distribution that tokens are drawn from."""
+
+    temperature: Number = None
+    """sampling temperature; 0 is greedy (default: 0.8)"""
+    top_k: WholeNumber = None
+    """sample from the k most probable tokens"""
+    top_p: Number = None
+    """sample from the smallest set of tokens with at least this probability in total"""
+    min_p: Number = None
+    """sample from tokens with at least this share of the most probable token's probability"""
+
+
+def read_sampling(flags: SamplingFlags) -> Sampling:
+    """Make a Sampling of the flags that were given."""
+    values = {field.name: getattr(flags, field.name) for field in fields(SamplingFlags)}
+    return Sampling(**{name: value for name, value in values.items() if value is not None})

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import rich.console
@@ -71,7 +71,8 @@ def _describe(hint: Any) -> tuple[str, str | None]:
 
 def _meanings() -> dict[str, str]:
     """Return the string under each field of Settings."""
-    return dict(re.findall(r'^    (\w+): .*\n    """(.*)"""$', inspect.getsource(Settings), re.MULTILINE))
+    source = "".join(inspect.getsource(kind) for kind in Settings.__mro__ if is_dataclass(kind))
+    return dict(re.findall(r'^    (\w+): .*\n    """(.*)"""$', source, re.MULTILINE))
 
 
 def _defaults(experiment: Experiment) -> Table:

@@ -12,6 +12,7 @@ import tyro
 
 from mlx_transformer.nn.config import Config
 from mlx_transformer.run.flags import (
+    DataFlags,
     Device,
     Dtype,
     Extent,
@@ -20,6 +21,7 @@ from mlx_transformer.run.flags import (
     Number,
     Place,
     Positive,
+    SamplingFlags,
     Seed,
     Size,
     Switch,
@@ -43,7 +45,7 @@ _AUTO = ("size", "data", "device")  # when a run is resumed, "auto" is what was 
 
 
 @dataclass
-class Settings:
+class Settings(DataFlags, SamplingFlags):
     """Train a model, evaluate it, generate text, save everything."""
 
     size: Size = None
@@ -64,12 +66,6 @@ class Settings:
     """dropout probability in training"""
     init_from: Folder = None
     """initialize weights and tokenizer from this run"""
-    data: Place = None
-    """auto, fables, tinystories, OWNER/NAME of the hub, or a text, .jsonl, .csv, .gz or folder (default: auto)"""
-    valid: Place = None
-    """validation text, as --data takes them (default: the last 5 % of the documents of --data)"""
-    text_column: Text = None
-    """key or column of .jsonl and .csv that holds the text (default: text)"""
     stories: WholeNumber = None
     """number of documents to train on"""
     tokenizer: Place = None
@@ -104,14 +100,6 @@ class Settings:
     """stop at this validation loss, in nats per token"""
     prompt: Words = ()
     """prompt to continue at the end (repeatable)"""
-    temperature: Number = None
-    """sampling temperature; 0 is greedy (default: 0.8)"""
-    top_k: WholeNumber = None
-    """sample from the k most probable tokens"""
-    top_p: Number = None
-    """sample from the smallest set of tokens with at least this probability in total"""
-    min_p: Number = None
-    """sample from tokens with at least this share of the most probable token's probability"""
     out: Folder = None
     """run folder (default: results/phases/phase_<n>_<name>_<time>)"""
     resume: Folder = None

@@ -11,8 +11,8 @@ from mlx_transformer.run.commands.model import load_model
 from mlx_transformer.run.flags import (
     Argument,
     Device,
-    Number,
     Place,
+    SamplingFlags,
     Seed,
     Switch,
     WholeNumber,
@@ -23,8 +23,8 @@ from mlx_transformer.run.flags import (
 from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 
 
-@dataclass
-class Flags:
+@dataclass(kw_only=True)
+class Flags(SamplingFlags):
     """Generate text with a trained model; without --prompt, from one line at a time of standard input."""
 
     run: Argument
@@ -33,14 +33,6 @@ class Flags:
     """text to continue (repeatable)"""
     max_tokens: WholeNumber = None
     """tokens to generate at most; past the context, older text is forgotten (default: up to the context)"""
-    temperature: Number = None
-    """0 is greedy: the most probable token each time (default: 0.8)"""
-    top_k: WholeNumber = None
-    """sample from the k most probable tokens"""
-    top_p: Number = None
-    """sample from the smallest set of tokens with at least this probability in total"""
-    min_p: Number = None
-    """sample from tokens with at least this share of the most probable token's probability"""
     seed: Seed = 0
     """random seed of sampling (default: 0)"""
     code: Place = None

@@ -27,7 +27,7 @@ from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Extent, File, WholeNumber, parse
-from mlx_transformer.run.plots import write_png
+from mlx_transformer.run.plots import drawing, write_png
 from mlx_transformer.run.saved import load
 from mlx_transformer.utils.errors import BadInput, RunFailed
 
@@ -165,6 +165,7 @@ def show(log: dict[str, Any]) -> Table:
     return table
 
 
+@drawing()
 def draw(log: dict[str, Any], path: Path) -> None:
     """Plot the extra loss over the position in the longest sequences, a line per variant, as a PNG. Raises OSError."""
     from matplotlib.figure import Figure

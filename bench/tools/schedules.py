@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mlx_transformer.run.flags import parse
-from mlx_transformer.run.plots import short, write_png
+from mlx_transformer.run.plots import drawing, short, write_png
 from mlx_transformer.train.optim.schedules import (
     WSD,
     BatchWarmup,
@@ -44,6 +44,7 @@ class Flags:
     """the PNG file"""
 
 
+@drawing()
 def draw(path: Path) -> None:
     """Write the picture as a PNG. Raises OSError."""
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ import numpy as np
 
 from bench.compare.plots import COLOURS, INK, MUTED, RULE, STYLE, Plot
 from bench.tools.throughput import median_seconds
-from mlx_transformer.run.plots import short
+from mlx_transformer.run.plots import drawing, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +34,9 @@ def draw(log: Mapping[str, Any]) -> list[Plot]:
     return [draw_maps(log, name, "sweep" + (f"_{i}" if i else "")) for i, name in enumerate(names)]
 
 
+@drawing(STYLE)
 def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Plot:
     """Draw a panel for each pass's time and one for the peak memory, over the sequence length, a line per variant."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     done = [one for one in log["settings"] if "pass_seconds" in one]
@@ -44,22 +44,21 @@ def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Plot:
     panels: dict[str, Callable[[Setting], float]] = {_LABELS[name]: _milliseconds(name) for name in passes}
     panels["peak memory (MB)"] = lambda one: max(one["peak_bytes"].values()) / 1e6
     lengths = sorted({one["seq_len"] for one in done})
-    with mpl.rc_context(dict[Any, Any](STYLE)):
-        figure = Figure(figsize=(2.8 * len(panels), 3), layout="constrained")
-        for axes, (label, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            for i, name in enumerate(names):
-                own = sorted((one for one in done if one["name"] == name), key=lambda one: one["seq_len"])
-                xs, ys = [one["seq_len"] for one in own], [value(one) for one in own]
-                axes.plot(xs, ys, marker="os^D"[i % 4], color=COLOURS[i % len(COLOURS)], markersize=4, label=name)
-            axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
-            axes.set_xticks(lengths, map(str, lengths), rotation=45)
-            axes.xaxis.minorticks_off()
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
-            axes.tick_params(which="both", labelsize=7.5)
-            axes.set_title(label, loc="left", fontsize=9)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(names), frameon=False)
+    figure = Figure(figsize=(2.8 * len(panels), 3), layout="constrained")
+    for axes, (label, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for i, name in enumerate(names):
+            own = sorted((one for one in done if one["name"] == name), key=lambda one: one["seq_len"])
+            xs, ys = [one["seq_len"] for one in own], [value(one) for one in own]
+            axes.plot(xs, ys, marker="os^D"[i % 4], color=COLOURS[i % len(COLOURS)], markersize=4, label=name)
+        axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
+        axes.set_xticks(lengths, map(str, lengths), rotation=45)
+        axes.xaxis.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+        axes.tick_params(which="both", labelsize=7.5)
+        axes.set_title(label, loc="left", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(names), frameon=False)
     return Plot(name="sweep", description="Time and peak memory over the sequence length.", figure=figure)
 
 
@@ -67,30 +66,25 @@ def _milliseconds(name: str) -> Callable[[Setting], float]:
     return lambda one: 1000 * median_seconds(one, name)
 
 
+@drawing(STYLE)
 def draw_maps(log: Mapping[str, Any], name: str, file: str) -> Plot:
     """Draw a row of maps for the throughput and one for the peak memory; what did not fit is hatched."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     settings = [one for one in log["settings"] if one["name"] == name]
     widths, lengths, batches = axis = _axis(settings)
-    with mpl.rc_context(dict[Any, Any](STYLE)):
-        inches = max(6.0, 1 + 0.62 * len(widths) * len(batches)), max(4.2, 1.6 + 0.9 * len(lengths))
-        figure = Figure(figsize=inches, layout="constrained")
-        throughput, memory = figure.subplots(2, len(widths), squeeze=False, sharex=True, sharey=True)
-        _draw_row(
-            throughput, settings, axis, "tokens_per_second", lambda n, one: f"{short(n)}\n{one['matmul_share']:.0%}"
-        )
-        peaks = [
-            {**one, "peak": max(one["peak_bytes"].values()) / 1e9} if "peak_bytes" in one else one for one in settings
-        ]
-        _draw_row(memory, peaks, axis, "peak", lambda n, one: f"{n:.2g}")
-        for above, below, width in zip(throughput, memory, widths, strict=True):
-            above.set_title(f"d_model {width}")
-            below.set_xlabel("batch size, sequences")
-        for axes, what in ((throughput[0], "tokens/s, MFU"), (memory[0], "peak memory, GB")):
-            axes.set_ylabel(f"{what}\nsequence length, tokens")
-        figure.suptitle(f"{name}, whole training step\n{log['machine']['device']}", fontsize=8.5)
+    inches = max(6.0, 1 + 0.62 * len(widths) * len(batches)), max(4.2, 1.6 + 0.9 * len(lengths))
+    figure = Figure(figsize=inches, layout="constrained")
+    throughput, memory = figure.subplots(2, len(widths), squeeze=False, sharex=True, sharey=True)
+    _draw_row(throughput, settings, axis, "tokens_per_second", lambda n, one: f"{short(n)}\n{one['matmul_share']:.0%}")
+    peaks = [{**one, "peak": max(one["peak_bytes"].values()) / 1e9} if "peak_bytes" in one else one for one in settings]
+    _draw_row(memory, peaks, axis, "peak", lambda n, one: f"{n:.2g}")
+    for above, below, width in zip(throughput, memory, widths, strict=True):
+        above.set_title(f"d_model {width}")
+        below.set_xlabel("batch size, sequences")
+    for axes, what in ((throughput[0], "tokens/s, MFU"), (memory[0], "peak memory, GB")):
+        axes.set_ylabel(f"{what}\nsequence length, tokens")
+    figure.suptitle(f"{name}, whole training step\n{log['machine']['device']}", fontsize=8.5)
     return Plot(name=file, description="Throughput and peak memory of a training step.", figure=figure)
 
 

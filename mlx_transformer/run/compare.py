@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from mlx_transformer.run.plots import finite, series, short, write_png
+from mlx_transformer.run.plots import drawing, finite, series, short, write_png
 from mlx_transformer.run.settings import SETTINGS, read_settings
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import flatten_settings
@@ -125,6 +125,7 @@ def _best_loss(run: RunRecord) -> float:
     return float("inf") if loss is None else loss
 
 
+@drawing()
 def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
     """Write a PNG of every run's validation loss, over tokens (left) and over training time (right).
 
@@ -141,7 +142,8 @@ def draw_curves(path: Path, runs: Sequence[RunRecord]) -> None:
     for i, run in enumerate(runs):
         tokens, losses = series(run.curve, "eval", "valid_loss")
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-        by_tokens.plot(tokens, losses, label=run.name, **style)
+        label = f"./{run.name}" if run.name.startswith("_") else run.name  # a legend omits labels that start with _
+        by_tokens.plot(tokens, losses, label=label, **style)
         by_time.plot(series(run.curve, "eval", "seconds")[1], losses, **style)
     by_tokens.set(xlabel="training tokens", ylabel="validation loss (nats per token)")
     by_tokens.xaxis.set_major_formatter(lambda tokens, _: short(tokens))

@@ -1,7 +1,10 @@
-"""loss.png: the loss of a run over tokens and time, between the uniform guess and the entropy floor."""
+"""loss.png: the loss of a run over tokens and time, its learning rate and its gradient norm; the style of all plots."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,31 +22,70 @@ Record = Mapping[str, Any]
 # Okabe & Ito 2008: told apart with any kind of colour vision, and in grey by lightness, line style and marker
 VALID_COLOUR, TRAIN_COLOUR, FLOOR_COLOUR, UNIFORM_COLOUR = "#0072B2", "#E69F00", "#009E73", "#555555"
 TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
+_PANELS = {"learning_rate": "learning rate", "grad_norm": "gradient norm"}  # key of curve.jsonl: label
+_ONE_AT_A_TIME = threading.RLock()  # matplotlib's settings are those of the process
 
 
+@contextlib.contextmanager
+def drawing(style: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Draw with matplotlib's defaults and a style on top: nobody's matplotlibrc or MPLBACKEND changes a picture.
+
+    Everything is drawn and written inside it, also as a decorator. Text is literal: a name may have a dollar sign.
+    """
+    _import_matplotlib()
+    from matplotlib.style import context
+
+    with _ONE_AT_A_TIME, context(["default", {"text.parse_math": False, **(style or {})}]):
+        yield
+
+
+def _import_matplotlib() -> None:
+    """Import matplotlib, which refuses to be imported with an MPLBACKEND that it does not know."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib as mpl
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        with contextlib.suppress(ValueError):
+            mpl.rcParams["backend"] = backend
+
+
+@drawing()
 def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     """Write the picture as a PNG: loss over tokens, the clock along the top, bits per byte on the right.
 
-    result is a result.json, curve the lines of a curve.jsonl; null, NaN and infinity leave gaps. Only matplotlib
-    objects of its own, no pyplot state: safe in threads, the same bytes for the same input. Raises OSError.
+    Below it the learning rate and the gradient norm before clipping. result is a result.json, curve the lines of a
+    curve.jsonl; null, NaN and infinity leave gaps. The same input gives the same bytes. Raises OSError.
     """
     from matplotlib.figure import Figure  # here: half a second that only plots need
 
-    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    panels = {key: label for key, label in _PANELS.items() if len(finite(series(curve, "log", key)[1]))}
+    figure = Figure(figsize=(7.5, 4.8 + 1.2 * len(panels)), dpi=150, layout="constrained")
+    axes, *below = figure.subplots(
+        1 + len(panels), sharex=True, height_ratios=(4, *[1] * len(panels)), squeeze=False
+    ).flat
     _draw_series(axes, curve)
     _draw_bounds(axes, result, curve)
     _draw_clock(axes, curve)
     _draw_bits(axes, result)
-    axes.set_title(f"{title(result)}, {short(result['parameters']['total'])} parameters", pad=10, parse_math=False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+    axes.set_title(f"{title(result)}, {short(result['parameters']['total'])} parameters", pad=10)
     axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)
+    for panel, (key, label) in zip(below, panels.items(), strict=True):
+        panel.plot(*series(curve, "log", key), color=TRAIN_COLOUR, linewidth=1)
+        panel.set_ylim(bottom=0)
+        panel.set_ylabel(label)
+    for panel in (axes, *below):
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+    (axes, *below)[-1].set_xlabel("training tokens")
+    figure.align_ylabels()
     write_png(figure, path)
 
 
 def write_png(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG whose bytes depend on nothing else. Raises OSError."""
+    """Write a figure, inside `drawing`, as a PNG whose bytes depend on nothing else. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = BytesIO()
@@ -88,7 +130,6 @@ def _draw_series(axes: "Axes", curve: Sequence[Record]) -> None:
     marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": every}
     label = f"validation, best {finite(losses).min():.3f}" if len(finite(losses)) else "validation"
     axes.plot(tokens, losses, color=VALID_COLOUR, linewidth=1.8, label=label, **marks)
-    axes.set_xlabel("training tokens")
     axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
     axes.set_ylabel("loss (nats per token)")
 

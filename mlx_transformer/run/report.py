@@ -54,7 +54,7 @@ def write_report(
         f"# {title(result)}",
         _what_was_done(result),
         _how_good(result),
-        "![training and validation loss over tokens](loss.png)",
+        "![loss, learning rate and gradient norm over tokens](loss.png)",
         "## Figures",
         _table(("figure", "value"), _figures(result)),
         "## Notes",

@@ -146,7 +146,7 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threa
 
 
 def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Curve, console: Console) -> None:
-    """Write what a run leaves; result.json last, so that a folder that has it is complete."""
+    """Write what a run leaves; result.json after all that it needs, then the picture, which may fail."""
     stories: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     if stopped.why not in ("interrupted", "diverged"):
@@ -158,8 +158,11 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     save_model(folder / "model", *_saved_as(plan, model))
     result = make_result(plan, model, stopped, figures)
     write_report(folder, result, curve.lines or [], stories, plan.experiment.command)
-    draw_loss(folder / "loss.png", result, curve.lines or [])
     write_json(folder / "result.json", result)
+    try:
+        draw_loss(folder / "loss.png", result, curve.lines or [])
+    except Exception as error:  # of matplotlib and its fonts; the results are there without it
+        console.say(f"warning: loss.png was not drawn ({type(error).__name__}: {error})")
     if stopped.why == "diverged":
         raise RunFailed(stopped.message)
     if stopped.why == "interrupted":

@@ -28,7 +28,7 @@ from bench.report import look
 from mlx_transformer import load
 
 # %matplotlib inline
-plt.rcParams.update(plots.STYLE)
+plt.style.use(["default", plots.STYLE])
 
 RUN = os.environ.get("MLX_TRANSFORMER_RUN")  # the folder of a run with its model; None: the newest
 STORY = "Once upon a time, there was a girl named Lily. Lily had a red ball. One day, Lily lost her ball in the park."

@@ -27,7 +27,7 @@ from bench.report.logs import read_log
 from mlx_transformer.run.plots import series, short, title
 
 # %matplotlib inline
-plt.rcParams.update(plots.STYLE)
+plt.style.use(["default", plots.STYLE])
 
 RUN = os.environ.get("MLX_TRANSFORMER_RUN")  # the folder of a run, such as results/phases/phase_1_...
 COMPARISON = os.environ.get("MLX_TRANSFORMER_COMPARISON")  # a compare.json

@@ -24,7 +24,7 @@ from bench.report import look
 from bench.report.logs import read_log
 
 # %matplotlib inline
-plt.rcParams.update(plots.STYLE)
+plt.style.use(["default", plots.STYLE])
 
 COMPARISON = os.environ.get("MLX_TRANSFORMER_COMPARISON")  # a compare.json
 
@@ -82,6 +82,8 @@ for i, name in enumerate(names):
 axes.axhline(1, color=plots.INK, linewidth=0.8)
 axes.set_xscale("log", base=2)
 axes.set_xticks([0.5, 1, 2], ["½", "1", "2"])
+axes.set_yscale("log")
+plots.mark_ratios(axes.yaxis, *axes.get_ylim())
 axes.set(xlabel="target: phase 1's loss after so many budgets", ylabel=f"speedup by {summary.MEASURES[key]}")
 axes.grid(axis="y", color=plots.RULE, linewidth=0.6)
 figure.legend(loc="outside upper left", ncols=3)

@@ -12,6 +12,7 @@ os.environ.setdefault(
 )
 
 os.environ["MLX_ENABLE_TF32"] = "0"  # else M5 and CUDA round the inputs of float32 matmuls to 10 bits of mantissa
+os.environ["MATPLOTLIBRC"] = str(ROOT / "tests" / "matplotlibrc")  # settings that no picture may take over
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores

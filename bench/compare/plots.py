@@ -26,12 +26,13 @@ from bench.compare.summary import (
     variants,
     verdict,
 )
-from mlx_transformer.run.plots import TIME_UNITS, short
+from mlx_transformer.run.plots import TIME_UNITS, drawing, short
 from mlx_transformer.run.report import memory
 from mlx_transformer.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#1b1b1b", "#6a6a6a", "#dcdcdc"
@@ -66,7 +67,6 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "svg.fonttype": "none",  # text stays text, for search and screen readers
     "svg.hashsalt": "compare",
-    "text.parse_math": False,  # a name may have a dollar sign
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
@@ -81,35 +81,29 @@ class Plot:
 
     def svg(self) -> str:
         """Return the <svg> element alone, without a background."""
-        import matplotlib as mpl
-
         text = StringIO()
-        with mpl.rc_context(STYLE):
+        with drawing(STYLE):
             nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             self.figure.savefig(text, format="svg", transparent=True, metadata=nothing)
         return text.getvalue()[text.getvalue().index("<svg") :]
 
     def write(self, folder: Path) -> Path:
         """Write NAME.png into the folder, the same bytes for the same log. Raises OSError."""
-        import matplotlib as mpl
-
         data, path = BytesIO(), folder / f"{self.name}.png"
-        with mpl.rc_context(STYLE):
+        with drawing(STYLE):
             self.figure.savefig(data, format="png", dpi=200, facecolor="white", metadata={"Software": None})
         atomic_write(path, data.getvalue())
         return path
 
 
+@drawing(STYLE)
 def draw(log: Log) -> list[Plot]:
     """Draw all plots that the log has data for."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(STYLE):
-        plots = [draw_ladder(log)] if ladder(log) else []
-        if any(run["evals"] for run in log["runs"]):
-            plots += [draw_loss(log, "tokens"), draw_loss(log, "seconds")]
-        if log["throughput"]:
-            plots += [draw_speed(log), draw_memory(log)]
+    plots = [draw_ladder(log)] if ladder(log) else []
+    if any(run["evals"] for run in log["runs"]):
+        plots += [draw_loss(log, "tokens"), draw_loss(log, "seconds")]
+    if log["throughput"]:
+        plots += [draw_speed(log), draw_memory(log)]
     return plots
 
 
@@ -125,7 +119,7 @@ def draw_ladder(log: Log) -> Plot:
     axes.axvline(1, color=INK, linewidth=0.8, zorder=1)
     axes.set_xscale("log")
     axes.set_xlim(left, right)
-    _ratio_ticks(axes, left, right)
+    mark_ratios(axes.xaxis, left, right)
     _beside(axes, [ratio(row[key]).text for row in rows])
     _title(axes, f"Speedup over {baseline} to a validation loss of {rows[0]['target_loss']:.3f}")
     axes.set_xlabel(_with_caveat(log, f"speedup by {MEASURES[key]} (log scale); bars: 95 % intervals"))
@@ -149,14 +143,15 @@ def _dot(axes: "Axes", y: int, row: Mapping[str, Any] | None, left: float, right
         axes.plot(value or left, y, markersize=6, linestyle="", zorder=3, clip_on=False, **KINDS[kind])
 
 
-def _ratio_ticks(axes: "Axes", left: float, right: float) -> None:
+def mark_ratios(axis: "Axis", left: float, right: float) -> None:
+    """Set the ticks of a logarithmic axis of ratios between two limits: 1×, and others such as 0.5× and 2×."""
     apart = 0.15 * np.log(right / left)
     ticks = [1.0]
     for tick in sorted(RATIO_TICKS, key=lambda tick: abs(np.log(tick))):
         if left <= tick <= right and min(abs(np.log(tick / other)) for other in ticks) >= apart:
             ticks.append(tick)
-    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-    axes.minorticks_off()
+    axis.set_ticks(ticks, labels=[f"{tick:g}×" for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def _legend_of_kinds(axes: "Axes", kinds: Sequence[str]) -> None:
@@ -207,7 +202,7 @@ def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: boo
         linewidth=1.0 if crowded else 1.5,
         marker="" if backend(name) else MARKERS[i],
         markersize=2 if crowded else 3.5,
-        markevery=max(1, len(x) // 8),
+        markevery=0.1,  # of the axes' diagonal: the seeds' evaluations lie close together in time
         label=name.replace(base(name), "named above") if crowded and i else name + _incidents(log, name),
     )
     if len(runs) > 1:
@@ -282,15 +277,16 @@ def _bounds(axes: "Axes", log: Log, over: str) -> None:
         ends.append(max([0.0, *xs]))
     low, high = min([*late, target or np.inf]), float(np.quantile(late or [1.0], 0.97))
     axes.set_ylim(low - 0.05 * (high - low), max(high, target or 0.0) * 1.02)
+    right = 1.02 * max(ends)  # shows the last marker whole
+    axes.set_xlim(0, right)
     if over == "tokens":
-        axes.set_xlim(0, max(ends))
         axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
         axes.figure.supxlabel(_with_caveat(log, "training tokens"), fontsize=9)
         return
     unit, name = next(pair for pair in TIME_UNITS if max(ends) >= 3 * pair[0] or pair[0] == 1)
     ticks = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, max(ends) / unit))
     axes.set_xticks(ticks * unit, [f"{tick:g}" for tick in ticks])
-    axes.set_xlim(0, max(ends))
+    axes.set_xlim(0, right)
     axes.figure.supxlabel(_with_caveat(log, f"training time on {chip(log)} ({name})"), fontsize=9)
 
 
@@ -313,7 +309,8 @@ def _named_once(log: Log, grid: Sequence["Axes"]) -> list[Any]:
 def draw_speed(log: Log) -> Plot:
     """Draw the throughput, the reference's bars hatched."""
     values = [row["tokens_per_second"]["median"] for row in log["throughput"]]
-    axes = _bars(log, values, [tokens_per_second(row).text for row in log["throughput"]])
+    highest = [row["tokens_per_second"]["high"] or 0 for row in log["throughput"]]
+    axes = _bars(log, values, [tokens_per_second(row).text for row in log["throughput"]], max([*values, *highest]))
     for y, row in enumerate(log["throughput"]):
         low, high = row["tokens_per_second"]["low"], row["tokens_per_second"]["high"]
         if low is not None and high is not None:
@@ -327,24 +324,23 @@ def draw_speed(log: Log) -> Plot:
 
 def draw_memory(log: Log) -> Plot:
     """Draw the peak memory of training."""
-    axes = _bars(
-        log,
-        [row["memory_bytes"] / 2**30 for row in log["throughput"]],
-        [memory(row["memory_bytes"]) for row in log["throughput"]],
-    )
+    unit, size = ("GiB", 2**30) if max(row["memory_bytes"] for row in log["throughput"]) >= 2**30 else ("MiB", 2**20)
+    values = [row["memory_bytes"] / size for row in log["throughput"]]
+    axes = _bars(log, values, [f"{value:.3g} {unit}" for value in values], max(values))
     _title(axes, "Peak memory of training")
-    axes.set_xlabel(_with_caveat(log, f"GiB on {chip(log)}"))
-    values = "; ".join(f"{row['name']} {memory(row['memory_bytes'])}" for row in log["throughput"])
-    return Plot(name="memory", description=f"Peak memory: {values}.", figure=_figure(axes))
+    axes.set_xlabel(_with_caveat(log, f"{unit} on {chip(log)}"))
+    listed = "; ".join(f"{row['name']} {memory(row['memory_bytes'])}" for row in log["throughput"])
+    return Plot(name="memory", description=f"Peak memory: {listed}.", figure=_figure(axes))
 
 
-def _bars(log: Log, values: Sequence[float], texts: Sequence[str]) -> "Axes":
+def _bars(log: Log, values: Sequence[float], texts: Sequence[str], largest: float) -> "Axes":
+    """Draw a bar for each variant; largest: of the values and their intervals."""
     names = [row["name"] for row in log["throughput"]]
     axes = _rows(names)
     for y, (name, value) in enumerate(zip(names, values, strict=True)):
         style: dict[str, Any] = {"hatch": "////", "facecolor": "none"} if backend(name) else {"facecolor": BLUE}
         axes.barh(y, value, height=0.62, edgecolor=BLUE, linewidth=0.8, **style)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.04 * largest or 1)
     axes.locator_params(axis="x", nbins=5)
     _beside(axes, texts)
     return axes

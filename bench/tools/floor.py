@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.compare.plots import BLUE, INK, MUTED, RULE, STYLE, VERMILION, Plot
 from bench.compare.summary import Cell, Log, Row, chip
 from bench.compare.tables import Table, seconds, spread
-from mlx_transformer.run.plots import short
+from mlx_transformer.run.plots import drawing, short
 from mlx_transformer.run.report import FIGURES
 
 if TYPE_CHECKING:
@@ -48,27 +48,28 @@ def table(log: Log) -> Table:
     return Table(title=f"Fables at {log['size']}, against their entropy", note=note, head=head, rows=rows)
 
 
+@drawing(STYLE)
 def draw(log: Log) -> Plot:
     """Draw a panel per measure: the phases side by side, at equal tokens and at equal time."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     diverged = sum(run["stopped"] == "diverged" for run in log["runs"])
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-        for axes, (key, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
-            _draw_panel(axes, log, key)
-            axes.set_title(title, fontsize=9)
-        labels = {"max_tokens": "equal tokens: {}", "max_seconds": f"equal time: {{}} on {chip(log)}"}
-        handles = [
-            Line2D([], [], linestyle="", markersize=6, label=labels[budget].format(_budget(log, budget)), **look)
-            for budget, look in _LOOKS.items()
-        ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=2, handletextpad=0.2, borderpad=0)
-        note = f"; {diverged} of {len(log['runs'])} runs diverged" if diverged else ""
-        label = f"phase ({log['size']}); bars: medians and 95 % intervals, dots: {len(log['seeds'])} seeds{note}"
-        figure.supxlabel(label, fontsize=8.5)
+    panels = {key: title for key, title in _PANELS.items() if any(_known(log["runs"], key))}  # a share may be 0 in all
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    grid = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    for axes, (key, title) in zip(grid, panels.items(), strict=False):
+        _draw_panel(axes, log, key)
+        axes.set_title(title, fontsize=9)
+    labels = {"max_tokens": "equal tokens: {}", "max_seconds": f"equal time: {{}} on {chip(log)}"}
+    handles = [
+        Line2D([], [], linestyle="", markersize=6, label=labels[budget].format(_budget(log, budget)), **look)
+        for budget, look in _LOOKS.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, handletextpad=0.2, borderpad=0)
+    note = f"; {diverged} of {len(log['runs'])} runs diverged" if diverged else ""
+    label = f"phase ({log['size']}); bars: medians and 95 % intervals, dots: {len(log['seeds'])} seeds{note}"
+    figure.supxlabel(label, fontsize=8.5)
     return Plot(name="fables", description=_shows(log), figure=figure)
 
 

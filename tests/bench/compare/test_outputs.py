@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench.compare import outputs, plots, summary, tables
+from mlx_transformer.run.plots import drawing
 from tests.bench.compare.compare_logs import BUDGET, ODD, a_hard_log, a_log, a_run, an_ablation, found, middle
 
 LOGS = {"usual": a_log, "hard": a_hard_log, "ablation": an_ablation}
@@ -136,6 +137,35 @@ def test_pictures_say_that_they_are_rough():
         assert "rough, from a quick run" in picture.svg()
     for picture in plots.draw(a_log(ONE_TO_ONE)):
         assert "rough, from a quick run" not in picture.svg()
+
+
+def drawn(log):
+    """The axes of each plot by its name."""
+    return {plot.name: plot.figure.axes[0] for plot in plots.draw(log)}
+
+
+def test_intervals_of_the_throughput_are_drawn_whole():
+    log = a_log()
+    log["throughput"][0]["tokens_per_second"] |= {"median": 10_000.0, "low": 9_000.0, "high": 30_000.0}
+    assert drawn(log)["speed"].get_xlim()[1] > 30_000
+
+
+@pytest.mark.parametrize(("largest", "unit", "value"), [(2**30 - 1, "MiB", 256), (2**31, "GiB", 0.25)])
+def test_memory_has_one_unit(largest, unit, value):
+    log = a_log()
+    for row, size in zip(log["throughput"], (largest, *[2**28] * 9), strict=False):
+        row["memory_bytes"] = size
+    axes = drawn(log)["memory"]
+    assert axes.get_xlabel().startswith(f"{unit} on ")
+    assert axes.patches[1].get_width() == value
+    assert f"{value} {unit}" in [text.get_text() for text in axes.texts]
+
+
+def test_the_last_marker_of_a_curve_is_inside_the_axes():
+    for over in ("tokens", "seconds"):
+        axes = drawn(a_log())[f"loss_{over}"]
+        ends = [line.get_xdata()[-1] for line in axes.get_lines() if len(line.get_xdata()) > 2]
+        assert max(ends) * 1.01 < axes.get_xlim()[1]
 
 
 def test_the_same_log_gives_the_same_bytes(written, tmp_path):
@@ -366,7 +396,8 @@ def test_whatever_is_missing_can_be_said(data):
     )
     assert not re.search(r"\b(nan|None|inf|Infinity)\b", text)
     assert log == before
-    plots.draw_ladder(log).figure.draw_without_rendering()
+    with drawing(plots.STYLE):
+        plots.draw_ladder(log).figure.draw_without_rendering()
 
 
 def test_a_target_that_says_nothing_is_told():

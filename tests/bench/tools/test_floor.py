@@ -91,6 +91,10 @@ def test_every_phase_runs_within_both_budgets_from_every_seed(command, made, cap
     assert "phase 6" in capsys.readouterr().out
     assert (tmp_path / "out" / "fables.png").stat().st_size > 10_000
     assert "phase 1 within 3 s: 2.80 times the floor, 12% of sentences consistent" in floor.draw(log).description
+    assert [axes.get_title(loc="left") for axes in floor.draw(log).figure.axes] == list(floor._PANELS.values())
+    runs = [{**run, "consistent": 0.0} for run in log["runs"]]
+    titles = [axes.get_title(loc="left") for axes in floor.draw({**log, "runs": runs}).figure.axes]
+    assert titles == ["Times the entropy floor", "Consistent sentences"], "a panel of zeros is omitted"
 
 
 @given(st.lists(st.none() | st.floats(0, 9), max_size=7))

@@ -4,7 +4,7 @@ Changes against phase 3, and what each is for:
 - Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245): half as many heads of keys and values, so half the
   cache of keys and values, and fewer parameters.
 - Fused attention (Dao et al. 2022, arXiv 2205.14135): the L x L scores are never whole in memory where MLX has a
-  kernel for it: on Metal, for heads of width 64 and more, without a gradient. Never in training, nor at our three sizes.
+  kernel for it: on Metal, for heads of width 64 and more, without a gradient: never in training or at our three sizes.
 
 The cross-entropy has been computed in chunks since phase 1 (`ops/loss.py`): the logits are never whole in memory. The
 head stays untied, since tying costs loss in phase 3 (RESULTS.md).

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rich.console import Console
-
 from mlx_transformer.backend import use_device
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import DataFlags, Device, Size
@@ -38,14 +36,6 @@ class TrainFlags(DataFlags):
         """Return the settings of a training command."""
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(DataFlags)}
         return Settings(size=size, device=self.device, **given, **changes)
-
-
-class Terminal(Console):
-    """Standard output of a tool."""
-
-    def say(self, text: str) -> None:
-        """Print a line as it is."""
-        self.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager

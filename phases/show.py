@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 import mlx.core as mx
-import rich.console
 import tyro
 from rich.table import Table
 from tyro.constructors import PrimitiveConstructorSpec
@@ -24,6 +23,7 @@ from mlx_transformer.run.ladder import Experiment, find_phase, read_variant
 from mlx_transformer.train import Recipe
 from mlx_transformer.train.optim.groups import assign
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
+from mlx_transformer.utils.terminal import Terminal
 from mlx_transformer.utils.trees import by_path
 
 SLOTS = tuple(name for name in nn.Model.__annotations__ if name not in vars(nn.Model))
@@ -194,7 +194,7 @@ def difference(a: Sections, b: Sections) -> Iterator[tuple[str, str, str, str]]:
                 yield title, row, before, after
 
 
-def _show(variant: Variant, size: str, terminal: rich.console.Console) -> None:
+def _show(variant: Variant, size: str, terminal: Terminal) -> None:
     if title := (variant.experiment.module.__doc__ or "").strip():
         terminal.print(title.splitlines()[0], markup=False)
     for title, rows in describe(variant, size).items():
@@ -205,7 +205,7 @@ def _show(variant: Variant, size: str, terminal: rich.console.Console) -> None:
         terminal.print(table)
 
 
-def _show_difference(a: Variant, b: Variant, size: str, terminal: rich.console.Console) -> None:
+def _show_difference(a: Variant, b: Variant, size: str, terminal: Terminal) -> None:
     table = Table("", "row", str(a), str(b), title=f"{a} -> {b}, {size}", title_justify="left")
     before = ""
     for title, *cells in difference(describe(a, size), describe(b, size)):
@@ -243,7 +243,7 @@ def main() -> None:
     if (flags.variant is None) == (flags.diff is None) or (flags.diff and flags.branch):
         raise BadInput("expected: python -m phases.show PHASE [--branch NAME], or python -m phases.show --diff A B")
     size = "base" if flags.size in (None, "auto") else str(flags.size)
-    terminal = rich.console.Console(highlight=False)
+    terminal = Terminal()
     if not terminal.is_terminal:
         terminal.width = _PIPE_WIDTH
     if flags.diff:

@@ -22,7 +22,7 @@ from bench.compare.forecast import forecast
 from bench.compare.record import Comparison
 from bench.compare.runs import RUNS, Run, find_finished, has_checkpoint, missing_references
 from bench.compare.variants import BACKENDS, Variant, ablation, own_value, read_variants, read_vary
-from bench.options import BUDGETS, SEEDS, Say, Terminal, TrainFlags
+from bench.options import BUDGETS, SEEDS, Say, TrainFlags
 from bench.workers.machine import ROOT, check_torch, has_torch
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.run.flags import (
@@ -38,6 +38,7 @@ from mlx_transformer.run.flags import (
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.utils.files import as_bad_input
+from mlx_transformer.utils.terminal import Terminal
 
 QUICK_SEEDS, QUICK_TOKENS = 2, 200_000
 EVALUATIONS, QUICK_EVALUATIONS = 10, 5  # at least, within a budget: a target is reached between two of them
@@ -239,7 +240,7 @@ def main(prog: str = "python -m bench.compare", args: list[str] | None = None) -
         return
     with as_bad_input(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    terminal.say(f"results go to {folder}")
+    terminal.say(f"results go to {folder}; runs are kept in {RUNS} for later comparisons too")
     try:
         log = compare(comparison, folder, RUNS, terminal.say)
     except KeyboardInterrupt:

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from bench.compare import page, plots, tables
 from bench.compare.summary import Log
+from mlx_transformer.utils.terminal import Terminal
 
 
 def write_all(log: Log, folder: Path) -> list[Path]:
@@ -21,6 +20,6 @@ def write_all(log: Log, folder: Path) -> list[Path]:
     return [folder / "compare.html", folder / "compare.md", *drawn]
 
 
-def show(log: Log, console: Console) -> None:
+def show(log: Log, console: Terminal) -> None:
     """Print the answer and the main tables of a compare.json."""
     tables.show(log, console)

@@ -29,7 +29,7 @@ from bench.workers.process import ALLOCATOR, INTERRUPTED, UNTOUCHED, environment
 from bench.workers.training_step import save_weights
 from mlx_transformer.backend import compiles, device_info, versions
 from mlx_transformer.data.stream import Batches, validation_sequences
-from mlx_transformer.run.folder import write_settings
+from mlx_transformer.run.folder import CACHED_RUNS, write_settings
 from mlx_transformer.run.ladder import split_recipe
 from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.result import known_before
@@ -39,7 +39,7 @@ from mlx_transformer.train.trainer import default_eval_every
 from mlx_transformer.utils.errors import RunFailed
 from mlx_transformer.utils.files import lock_file, write_json
 
-RUNS = Path("results/bench/runs")  # of all comparisons: a finished run is never repeated
+RUNS = CACHED_RUNS  # of all comparisons: a finished run is never repeated
 # Settings that the fingerprint has in another form, such as the text's checksum, or that decide nothing.
 _NOT_IN_FINGERPRINT = (
     "data",

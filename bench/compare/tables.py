@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -32,6 +31,7 @@ from bench.compare.summary import (
 from mlx_transformer.run.plots import short
 from mlx_transformer.run.report import FIGURES, escaped, memory
 from mlx_transformer.utils.files import atomic_write
+from mlx_transformer.utils.terminal import Terminal
 
 QUALITIES = ("distinct_2", "repetition", "known_words", "grammatical", "consistent")
 
@@ -326,7 +326,7 @@ def write_markdown(path: Path, log: Log, plots: Sequence[tuple[str, str]]) -> No
     atomic_write(path, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def show(log: Log, console: Console) -> None:
+def show(log: Log, console: Terminal) -> None:
     """Print the answer, the remarks and the main tables."""
     answer, *further = summary.headline(log)
     console.print(Text(answer, style="bold"))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console as Terminal
 from rich.table import Table
 
 from bench import logfile
@@ -38,6 +37,7 @@ from mlx_transformer.run.flags import Device, File, Seed, Size, Text, WholeNumbe
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.saved import save_model
 from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.terminal import Terminal
 
 AGAINST = ("torch", "torch-compile", "mlx-uncached", "transformers")
 WARM_UP = 2  # decodings

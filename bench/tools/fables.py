@@ -26,7 +26,7 @@ from bench.compare.comparison import summarize
 from bench.compare.runs import RUNS, Finished, Run, execute, keep_logs
 from bench.compare.summary import FEWEST_SEEDS
 from bench.compare.variants import Variant
-from bench.options import BUDGETS, SEEDS, Say, Terminal, resumable
+from bench.options import BUDGETS, SEEDS, Say, resumable
 from bench.tools import floor
 from bench.tools.floor import MEASURES, SHARES
 from bench.workers.machine import describe_machine
@@ -38,6 +38,7 @@ from mlx_transformer.run.plan import DEFAULT_SECONDS
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import as_bad_input, check_place
+from mlx_transformer.utils.terminal import Terminal
 
 LOG = "fables.json"
 

@@ -21,7 +21,7 @@ from bench import logfile
 from bench.compare.command import Phases
 from bench.compare.runs import RUNS, Run, execute
 from bench.compare.variants import Variant
-from bench.options import BUDGETS, Say, Terminal, TrainFlags, resumable
+from bench.options import BUDGETS, Say, TrainFlags, resumable
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.data.stream import validation_sequences
@@ -30,6 +30,7 @@ from mlx_transformer.run.flags import Extent, File, WholeNumber, parse
 from mlx_transformer.run.plots import drawing, write_png
 from mlx_transformer.run.saved import load
 from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.terminal import Terminal
 
 _BRANCHES = ("no_position", "rope", "alibi", "t5", "shaw", "transformer_xl", "longformer")
 PHASES = ("3", *(f"3/{name}" for name in _BRANCHES))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
@@ -40,6 +39,7 @@ from mlx_transformer.run.flags import Device, File, Positive, Switch, Text, pars
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.terminal import Terminal
 
 MACHINES = Path("results/bench/machines")
 SECONDS, QUICK_SECONDS = 60.0, 10.0  # of training at each size
@@ -272,7 +272,7 @@ def main(prog: str = "python -m bench machine", args: list[str] | None = None) -
     seconds = flags.seconds or (QUICK_SECONDS if flags.quick else SECONDS)
     out = flags.out or MACHINES / f"{slug(use_device(device).name, gpu_cores())}.json"
     logfile.check_out(out)
-    terminal = Console(width=120)
+    terminal = Terminal(width=120)
     terminal.print(f"{device_info().describe()}: leave the machine idle otherwise")
     log = report(sizes, seconds, list(PHASES[:1] if flags.quick else PHASES), device, terminal.print)
     logfile.write_log(out, log)

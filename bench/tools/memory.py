@@ -8,7 +8,6 @@ in a process of its own, without dropout; the peak is MLX's count, beside it the
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
@@ -19,6 +18,7 @@ from bench.workers.process import measure_once
 from mlx_transformer.run.flags import File, Text, parse
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.terminal import Terminal
 
 PLAIN = "plain"
 
@@ -74,4 +74,4 @@ def main(prog: str = "python -m bench memory", args: list[str] | None = None) ->
     logfile.check_out(flags.out)
     log = measure(flags)
     logfile.write_log(flags.out, log)
-    Console(width=120).print(show(log))
+    Terminal(width=120).print(show(log))

@@ -14,12 +14,13 @@ from rich.table import Table
 from bench import logfile
 from bench.compare.runs import RUNS, Finished, Run, execute
 from bench.compare.variants import DEFAULT, Variant
-from bench.options import Say, Terminal, TrainFlags, resumable
+from bench.options import Say, TrainFlags, resumable
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.run.flags import File, Size, Text, WholeNumber, parse
 from mlx_transformer.train.recipe import DTYPES
 from mlx_transformer.utils.errors import RunFailed
+from mlx_transformer.utils.terminal import Terminal
 
 STEPS, SEEDS = 200, 5
 

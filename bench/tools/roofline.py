@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from rich.console import Console
 from rich.table import Table
 
 from bench.tools.graph import Graph, on_metal, trace, training_step
@@ -23,6 +22,7 @@ from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Dtype, Extent, Size, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.terminal import Terminal
 
 # The shares of peak and bandwidth at the ends of the range. Half is an assumption: small matmuls, short kernels. Large
 # float32 matmuls reached 13.3 of 16.2 TFLOP/s on an M4 Max (chsasank/device-benchmarks, pull request 13), memory
@@ -222,7 +222,7 @@ def main(prog: str = "python -m bench roofline", args: list[str] | None = None) 
         )
     what, work = read_work(flags)
     if chip is None:
-        Console(width=120).print(table(what, work))
+        Terminal(width=120).print(table(what, work))
     else:
         print(one(what, work, chip))
     print(ASSUMPTIONS)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console as Terminal
 from rich.table import Table
 
 from bench import logfile
@@ -34,6 +33,7 @@ from bench.workers.training_step import BATCHES, WARM_UP, Task
 from mlx_transformer.run.flags import File, Number, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.utils.errors import RunFailed
+from mlx_transformer.utils.terminal import Terminal
 
 AGAINST = ("torch", "torch-compile", "torch-installed", "gemm", "plain")
 ROUND_SECONDS = 2.0  # of the fastest worker, at least

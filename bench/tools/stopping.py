@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from mlx_transformer.run.flags import parse
 from mlx_transformer.train.optim.stopping import GeneralizationLoss, NoStop, Plateau, StopRule, SuccessiveRises
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.terminal import Terminal
 
 RULES: tuple[StopRule, ...] = (
     NoStop(),
@@ -86,4 +86,4 @@ def main(prog: str = "python -m bench stopping", args: list[str] | None = None) 
         raise BadInput("expected: python -m bench stopping RUN ...")
     for run in flags.runs:
         curve = read(run)
-        Console(width=120).print(show(run, [judge(rule, *curve) for rule in RULES]))
+        Terminal(width=120).print(show(run, [judge(rule, *curve) for rule in RULES]))

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bench import logfile
@@ -38,6 +37,7 @@ from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, Text, parse
 from mlx_transformer.utils.errors import BadInput, Interrupted
 from mlx_transformer.utils.files import as_bad_input, check_place
+from mlx_transformer.utils.terminal import Terminal
 
 AXES = ("d_model", "seq_len", "batch_size")
 LOG = "sweep.json"
@@ -259,7 +259,7 @@ def main(prog: str = "python -m bench sweep", args: list[str] | None = None) -> 
     flags = parse(Flags, prog, args=args)
     grid = Grid.read(flags)
     folder = flags.out or Path("results/bench") / f"sweep_{time.strftime('%Y%m%d_%H%M%S')}"
-    path, terminal = folder / LOG, Console(width=120)
+    path, terminal = folder / LOG, Terminal(width=120)
     log = open_log(path, grid)
 
     def save() -> None:

@@ -23,12 +23,13 @@ from rich.table import Table
 from bench import logfile
 from bench.compare.runs import RUNS, Finished, Run, execute
 from bench.compare.variants import DEFAULT, Variant
-from bench.options import BUDGETS, Say, Terminal, TrainFlags, resumable
+from bench.options import BUDGETS, Say, TrainFlags, resumable
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.run.flags import Extent, File, Text, WholeNumber, parse
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, RunFailed
+from mlx_transformer.utils.terminal import Terminal
 
 SHARE = 0.3  # of a comparison's budget, for each run
 STEPS = (-2, -1, 0, 1, 2)  # powers of two around the recipe's own

@@ -100,15 +100,16 @@ def sha256_of(path: Path) -> str:
 @contextlib.contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar over `total` bytes, on a terminal only; yield the function that advances it by a number of bytes."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    from mlx_transformer.utils.terminal import Terminal
+
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield lambda count: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -3,19 +3,21 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import rich.console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from mlx_transformer.train.trainer import Eval, Event, Limits, Resumed, Saved, Step, Stopped
-from mlx_transformer.utils.text import plural
+from mlx_transformer.utils.terminal import Terminal
+from mlx_transformer.utils.text import clock, plural
 
 _LINE_SECONDS = 10.0  # between two lines without a terminal
+_SHORTEST_BAR = 6  # characters, with the space before it
 
 
-class _Terminal(rich.console.Console):
+class _Terminal(Terminal):
     """Standard output; after a broken pipe (`| head`) the run continues and only log.txt is written."""
 
     def on_broken_pipe(self) -> None:
@@ -28,18 +30,19 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.terminal = _Terminal(highlight=False, soft_wrap=True)
+        self.terminal = _Terminal(soft_wrap=True)
         self._log: Path | None = None
         self._unwritten: list[str] = []
         self._bar: Progress | None = None
         self._last_line = time.monotonic()
         self._valid_loss: float | None = None
+        self._compiled: tuple[float, float] | None = None  # when the step was, and the share done by then
 
     def say(self, text: str) -> None:
         """Print one line, unless quiet, and write it to the log."""
         self._write(text)
         if not self.quiet:
-            self.terminal.print(text, markup=False)
+            self.terminal.say(text)
 
     def _write(self, text: str) -> None:
         self._unwritten.append(text)
@@ -62,16 +65,13 @@ class Console:
     def __enter__(self) -> "Console":
         if self.terminal.is_terminal and not self.quiet:
             self._bar = Progress(
-                TextColumn("step {task.fields[step]}"),
-                BarColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
                 console=self.terminal,
                 transient=True,
+                expand=True,
             )
-            self._bar.add_task("training", total=1.0, step=0, figures="compiling ...")
+            self._bar.add_task("compiling ...", total=1.0)
             self._bar.start()
         return self
 
@@ -100,19 +100,24 @@ class Console:
             self.say(f"stopped: {event.why} after {plural(now.step, 'step')}, {times}")
 
     def _step(self, event: Step, memory: int) -> None:
-        figures = [f"loss {event.metrics['loss']:.3f}"]
-        if self._valid_loss is not None:
-            figures.append(f"valid {self._valid_loss:.3f}")
-        if event.tokens_per_second:
-            figures.append(f"{event.tokens_per_second:,.0f} tokens/s")
-        figures.append(f"{memory / 2**30:.1f} GiB")
+        now, share = time.monotonic(), self._share(event)
+        if self._compiled is None and event.seconds:
+            self._compiled = now, share
+        figures = [
+            f"step {event.step}",
+            self._left(now, share),
+            f"loss {event.metrics['loss']:.3f}",
+            "" if self._valid_loss is None else f"valid {self._valid_loss:.3f}",
+            f"{event.tokens_per_second:,.0f} tokens/s" if event.tokens_per_second else "",
+            f"{memory / 2**30:.1f} GiB",
+        ]
+        figures = [figure for figure in figures if figure]
         if self._bar is not None:
-            share = self._share(event)
-            self._bar.update(self._bar.task_ids[0], completed=share, step=event.step, figures="  ".join(figures))
-        elif time.monotonic() - self._last_line >= _LINE_SECONDS:
-            left = self._left(event)
-            self.say(f"step {event.step}: {', '.join(figures)}{left}")
-            self._last_line = time.monotonic()
+            fitting = fit(figures, self.terminal.width - _SHORTEST_BAR)
+            self._bar.update(self._bar.task_ids[0], completed=share, description=fitting)
+        elif now - self._last_line >= _LINE_SECONDS:
+            self.say(", ".join(figures))
+            self._last_line = now
 
     def _share(self, event: Step) -> float:
         """Return the used share of the nearest limit."""
@@ -124,6 +129,15 @@ class Console:
         )
         return max((used / limit for used, limit in pairs if limit), default=0.0)
 
-    def _left(self, event: Step) -> str:
-        share = self._share(event)
-        return f", {event.seconds * (1 / share - 1):.0f} s left" if 0 < share < 1 else ""
+    def _left(self, now: float, share: float) -> str:
+        """Say how long the rest takes, evaluations and saving included, at the pace since the step was compiled."""
+        began, done = self._compiled or (now, share)
+        return f"{clock((now - began) * (1 - share) / (share - done))} left" if done < share < 1 else ""
+
+
+def fit(figures: Sequence[str], width: int) -> str:
+    """Join figures, the most important first, as far as they fit a width; the first one always does."""
+    kept = list(figures)
+    while len(kept) > 1 and len("  ".join(kept)) > width:
+        kept.pop()
+    return "  ".join(kept)

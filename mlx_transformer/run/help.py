@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-import rich.console
 from rich.table import Table
 from rich.text import Text
 
 from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.settings import COMMON, GROUPS, Settings, settings_type
+from mlx_transformer.utils.terminal import Terminal
 
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
 
 
 def print_help(experiment: Experiment, *, everything: bool) -> None:
     """Print the common flags, or all of them, with the defaults by model size."""
-    console = rich.console.Console(highlight=False, markup=False, emoji=False)
+    console = Terminal()
     title = (experiment.module.__doc__ or f"{experiment}.").splitlines()[0]
     console.print(f"usage: {experiment.command} [FLAGS]\n\n{title}\n")
     kind = settings_type(experiment)

@@ -301,10 +301,25 @@ def test_a_damaged_run_does_not_hide_the_others(name, content, finished, copied)
     assert "damaged" in next(line for line in ended.out.splitlines() if "copy" in line)
 
 
-def test_a_long_name_is_shown_whole(finished, tmp_path):
-    name = "phase_1_attention_is_all_you_need_with_a_branch_20250101_120000"
-    shutil.copytree(finished, tmp_path / name)
-    assert name in list_runs("list", tmp_path).out
+def test_a_name_is_shown_whole_and_as_it_is(finished, tmp_path):
+    names = ["phase_1_attention_is_all_you_need_" + 30 * "very_" + "long", "sweep[lr=0.1]", "sweep[bold]", "x[/y]"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        shutil.copyfile(finished / "settings.json", tmp_path / name / "settings.json")
+    shown = list_runs("list", tmp_path).out
+    for name in names:
+        assert name in shown
+
+
+def test_the_runs_of_comparisons_are_listed_where_they_are_asked_for(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("phases/mine", "bench/runs/0123abcd"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+        shutil.copyfile(finished / "settings.json", tmp_path / "results" / name / "settings.json")
+    shown = list_runs("list").out
+    assert "phases/mine" in shown
+    assert "0123abcd" not in shown
+    assert "0123abcd" in list_runs("list", "results/bench/runs").out
 
 
 @pytest.mark.parametrize("line", [[], ["lsit"], ["list", "nowhere"], ["list", "a", "b"], ["--all"]])

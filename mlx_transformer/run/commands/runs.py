@@ -5,21 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rich.console
-from rich.table import Table
-
 from mlx_transformer.run.commands import dispatch
 from mlx_transformer.run.compare import RunRecord, draw_curves, results_table, settings_table
 from mlx_transformer.run.flags import Argument, Arguments, File, parse
-from mlx_transformer.run.folder import RESULTS
+from mlx_transformer.run.folder import CACHED_RUNS, RESULTS
 from mlx_transformer.run.settings import SETTINGS, read_settings
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.terminal import Terminal
 
 COMMANDS = {
     "list": ("mlx_transformer.run.commands.runs:list_command", "show past runs, newest first"),
     "compare": ("mlx_transformer.run.commands.runs:compare_command", "show how runs differ, in settings and results"),
 }
 _PIPE_WIDTH = 200  # characters of a row where the output is no terminal
+_HEADS = ("run", "model", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
+_WORTH = ("loss", "model", "stopped", "size", "bpb", "corpus", "tokens/s", "MB")  # beside the name
 
 
 def main(prog: str = "python -m mlx_transformer.run", args: list[str] | None = None) -> None:
@@ -50,7 +50,9 @@ def list_command(prog: str, args: list[str]) -> None:
     flags = parse(ListFlags, prog, args=args)
     if not flags.folder.is_dir():
         raise BadInput(f"'{flags.folder}' is no folder: train something first, e.g. python -m phases.phase1")
-    _console().print(list_runs(flags.folder))
+    rows = list_runs(flags.folder)
+    columns = {head: [row[i] for row in rows] for i, head in enumerate(_HEADS)}
+    Terminal().print_columns(columns, _WORTH)
 
 
 def compare_command(prog: str, args: list[str]) -> None:
@@ -73,25 +75,30 @@ def compare_command(prog: str, args: list[str]) -> None:
     print(f"picture: {out}")
 
 
-def _console() -> rich.console.Console:
-    console = rich.console.Console()
+def _console() -> Terminal:
+    console = Terminal()
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console
 
 
-def list_runs(folder: Path) -> Table:
-    """Tabulate the runs in or below a folder: phase, size, loss, tokens/s, size on disk, newest first."""
-    table = Table("run", "model", "size", "corpus", "loss", "bpb", "tokens/s", "stopped", "MB")
-    runs = [path.parent for path in folder.rglob(SETTINGS)]
+def list_runs(folder: Path) -> list[list[str]]:
+    """Describe the runs in or below a folder, newest first: name, phase, size, loss, tokens/s, size on disk.
+
+    The runs of comparisons, which nobody named, only where their folder is asked for.
+    """
+    cached = CACHED_RUNS.resolve()
+    asked = folder.resolve().is_relative_to(cached)
+    runs = [path.parent for path in folder.rglob(SETTINGS) if asked or not path.resolve().is_relative_to(cached)]
+    rows = []
     for path in sorted(runs, key=lambda run: (run / SETTINGS).stat().st_mtime, reverse=True):
         try:
             cells = _cells(path)
         except (BadInput, AttributeError, KeyError, TypeError, ValueError):
             cells = ["", "", "", "", "", "", "damaged"]
         name = folder.name if path == folder else str(path.relative_to(folder))
-        table.add_row(name, *cells, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}")
-    return table
+        rows.append([name, *cells, f"{sum(map(_bytes, path.rglob('*'))) / 1e6:,.1f}"])
+    return rows
 
 
 def _bytes(path: Path) -> int:

@@ -26,6 +26,8 @@ import mlx_transformer  # noqa: E402, F401 - the runtime is prepared before anyt
 import mlx.core as mx  # noqa: E402
 
 from mlx_transformer.backend import prepare  # noqa: E402
+from mlx_transformer.run import training  # noqa: E402
+from tests.faults.runs import TINY, write_text  # noqa: E402
 
 DEVICE = mx.default_device()  # a GPU where there is one
 SHARED = ROOT.parent / "shared" / "data"
@@ -59,6 +61,26 @@ def two_threads():
     blas.set_threads(2)
     yield
     blas.set_threads(prepare().threads)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A small text of random words."""
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def tiny(text):
+    """Flags of a tiny run of 3 steps."""
+    return [*TINY, "--data", text, "--max-steps", 3]
+
+
+@pytest.fixture(scope="module")
+def no_pictures():
+    """Draw no picture of a run: each takes half a second, and tests/run draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "draw_loss", lambda path, *_: path.touch())
+        yield
 
 
 @pytest.fixture

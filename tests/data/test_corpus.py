@@ -13,13 +13,8 @@ from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.documents import read_documents, read_parts
 from mlx_transformer.utils.errors import BadInput
 
+pytestmark = pytest.mark.usefixtures("cache")
 END = "<|endoftext|>"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def text_file(folder: Path, content: str | bytes, name: str = "text.txt") -> str:

@@ -1,10 +1,7 @@
 """A data set of the hub by its name, from a hub on the loopback interface."""
 
 import hashlib
-import http.server
 import json
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.documents import read_documents
 from mlx_transformer.data.sources import open_source
 from mlx_transformer.utils.errors import BadInput
+from tests.data.conftest import Handler
 
 NAME = "someone/stories-v1.0"
 STORIES = [f"Story {i} of the cat." for i in range(40)]
@@ -30,59 +28,31 @@ class Hub:
     requests: list[str] = field(default_factory=list)
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Answers(Handler):
     hub: Hub
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
+    def answer(self):
         path = self.path.partition("?")[0]
         self.hub.requests.append(path)
         if self.hub.answers:
-            return self.reply(self.hub.answers.pop(0), b"", {})
+            return self.reply(self.hub.answers.pop(0), {})
         commit = hashlib.sha1(repr(self.hub.files).encode()).hexdigest()
         if path == f"/api/datasets/{NAME}":
             siblings = [{"rfilename": name, "size": len(content)} for name, content in self.hub.files.items()]
-            return self.reply(200, json.dumps({"id": NAME, "sha": commit, "siblings": siblings}).encode(), {})
+            return self.reply(200, {}, json.dumps({"id": NAME, "sha": commit, "siblings": siblings}).encode())
         name = path.removeprefix(f"/datasets/{NAME}/resolve/{commit}/")
         if name not in self.hub.files:
-            return self.reply(404, b"", {})
+            return self.reply(404, {})
         content = self.hub.files[name]
-        return self.reply(200, content, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
-
-    def reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
+        return self.reply(200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, content)
 
 
 @pytest.fixture(autouse=True)
-def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
+def hub(serve, monkeypatch, tmp_path) -> Hub:
     hub = Hub({"README.md": b"# Stories", "data/train.jsonl": JSONL, "data/valid.jsonl": b"{}"})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    serve(Answers, hub)
     monkeypatch.chdir(tmp_path)
-    yield hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    return hub
 
 
 def quiet(_line: str) -> None: ...

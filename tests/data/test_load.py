@@ -11,12 +11,8 @@ from mlx_transformer.train.trainer import Eval, Limits, fit
 from mlx_transformer.utils.errors import BadInput
 from phases import phase5
 
+pytestmark = pytest.mark.usefixtures("cache")
 TEXT = "".join(f"The cat number {i} sat on mat {i % 7}, and slept.\n<|endoftext|>\n" for i in range(200))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

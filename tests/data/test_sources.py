@@ -17,6 +17,7 @@ from mlx_transformer.data.documents import read_documents
 from mlx_transformer.data.sources import Source, open_source
 from mlx_transformer.utils.errors import BadInput
 
+pytestmark = pytest.mark.usefixtures("cache")
 END = "<|endoftext|>"
 TEXTS = [
     "One, “two”.\nThree; four\n\n five",
@@ -27,12 +28,6 @@ TEXTS = [
     "🙂 é",
 ]
 DOCUMENTS = [*TEXTS[:3], "left", "right", TEXTS[5]]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def plain(texts: list[str], newline: str = "\n") -> str:

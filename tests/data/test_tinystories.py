@@ -2,11 +2,9 @@
 
 import contextlib
 import hashlib
-import http.server
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import huggingface_hub.constants
@@ -18,6 +16,7 @@ from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.documents import read_documents
 from mlx_transformer.data.tinystories import TRAIN, VALID, Unreachable, fetch
 from mlx_transformer.utils.errors import BadInput
+from tests.data.conftest import Handler
 
 
 def text_of(stories: int, label: str) -> bytes:
@@ -45,17 +44,10 @@ class Hub:
         return name
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Answers(Handler):
     hub: Hub
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
+    def answer(self):
         *_, place, revision, name = self.path.partition("?")[0].split("/")
         self.hub.authorizations.append((self.path, self.headers.get("Authorization")))
         if self.hub.answers:
@@ -71,12 +63,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         cdn = self.hub.url.replace("127.0.0.1", "localhost") + f"/cdn/{commit}/{name}?sig=1"
         facts = {"X-Repo-Commit": commit, "X-Linked-Size": str(len(content)), "ETag": f'"blob-{hash(content)}"'}
         return self.reply(302, {"Location": cdn, **facts, **etag})
-
-    def reply(self, status: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": "0", **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
 
     def send_file(self, name: str, content: bytes) -> None:
         span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -95,30 +81,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
+def hub(serve) -> Hub:
     hub = Hub({TRAIN: text_of(1000, "train"), VALID: text_of(20, "valid")})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    use_hub(monkeypatch, tmp_path, hub.url)
-    yield hub
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def use_hub(monkeypatch, tmp_path, url: str) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(tinystories, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(tinystories, "CHUNK", 10_000)
+    hub.url = serve(Answers, hub)
+    return hub
 
 
 def quiet(_line: str) -> None:
@@ -261,8 +227,8 @@ def test_offline_the_cache_serves_if_it_holds_enough(hub, monkeypatch):
     assert hub.requests == []
 
 
-def test_the_librarys_own_cache_serves(tmp_path, monkeypatch):
-    use_hub(monkeypatch, tmp_path, "http://127.0.0.1:9")
+def test_the_librarys_own_cache_serves(use_hub, tmp_path, monkeypatch):
+    use_hub("http://127.0.0.1:9")
     snapshot = tmp_path / "hub-cache" / "datasets--roneneldan--TinyStories" / "snapshots" / "c0ffee"
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
@@ -274,18 +240,18 @@ def test_the_librarys_own_cache_serves(tmp_path, monkeypatch):
     assert "huggingface_hub" in source.how
 
 
-def test_a_silent_hub_is_given_up(tmp_path, monkeypatch):
+def test_a_silent_hub_is_given_up(use_hub, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
-        use_hub(monkeypatch, tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        use_hub(f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(reaching, "REACH_SECONDS", 0.3)
         with pytest.raises(Unreachable, match=r"no answer from the hub within 0.3 s|ReadTimeout"):
             fetch(10, quiet)
 
 
-def test_a_name_service_that_hangs_is_given_up(tmp_path, monkeypatch):
+def test_a_name_service_that_hangs_is_given_up(use_hub, tmp_path, monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [released.wait(10)][1:])
-    use_hub(monkeypatch, tmp_path, "http://hub.invalid")
+    use_hub("http://hub.invalid")
     monkeypatch.setattr(reaching, "REACH_SECONDS", 0.3)
     with pytest.raises(Unreachable, match=r"no answer from the hub within 0.3 s|ReadTimeout"):
         fetch(10, quiet)
@@ -293,8 +259,8 @@ def test_a_name_service_that_hangs_is_given_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "not a url", "http://"])
-def test_no_hub_there_is_one_sentence(tmp_path, monkeypatch, url):
-    use_hub(monkeypatch, tmp_path, url)
+def test_no_hub_there_is_one_sentence(use_hub, url):
+    use_hub(url)
     with pytest.raises(Unreachable, match="TinyStories is out of reach: ") as raised:
         fetch(10, quiet)
     assert "\n" not in str(raised.value)

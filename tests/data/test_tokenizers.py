@@ -141,8 +141,7 @@ def test_a_vocabulary_that_is_too_small(corpus, kind, size):
         train_tokenizer(kind, corpus, size)
 
 
-def test_the_smallest_vocabulary_of_a_text_with_many_characters(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+def test_the_smallest_vocabulary_of_a_text_with_many_characters(tmp_path, cache):
     text = "".join(chr(0x4E00 + i * i % 5000) + ("\u2581\t\u2585 \0"[i % 4]) for i in range(9000))
     (tmp_path / "text.txt").write_text(text.replace("\0", "") + "\nlast line")
     corpus = load_corpus(str(tmp_path / "text.txt"), say=lambda line: None)
@@ -150,24 +149,21 @@ def test_the_smallest_vocabulary_of_a_text_with_many_characters(tmp_path, monkey
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_text_with_nothing_to_learn_from(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+def test_a_text_with_nothing_to_learn_from(tmp_path, cache):
     (tmp_path / "text.txt").write_text("\u2581\n\u2585")
     corpus = load_corpus(str(tmp_path / "text.txt"), say=lambda line: None)
     with pytest.raises(BadInput, match="no characters to learn"):
         train_tokenizer("bpe", corpus, 300)
 
 
-def test_a_line_without_a_space_can_be_learned_from(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+def test_a_line_without_a_space_can_be_learned_from(tmp_path, cache):
     (tmp_path / "text.txt").write_text("abcab" * 40_000 + "\nlast line")
     corpus = load_corpus(str(tmp_path / "text.txt"), say=lambda line: None)
     tokenizer = train_tokenizer("bpe", corpus, 300, explicit=False)
     assert len(tokenizer.encode("abcab" * 40_000)) < 60_000
 
 
-def test_a_text_without_any_space_keeps_the_spaces_of_others(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
+def test_a_text_without_any_space_keeps_the_spaces_of_others(tmp_path, cache):
     (tmp_path / "text.txt").write_text("abcabc\nxyzxyz\n" * 20)
     corpus = load_corpus(str(tmp_path / "text.txt"), say=lambda line: None)
     tokenizer = train_tokenizer("bpe", corpus, 300, explicit=False)

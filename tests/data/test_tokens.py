@@ -13,13 +13,8 @@ from mlx_transformer.data.documents import read_documents
 from mlx_transformer.data.tokenizers import HFTokenizer, Tokenizer, WordTokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 
+pytestmark = pytest.mark.usefixtures("cache")
 TEXTS = [f"Story {i}: the cat\nsat on the “mat” {i % 7} times. " + "It slept. " * (i % 5) for i in range(200)]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -1,28 +1,14 @@
-"""Fixtures of a small text and a finished run; no pictures: each takes half a second, and tests/run draws them."""
+"""A finished run, and no pictures."""
 
 import shutil
 
 import pytest
 
-from mlx_transformer.run import training
-from tests.faults.runs import TINY, train, write_text
+from tests.faults.runs import train
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "draw_loss", lambda path, *_: path.touch())
-        yield
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def tiny(text):
-    return [*TINY, "--data", text, "--max-steps", 3]
+def _no_pictures(no_pictures): ...
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,11 @@ import sys
 import pytest
 
 from mlx_transformer.train.checkpoint import load_newest
-from tests.faults.runs import ON_CPU, assert_same_run, train, write_text
+from tests.faults.runs import ON_CPU, assert_same_run, train
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    text = write_text(tmp_path_factory.mktemp("text") / "text.txt")
+def tiny(text):
     return [*ON_CPU, "--data", text, "--quiet", "--max-steps", 20, "--eval-every", 6, "--save-every", 4]
 
 

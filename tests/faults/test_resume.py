@@ -28,15 +28,9 @@ from tests.faults.runs import (
     spawn,
     train,
     train_and_die,
-    write_text,
 )
 
 FORMS = {"compiled": [], "eager": ["--no-compile"]}
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.tokenizers import train_tokenizer
-from tests.faults.runs import write_text
 
 
 @pytest.fixture(autouse=True)
@@ -15,11 +14,6 @@ def _no_network(monkeypatch):
         raise AssertionError("nothing here may ask the network")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture(scope="module")

@@ -18,32 +18,14 @@ import jsonschema
 import mlx.core as mx
 import pytest
 
-from mlx_transformer.run import training as run_module
 from mlx_transformer.run.commands import generate
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.settings import COMMON, GROUPS, Settings, meaning
 from mlx_transformer.utils.errors import exit_cleanly
-from tests.faults.runs import ROOT, TINY, assert_bad, list_runs, result, spawn, train, weights, write_text
+from tests.faults.runs import ROOT, TINY, assert_bad, list_runs, result, spawn, train, weights
 
+pytestmark = pytest.mark.usefixtures("finished", "no_pictures")  # in this order: the first run draws its picture
 SCHEMA = json.loads((ROOT / "mlx_transformer" / "run" / "result.schema.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def tiny(text):
-    return [*TINY, "--data", text, "--max-steps", 3]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_pictures(finished):
-    """Draw no picture after the first run: each takes half a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "draw_loss", lambda path, *_: path.touch())
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,8 @@ class Wide(Model):
 BRANCHES = {"wide": Wide}
 mt.main(__name__)
 '''
+pytestmark = pytest.mark.usefixtures("no_pictures")
 BEND = "import mlx.core as mx\ndef bend(x, slope):\n    return mx.maximum(x, slope * x)\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "draw_loss", lambda path, *_: path.touch())
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,6 @@ from tests.faults.runs import ON_CPU, assert_bad, command, result, train
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return runs.write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
 def flags(text):
     return [*ON_CPU, "--data", text, "--quiet", "--max-steps", 9]
 

@@ -12,17 +12,9 @@ from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase2
-from tests.faults.runs import TINY, assert_bad, command, result, write_text
+from tests.faults.runs import assert_bad, command, result
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return [*TINY, "--data", write_text(tmp_path_factory.mktemp("text") / "text.txt"), "--max-steps", 3]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(training, "draw_loss", lambda path, *_: path.touch())
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def train(*args):

@@ -9,7 +9,7 @@ from mlx_transformer.run.commands import evaluate as evaluate_command
 from mlx_transformer.run.commands import generate as generate_command
 from mlx_transformer.train import checkpoint, trainer
 from mlx_transformer.utils.errors import RunFailed, exit_cleanly, is_out_of_memory
-from tests.faults.runs import TINY, command, train, write_text
+from tests.faults.runs import TINY, command, train
 
 METAL = (
     "[METAL] Command buffer execution failed: Insufficient Memory "
@@ -60,11 +60,6 @@ def assert_explained(outcome, *words):
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: out of memory ([METAL] Command buffer execution failed: Insufficient Memory")
     assert all(word in line for word in ("try ", *words))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.mark.parametrize("part", ["TrainingStep.__call__", "Evaluator.__call__"])

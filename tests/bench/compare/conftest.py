@@ -9,12 +9,6 @@ from bench.compare.variants import Variant
 from mlx_transformer.run.flags import parse
 from mlx_transformer.run.settings import Settings
 from tests.bench.compare.tiny import BUDGET, TINY
-from tests.faults.runs import write_text
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture

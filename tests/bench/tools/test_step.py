@@ -12,10 +12,7 @@ from bench.report import report
 from bench.tools import decode, step
 from bench.workers.machine import check_torch
 from mlx_transformer.utils.errors import BadInput, RunFailed
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed: make test installs it"
-)
+from tests.bench.compare.tiny import needs_torch
 
 
 def test_losses_that_differ_stop_the_comparison():

@@ -39,6 +39,7 @@ from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from mlx_transformer.utils.files import as_bad_input
 from mlx_transformer.utils.terminal import Terminal
+from mlx_transformer.utils.text import plural
 
 QUICK_SEEDS, QUICK_TOKENS = 2, 200_000
 EVALUATIONS, QUICK_EVALUATIONS = 10, 5  # at least, within a budget: a target is reached between two of them
@@ -259,4 +260,5 @@ def _check_failures(log: dict[str, Any]) -> None:
     failed = [run for run in log["runs"] if run["status"] == "failed"]
     if failed:
         which = "; ".join(f"{run['name']}, seed {run['seed']}: {run['error']}" for run in failed[:3])
-        raise RunFailed(f"{len(failed)} of {len(log['runs'])} runs failed ({which}); the same command tries them again")
+        count = f"{len(failed)} of {plural(len(log['runs']), 'run')}"
+        raise RunFailed(f"{count} failed ({which}); the same command tries them again")

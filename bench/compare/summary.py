@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlx_transformer.run.plots import short
+from mlx_transformer.utils.text import plural
 
 Log = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -180,7 +181,7 @@ def _answer_for_one(log: Log, row: Row, key: str) -> str:
         known = {one["name"]: one for one in log["time_to_target"]}
         if not known[name]["reached"] and not known[over]["reached"]:
             return f"undecided: neither {name} nor {over} reaches the target loss; give a higher --target."
-        counts = [f"{known[one]['reached']} of {known[one]['seeds']} seeds" for one in (name, over)]
+        counts = [f"{known[one]['reached']} of {plural(known[one]['seeds'], 'seed')}" for one in (name, over)]
         return f"no: {name} reaches the target loss with {counts[0]}, {over} with {counts[1]}."
     if kind == "slower":
         low, high = (value[bound] and 1 / value[bound] for bound in ("high", "low"))
@@ -215,7 +216,8 @@ def remarks(log: Log) -> list[str]:
     texts = []
     if not log["complete"]:
         absent = sum(run["status"] in ("missing", "failed") for run in log["runs"])
-        what = f"{absent} of {len(log['runs'])} runs are missing or failed" if absent else "not all has been measured"
+        total = plural(len(log["runs"]), "run")
+        what = f"{absent} of {total} are missing or failed" if absent else "not all has been measured"
         texts.append(f"Incomplete: {what}; the same command resumes.")
     if log["quick"]:
         texts.append("A quick run: the answer is rough. Leave out --quick before you believe or repeat it.")
@@ -239,7 +241,7 @@ def _problems(log: Log, name: str) -> str:
     """Say what went wrong with a variant: "3 done, 2 diverged; 3 of 5 seeds reach the target"."""
     broken = any(run["status"] in ("diverged", "failed") for run in runs_of(log, name))
     rows = [row for row in log["time_to_target"] if row["name"] == name and row["reached"] < row["seeds"]]
-    reached = [f"{row['reached']} of {row['seeds']} seeds reach the target" for row in rows]
+    reached = [f"{row['reached']} of {plural(row['seeds'], 'seed')} reach the target" for row in rows]
     return "; ".join([status(log, name)] * broken + reached)
 
 

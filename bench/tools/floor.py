@@ -10,6 +10,7 @@ from bench.compare.summary import Cell, Log, Row, chip
 from bench.compare.tables import Table, seconds, spread
 from mlx_transformer.run.plots import drawing, short
 from mlx_transformer.run.report import FIGURES
+from mlx_transformer.utils.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,8 +68,8 @@ def draw(log: Log) -> Plot:
         for budget, look in _LOOKS.items()
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, handletextpad=0.2, borderpad=0)
-    note = f"; {diverged} of {len(log['runs'])} runs diverged" if diverged else ""
-    label = f"phase ({log['size']}); bars: medians and 95 % intervals, dots: {len(log['seeds'])} seeds{note}"
+    note = f"; {diverged} of {plural(len(log['runs']), 'run')} diverged" if diverged else ""
+    label = f"phase ({log['size']}); bars: medians and 95 % intervals, dots: {plural(len(log['seeds']), 'seed')}{note}"
     figure.supxlabel(label, fontsize=8.5)
     return Plot(name="fables", description=_shows(log), figure=figure)
 

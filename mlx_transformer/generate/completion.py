@@ -8,6 +8,7 @@ from mlx_transformer.generate.decoding import count_slides, decode
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.model import Model
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.text import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:
     ids = [*tokenizer.prompt_prefix, *tokenizer.encode(prompt)] or [tokenizer.bos_id]
     if len(ids) >= context:
         start = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-        raise BadInput(f"prompt '{start}' has {len(ids)} tokens: expected fewer than the context of {context}")
+        raise BadInput(
+            f"prompt '{start}' has {plural(len(ids), 'token')}: expected fewer than the context of {context}"
+        )
     return ids
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_transformer.nn.model import Model
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import sync_path
+from mlx_transformer.utils.text import plural
 from mlx_transformer.utils.trees import by_path
 
 WEIGHTS = "model.safetensors"
@@ -64,7 +65,9 @@ def check_depth(n_layers: int, arrays: dict[str, mx.array], path: Path) -> None:
     """Raise BadInput if the weights have another number of blocks than n_layers; call it before building the model."""
     layers = {int(match[1]) for name in arrays if (match := re.match(r"blocks\.(\d+)\.", name))}
     if len(layers) != n_layers:
-        raise BadInput(f"'{path}' does not fit this model: {len(layers)} layers in it, {n_layers} in config.json")
+        raise BadInput(
+            f"'{path}' does not fit this model: {plural(len(layers), 'layer')} in it, {n_layers} in config.json"
+        )
 
 
 def check_finite(arrays: dict[str, mx.array], path: Path) -> None:

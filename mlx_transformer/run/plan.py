@@ -26,6 +26,7 @@ from mlx_transformer.run.settings import ENDS, Settings, decide, resume_settings
 from mlx_transformer.train.recipe import Recipe, check_groups
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.text import plural
 
 DEFAULT_SECONDS = 240.0  # without a --max flag
 PROMPTS = (
@@ -104,8 +105,9 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     if settings.resume is not None:
         settings = resume_settings(experiment, settings)
     use_device(settings.device or "auto")
-    kind, size = experiment.find_branch(settings.branch), choose_size(settings.size)
+    kind = experiment.find_branch(settings.branch)
     source = None if settings.init_from is None else model_folder(settings.init_from)
+    size = choose_size(settings.size) if source is None else _size_of(source, settings.size)
     recipe, recipe_code = experiment.find_recipe(settings.recipe)
     recipe = _change_recipe(recipe.at(size), settings)
     config = _make_config(experiment, kind, settings, size, recipe, source)
@@ -143,6 +145,20 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     )
     _check_text(plan)
     return plan
+
+
+def _size_of(source: Path, given: str | None) -> str:
+    """Return the size whose width, depth and heads a saved model has, else the one given or "auto".
+
+    Raises BadInput if another one is given: the model's hyperparameters come with its weights.
+    """
+    numbers, named = read_config(source)["config"], ("d_model", "n_layers", "n_heads")
+    sizes = (size for size, values in SIZES.items() if all(numbers.get(name) == values[name] for name in named))
+    if (size := next(sizes, None)) is None:
+        return choose_size(given)
+    if given not in (None, "auto", size):
+        raise BadInput(f"--size {given}: the model in '{source}' is of size {size}, which comes with its weights")
+    return size
 
 
 def _change_recipe(recipe: Recipe, settings: Settings) -> Recipe:
@@ -196,6 +212,6 @@ def _check_text(plan: Plan) -> None:
     tokens = len(plan.tokens.train)
     if tokens <= plan.config.seq_len:
         raise BadInput(
-            f"the training text has {tokens:,} tokens: one sequence needs {plan.config.seq_len + 1:,}; "
+            f"the training text has {plural(tokens, 'token')}: one sequence needs {plan.config.seq_len + 1:,}; "
             "give a longer text or a smaller --seq-len"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlx_transformer.run.plots import draw_loss, finite, series, short, title
+from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.files import atomic_write
 from mlx_transformer.utils.text import plural
 
@@ -47,9 +48,12 @@ FIGURES = {  # key of result.json's quality: label, definition
 
 
 def write_report(
-    folder: Path, result: Record, curve: Sequence[Record], stories: Sequence[Record], command: str
+    folder: Path, result: Record, curve: Sequence[Record], stories: Sequence[Record], command: str, limits: Limits
 ) -> None:
-    """Write report.md: what was trained, how good it is, how to resume it with `command --resume`. Raises OSError."""
+    """Write report.md: what was trained, how good it is, how to resume it with `command --resume`. Raises OSError.
+
+    limits: those of the run.
+    """
     sections = [
         f"# {title(result)}",
         _what_was_done(result),
@@ -62,7 +66,7 @@ def write_report(
         "## Generated text",
         f"{_quoted(stories[0])}\n\nMore in [stories.md](stories.md)." if stories else "None was generated.",
         "## Next",
-        _next_commands(folder, result, command),
+        _next_commands(folder, result, command, limits),
     ]
     atomic_write(folder / "report.md", "\n\n".join(sections) + "\n")
 
@@ -71,7 +75,7 @@ def write_stories(folder: Path, stories: Sequence[Record], quality: Record) -> N
     """Write stories.md: the quality figures, then each {"prompt", "text"} with its prompt in bold. Raises OSError."""
     rows = [(label, _share(quality[key]), meaning) for key, (label, meaning) in FIGURES.items() if key in quality]
     if "longest_copied_span" in quality:
-        rows.append(("longest copied span", f"{quality['longest_copied_span']} words", _copied(quality)))
+        rows.append(("longest copied span", plural(quality["longest_copied_span"], "word"), _copied(quality)))
     sections = ["# Generated texts", "The prompt is in **bold**."]
     if rows:
         sections.append(_table(("figure", "value", "definition"), rows))
@@ -143,7 +147,10 @@ def _figures(result: Record) -> list[tuple[str, str]]:
         ("uniform guess", _nats(math.log(tokenizer["vocab_size"]))),
         *_target_rows(result),
         ("parameters", f"{parameters['total']:,} ({parameters['embedding']:,} in embeddings)"),
-        ("training", f"{result['tokens']:,} tokens, {result['steps']:,} steps, {result['epochs']:.2f} epochs"),
+        (
+            "training",
+            f"{plural(result['tokens'], 'token')}, {plural(result['steps'], 'step')}, {result['epochs']:.2f} epochs",
+        ),
         ("training time", f"{_duration(result['train_seconds'])}; in addition {', '.join(rest)}"),
         (
             "throughput",
@@ -241,22 +248,16 @@ def resume_command(command: str, folder: Path) -> str:
     return f"{command} --resume {shlex.quote(str(folder))}"
 
 
-def _next_commands(folder: Path, result: Record, command: str) -> str:
+def _next_commands(folder: Path, result: Record, command: str, limits: Limits) -> str:
     place = shlex.quote(str(folder))
     resume = resume_command(command, folder)
-    twice = {
-        "max_steps": 2 * result["steps"],
-        "max_tokens": 2 * result["tokens"],
-        "max_epochs": max(1, round(2 * result["epochs"])),
-        "max_seconds": max(1, round(2 * result["train_seconds"])),
-    }
     code = " --code kept" if result["code"] else ""
     commands = [f"Generate text:\n\n    python -m mlx_transformer.generate {place}{code} --prompt 'Once upon a time'"]
     if result["stopped"] == "interrupted":
         commands.append(f"Resume training:\n\n    {resume}")
-    elif result["stopped"] in twice and result["final_valid_loss"] == result["best_valid_loss"]:
-        limit = f"--{result['stopped'].replace('_', '-')} {twice[result['stopped']]}"
-        commands.append(f"Train twice as long:\n\n    {resume} {limit}")
+    elif result["stopped"].startswith("max_") and result["final_valid_loss"] == result["best_valid_loss"]:
+        flag, twice = f"--{result['stopped'].replace('_', '-')}", 2 * getattr(limits, result["stopped"])
+        commands.append(f"Train twice as long:\n\n    {resume} {flag} {twice:.15g}")
     return "\n\n".join(commands)
 
 

@@ -157,7 +157,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
         write_stories(folder, stories, figures)
     save_model(folder / "model", *_saved_as(plan, model))
     result = make_result(plan, model, stopped, figures)
-    write_report(folder, result, curve.lines or [], stories, plan.experiment.command)
+    write_report(folder, result, curve.lines or [], stories, plan.experiment.command, plan.limits)
     write_json(folder / "result.json", result)
     try:
         draw_loss(folder / "loss.png", result, curve.lines or [])

@@ -193,6 +193,17 @@ def test_initialized_from_the_weights_of_another_run(finished, text, tmp_path):
     assert all(mx.allclose(one[name], other[name], atol=1e-6).item() for name in other)
 
 
+def test_the_size_comes_with_the_weights(text, tmp_path):
+    flags = ["--data", text, "--max-steps", 1, "--batch-size", 2, "--quiet"]
+    own = ["--seq-len", 24, "--vocab-size", 384]
+    assert train("--size", "nano", *flags, *own, "--out", tmp_path / "nano_run").code == 0
+    assert train(*flags, "--init-from", tmp_path / "nano_run", "--out", tmp_path / "tuned").code == 0
+    assert result(tmp_path / "tuned")["size"] == "nano"
+    ended = train(*flags, "--size", "small", "--init-from", tmp_path / "nano_run", "--out", tmp_path / "out")
+    assert_bad(ended, "--size small", "nano_run/model' is of size nano")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_continues_after_a_broken_pipe(tiny, tmp_path):
     """python -m phases.phase1 | head -1"""
     process = spawn(*tiny, "--out", tmp_path / "run")

@@ -14,6 +14,7 @@ import pytest
 
 import mlx_transformer
 from mlx_transformer.run.report import draw_loss, write_report, write_stories
+from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.files import atomic_write, write_json
 
 SCHEMA = json.loads((Path(mlx_transformer.__file__).parent / "run" / "result.schema.json").read_text(encoding="utf-8"))
@@ -86,7 +87,8 @@ STORIES = [
 
 
 def report(folder, result, curve=(), stories=()):
-    write_report(folder, result, list(curve), list(stories), "python -m phases.phase1")
+    limits = Limits(max_steps=400, max_tokens=3_000_000, max_epochs=0.3, max_seconds=240)
+    write_report(folder, result, list(curve), list(stories), "python -m phases.phase1", limits)
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -185,9 +187,9 @@ def test_a_model_worse_than_a_uniform_guess_is_named(tmp_path):
     ("stopped", "command"),
     [
         ("max_steps", "--max-steps 800"),
-        ("max_tokens", "--max-tokens 6553600"),
-        ("max_epochs", "--max-epochs 4"),
-        ("max_seconds", "--max-seconds 625"),
+        ("max_tokens", "--max-tokens 6000000"),
+        ("max_epochs", "--max-epochs 0.6"),
+        ("max_seconds", "--max-seconds 480"),
         ("interrupted", "--resume"),
     ],
 )

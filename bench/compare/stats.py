@@ -19,6 +19,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
 _ENOUGH = 5  # pairs for the bootstrap
+FEWEST_ROUNDS = 3  # for an interval: Student's t of two has 13 standard errors, which says nothing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from bench.tools.roofline import Flags as RooflineFlags
 from bench.tools.roofline import chips, find_chip, read_work, spread
 from bench.tools.throughput import best_matmul_gflops, make_task
 from bench.workers import training_step
-from bench.workers.machine import describe_machine, threads
+from bench.workers.machine import describe_machine, shown_bytes, threads
 from bench.workers.process import Worker, end_as_by_ctrl_c, run_to_end, started
 from mlx_transformer.backend import device_info, gpu_cores, use_device
 from mlx_transformer.nn.config import SIZES
@@ -239,7 +239,7 @@ def show(log: dict[str, Any]) -> Table:
             "fewer than 10 steps" if measured is None else f"{measured:,.0f}",
             "" if guess is None else spread(*guess),
             f"{one['parameters']:,}",
-            f"{one['peak_memory_bytes'] / 1e9:.2f} GB",
+            shown_bytes(one["peak_memory_bytes"]),
             "" if loss is None else f"{loss:.3f}",
         )
     return table

@@ -13,7 +13,7 @@ from rich.table import Table
 from bench import logfile
 from bench.compare.variants import DEFAULT
 from bench.tools.throughput import StepFlags, describe, pass_worker
-from bench.workers.machine import describe_machine
+from bench.workers.machine import describe_machine, shown_bytes
 from bench.workers.process import measure_once
 from mlx_transformer.run.flags import File, Text, parse
 from mlx_transformer.run.ladder import find_phase
@@ -63,7 +63,7 @@ def show(log: dict[str, Any]) -> Table:
     title = f"phase {log['phase']}, {log['size']}, {shape}: peak memory of a step"
     table = Table("recipe", "MLX's peak", "resident", "loss", title=title, caption=log["machine"]["device"])
     for name, one in log["workers"].items():
-        sizes = (f"{one[key] / 1e9:.2f} GB" for key in ("peak_bytes", "max_rss_bytes"))
+        sizes = (shown_bytes(one[key]) for key in ("peak_bytes", "max_rss_bytes"))
         table.add_row(name, *sizes, f"{one['loss']:.4f}")
     return table
 

@@ -28,7 +28,7 @@ from bench.options import read_names, read_numbers
 from bench.tools import sweep_plots
 from bench.tools.roofline import FOR_THE_GPU
 from bench.tools.throughput import best_matmul_gflops, make_task, measure_passes, median_seconds
-from bench.workers.machine import describe_machine
+from bench.workers.machine import describe_machine, shown_bytes
 from bench.workers.passes import FULL, PASSES
 from bench.workers.process import end_as_by_ctrl_c
 from bench.workers.training_step import Task
@@ -42,7 +42,7 @@ from mlx_transformer.utils.terminal import Terminal
 AXES = ("d_model", "seq_len", "batch_size")
 LOG = "sweep.json"
 SECONDS = 3.0  # of timing, for each setting
-_SAME = ("names", "size", "device", "passes", "seconds", "max_memory_bytes")  # of a log that resumes
+_SAME = ("names", "files", "size", "device", "passes", "seconds", "max_memory_bytes")  # of a log that resumes
 
 Setting = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Flags:
     """Measure throughput and memory of a training step over batch size, sequence length and width."""
 
     phases: Phases = ()
-    """such as 2, 3/BRANCH, 2:RECIPE, measured interleaved (default: 1)"""
+    """such as 2, 3/BRANCH, 2:RECIPE, my_idea.py, measured interleaved (default: 1)"""
     size: Size = None
     """nano, small or base: what is varied (default: small on a CPU, base on a GPU)"""
     batch_sizes: Text = None
@@ -92,11 +92,11 @@ class Grid:
         use_device(device)
         size = choose_size(flags.size)
         variants = tuple(dict.fromkeys(Variant.read(text) for text in flags.phases or ("1",)))
-        if own := [variant.name for variant in variants if variant.file is not None]:
-            raise BadInput(f"--phases {own[0]}: expected phases, branches or recipes of the ladder")
+        if len({variant.name for variant in variants}) < len(variants):
+            raise BadInput("--phases: two files have one name; rename one, since the tables name them so")
         widths = (0.5, 1, 2) if len(variants) == 1 else (1,)
         d_model, seq_len = SIZES[size]["d_model"], SIZES[size]["seq_len"]
-        batch_size = make_task(variants[0].phase or 1, size, device).batch_size
+        batch_size = make_task(variants[0].experiment, size, device).batch_size
         memory = flags.max_memory * 1e9 if flags.max_memory else FOR_THE_GPU * device_info().memory_bytes
         grid = cls(
             variants=variants,
@@ -114,6 +114,14 @@ class Grid:
         for setting in grid.settings():
             grid.tasks(setting)
         return grid
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The hashes of somebody's own code by variant."""
+        codes = {
+            one.name: one.experiment.code or one.experiment.find_recipe(one.recipe_name)[1] for one in self.variants
+        }
+        return {name: code.sha256 for name, code in codes.items() if code is not None}
 
     @property
     def names(self) -> list[str]:
@@ -136,7 +144,7 @@ class Grid:
     def _task(self, variant: Variant, setting: Setting, shape: dict[str, Any]) -> Task:
         recipe = None if variant.recipe == DEFAULT else variant.recipe
         shared: dict[str, Any] = {"branch": variant.branch, "recipe": recipe, "batch_size": setting["batch_size"]}
-        return make_task(variant.phase or 1, self.size, self.device, **shared, **shape, seq_len=setting["seq_len"])
+        return make_task(variant.experiment, self.size, self.device, **shared, **shape, seq_len=setting["seq_len"])
 
     def measure(self, setting: Setting, names: Sequence[str]) -> dict[str, Setting]:
         """Measure these variants in a setting, interleaved; what was found by name."""
@@ -190,7 +198,7 @@ def _summary(setting: Setting) -> str:
     if setting["status"] == FULL:
         return f"{FULL} ({setting['why']})"
     throughput = f"{setting['tokens_per_second']:,.0f} tokens/s, " if "tokens_per_second" in setting else ""
-    return f"{throughput}{max(setting['peak_bytes'].values()) / 1e9:.2f} GB"
+    return f"{throughput}{shown_bytes(max(setting['peak_bytes'].values()))}"
 
 
 def best(settings: Sequence[Setting]) -> list[Setting]:
@@ -221,7 +229,7 @@ def show(log: dict[str, Any]) -> Table:
             *place,
             f"{one['tokens_per_second']:,.0f}" if measured else "",
             *(f"{1000 * median_seconds(one, name):,.1f} ms" for name in log["passes"]),
-            f"{max(one['peak_bytes'].values()) / 1e9:.2f} GB",
+            shown_bytes(max(one["peak_bytes"].values())),
             f"{one['matmul_share']:.0%}" if measured else "",
             style="bold" if one in top else "",
         )
@@ -234,7 +242,7 @@ def open_log(path: Path, grid: Grid) -> dict[str, Any]:
     if logfile.exists(path):
         try:
             log = json.loads(path.read_text(encoding="utf-8"))
-            theirs = {name: log[name] for name in _SAME}
+            theirs = {name: log[name] for name in _SAME if name != "files"} | {"files": log.get("files", {})}
             machine, now = log["machine"], describe_machine()
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"'{path}' is not the log of a sweep ({error}): give another --out") from error

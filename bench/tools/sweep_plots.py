@@ -42,7 +42,8 @@ def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Plot:
     done = [one for one in log["settings"] if "pass_seconds" in one]
     passes = dict.fromkeys(name for one in done for name in one["pass_seconds"])
     panels: dict[str, Callable[[Setting], float]] = {_LABELS[name]: _milliseconds(name) for name in passes}
-    panels["peak memory (MB)"] = lambda one: max(one["peak_bytes"].values()) / 1e6
+    unit, size = _memory_unit(done)
+    panels[f"peak memory ({unit})"] = lambda one: max(one["peak_bytes"].values()) / size
     lengths = sorted({one["seq_len"] for one in done})
     figure = Figure(figsize=(2.8 * len(panels), 3), layout="constrained")
     for axes, (label, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -62,6 +63,12 @@ def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Plot:
     return Plot(name="sweep", description="Time and peak memory over the sequence length.", figure=figure)
 
 
+def _memory_unit(settings: Sequence[Setting]) -> tuple[str, float]:
+    """Return the unit for the largest peak, and its bytes."""
+    largest = max((peak for one in settings for peak in one.get("peak_bytes", {}).values()), default=0)
+    return ("GB", 1e9) if largest >= 1e9 else ("MB", 1e6)
+
+
 def _milliseconds(name: str) -> Callable[[Setting], float]:
     return lambda one: 1000 * median_seconds(one, name)
 
@@ -77,12 +84,15 @@ def draw_maps(log: Mapping[str, Any], name: str, file: str) -> Plot:
     figure = Figure(figsize=inches, layout="constrained")
     throughput, memory = figure.subplots(2, len(widths), squeeze=False, sharex=True, sharey=True)
     _draw_row(throughput, settings, axis, "tokens_per_second", lambda n, one: f"{short(n)}\n{one['matmul_share']:.0%}")
-    peaks = [{**one, "peak": max(one["peak_bytes"].values()) / 1e9} if "peak_bytes" in one else one for one in settings]
-    _draw_row(memory, peaks, axis, "peak", lambda n, one: f"{n:.2g}")
+    unit, size = _memory_unit(settings)
+    peaks = [
+        {**one, "peak": max(one["peak_bytes"].values()) / size} if "peak_bytes" in one else one for one in settings
+    ]
+    _draw_row(memory, peaks, axis, "peak", lambda n, one: f"{n:.2g}" if n < 100 else f"{n:.0f}")
     for above, below, width in zip(throughput, memory, widths, strict=True):
         above.set_title(f"d_model {width}")
         below.set_xlabel("batch size, sequences")
-    for axes, what in ((throughput[0], "tokens/s, MFU"), (memory[0], "peak memory, GB")):
+    for axes, what in ((throughput[0], "tokens/s, MFU"), (memory[0], f"peak memory, {unit}")):
         axes.set_ylabel(f"{what}\nsequence length, tokens")
     figure.suptitle(f"{name}, whole training step\n{log['machine']['device']}", fontsize=8.5)
     return Plot(name=file, description="Throughput and peak memory of a training step.", figure=figure)

@@ -18,7 +18,7 @@ from bench.workers.training_step import Task, check_tokens
 from mlx_transformer.backend import matmul_gflops, use_device
 from mlx_transformer.nn.config import SIZES, choose_size
 from mlx_transformer.run.flags import Device, Extent, Size, Text, WholeNumber
-from mlx_transformer.run.ladder import find_branch, find_phase
+from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.utils.errors import is_out_of_memory
 
 LEAST_ROUNDS = 3
@@ -59,7 +59,7 @@ class StepFlags:
 
 
 def make_task(
-    phase: int,
+    trained: Experiment | int,
     size: str,
     device: str,
     *,
@@ -68,17 +68,28 @@ def make_task(
     batch_size: int | None = None,
     **hyperparameters: Any,
 ) -> Task:
-    """Return a training step. hyperparameters: fields of the Config other than the size's and the recipe's dropout.
+    """Return a training step of an experiment or a phase.
+
+    hyperparameters: fields of the Config other than the size's and the recipe's dropout.
 
     Raises BadInput for a phase, branch, recipe or number that cannot be.
     """
     shape = {**SIZES[size], **hyperparameters}
-    rules = make_recipe(phase, size, batch_size, shape["seq_len"], recipe)
-    config = find_branch(find_phase(phase), branch).Config(
-        **({} if rules.dropout is None else {"dropout": rules.dropout}) | shape
-    )
+    experiment = Experiment.of_phase(trained) if isinstance(trained, int) else trained
+    rules = make_recipe(experiment, size, batch_size, shape["seq_len"], recipe)
+    dropout = {} if rules.dropout is None else {"dropout": rules.dropout}
+    config = experiment.find_branch(branch).Config(**dropout | shape)
     check_tokens(rules.batch_size(config.seq_len), config.seq_len)
-    return Task(phase=phase, branch=branch, size=size, config=config, recipe=rules, recipe_name=recipe, device=device)
+    return Task(
+        phase=experiment.phase,
+        file=None if experiment.code is None else experiment.code.path,
+        branch=branch,
+        size=size,
+        config=config,
+        recipe=rules,
+        recipe_name=recipe,
+        device=device,
+    )
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -94,7 +105,8 @@ def describe(task: Task) -> dict[str, Any]:
 
 def pass_worker(name: str, task: Task, **options: Any) -> Worker:
     """Return the worker that measures the passes of a step. options: of PassRounds."""
-    settings = {**describe(task), "recipe": task.recipe_name, "device": task.device, **options}
+    own = {"recipe": task.recipe_name, "device": task.device, "file": task.file and str(task.file)}
+    settings = {**describe(task), **own, **options}
     return Worker(name=name, target="bench.workers.passes:PassRounds", settings=settings)
 
 

@@ -28,7 +28,7 @@ def interleave(
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster a is than b: the ratio of median seconds b / a, and its 95 % interval (None: one round)."""
+    """How many times faster a is than b: median seconds b / a, and its 95 % interval (None: too few rounds)."""
 
     a: str
     b: str
@@ -38,13 +38,14 @@ class Ratio:
     rounds: int
 
     def __str__(self) -> str:
-        return f"{self.ratio:.2f}x" + ("" if self.low is None else f" ({self.low:.2f}-{self.high:.2f})")
+        few = f"no interval: {self.rounds} round{'s' if self.rounds > 1 else ''}"
+        return f"{self.ratio:.2f}x ({few if self.low is None else f'{self.low:.2f}-{self.high:.2f}'})"
 
 
 def speed_ratio(a: str, b: str, seconds: Mapping[str, list[float]]) -> Ratio:
     """Return how many times faster a is than b, from seconds by name, paired by round."""
     rounds = min(len(seconds[a]), len(seconds[b]))
-    if rounds == 1:
-        return Ratio(a, b, float(np.median(seconds[b]) / np.median(seconds[a])), None, None, 1)
+    if rounds < stats.FEWEST_ROUNDS:
+        return Ratio(a, b, float(np.median(seconds[b]) / np.median(seconds[a])), None, None, rounds)
     interval = stats.ratio_of_medians(np.array(seconds[b][:rounds]), np.array(seconds[a][:rounds]))
     return Ratio(a, b, interval.value, interval.low, interval.high, rounds)

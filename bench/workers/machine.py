@@ -15,6 +15,13 @@ ROOT = Path(__file__).parent.parent.parent
 _TORCH_DEVICES = {"metal": "mps", "cuda": "cuda", "cpu": "cpu"}
 
 
+def shown_bytes(size: float) -> str:
+    """Format bytes: "2.51 GB", "36 MB", "3.1 MB"."""
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
 def threads() -> int:
     """Return the number of threads that every worker gets."""
     return prepare().threads if sys.platform == "linux" else os.cpu_count() or 1

@@ -30,14 +30,14 @@ from mlx.utils import tree_map
 from bench.tools.graph import on_metal, trace, training_step
 from bench.tools.kernels import peak_bytes
 from bench.workers.gemm import Products
-from bench.workers.mlx_worker import describe_runtime, make_recipe
+from bench.workers.machine import shown_bytes
+from bench.workers.mlx_worker import describe_runtime, find_experiment, make_recipe
 from bench.workers.training_step import text_like
 from mlx_transformer.backend import device_info, divided_blas, split, use_device
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.nn.model import Model
 from mlx_transformer.ops import fastmath
 from mlx_transformer.ops import loss as ops_loss
-from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.train.optim.groups import UpdateRule
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
@@ -170,14 +170,15 @@ class Passes:
 class _Setting:
     """A worker of one model and one batch.
 
-    max_bytes: limit of this process's memory. plain_ops: with the plain form of every operation, on the same BLAS and
-    streams.
+    file: somebody's own, with the model. max_bytes: limit of this process's memory. plain_ops: with the plain form of
+    every operation, on the same BLAS and streams.
     """
 
     def __init__(
         self,
         *,
-        phase: int,
+        phase: int | None,
+        file: str | None = None,
         branch: str | None,
         recipe: str | None,
         size: str,
@@ -188,9 +189,10 @@ class _Setting:
         plain_ops: bool = False,
     ) -> None:
         use_device(device)
-        self.kind = find_branch(find_phase(phase), branch)
+        trained = find_experiment(str(phase) if file is None else file)
+        self.kind = trained.find_branch(branch)
         self.config = self.kind.Config(**config)
-        self.recipe = make_recipe(phase, size, batch_size, self.config.seq_len, recipe)
+        self.recipe = make_recipe(trained, size, batch_size, self.config.seq_len, recipe)
         self.batch_size, self.max_bytes = batch_size, max_bytes
         for module in (ops_loss, fastmath) if plain_ops else ():
             patch.object(module, "is_plain", lambda: True).start()
@@ -245,5 +247,5 @@ class PassRounds(_Setting):
     def _peaks(self, passes: Sequence[str]) -> dict[str, Any]:
         peaks = {name: self.passes.peak_bytes(name) for name in passes}
         if self.max_bytes and (peak := max(peaks.values())) > self.max_bytes:
-            raise MemoryError(f"{peak / 1e9:.2f} GB at its peak")
+            raise MemoryError(f"{shown_bytes(peak)} at its peak")
         return {"flops_per_token": flops_per_token(self.passes.model), "peak_bytes": peaks}

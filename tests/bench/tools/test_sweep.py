@@ -117,6 +117,35 @@ def test_a_width_keeps_the_head_and_the_proportion():
         sweep.Grid.read(sweep.Flags(size="nano", d_models="24", device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("size", "shown", "unit"),
+    [(2_510_000, "2.5 MB", "MB"), (36_400_000, "36 MB", "MB"), (2_513_000_000, "2.51 GB", "GB")],
+)
+def test_memory_has_the_unit_of_its_size(size, shown, unit):
+    setting = {"name": "phase 1", "d_model": 16, "seq_len": 8, "batch_size": 2}
+    one = setting | found_with(setting) | {"peak_bytes": {"forward": size // 2, "step": size}}
+    log = {"settings": [sweep.judge(one, 1.0)], "matmul_gflops": 1.0, "size": "nano", "passes": ["step"]}
+    log["machine"] = {"device": "Test chip"}
+    assert shown in sweep.show(log).columns[-2]._cells
+    labels = [axes.get_ylabel() for axes in sweep_plots.draw_maps(log, "phase 1", "sweep").figure.axes]
+    assert any(f"peak memory, {unit}" in label for label in labels)
+
+
+def test_files_of_ones_own_are_measured_as_they_were(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text("from phases.phase2 import Model\n")
+    flags = {"size": "nano", "device": "cpu", "d_models": "32", "seq_lens": "16", "batch_sizes": "2"}
+    own = str(tmp_path / "a" / "mine.py")
+    grid = sweep.Grid.read(sweep.Flags(phases=("1", own), seconds=0.01, passes="step", **flags))
+    assert grid.names == ["phase 1", "mine.py"]
+    assert list(grid.files) == ["mine.py"]
+    found = grid.measure(grid.settings()[0], grid.names)
+    assert [one["status"] for one in found.values()] == ["done", "done"]
+    with pytest.raises(BadInput, match="two files have one name"):
+        sweep.Grid.read(sweep.Flags(phases=(own, str(tmp_path / "b" / "mine.py")), **flags))
+
+
 def test_bad_input(tmp_path):
     assert read_numbers("--seq-lens", "64, 8,64") == [8, 64]
     for text in ("", "8,x", "0", "1.5", "-1", "99999999999"):
@@ -144,6 +173,7 @@ def test_from_end_to_end(monkeypatch, tmp_path, capsys):
     assert log["complete"]
     assert small["tokens_per_second"] > 0
     assert list(small["pass_seconds"]) == ["forward", "gradients", "step"]
+    assert all(min(seconds) > 0 for seconds in small["pass_seconds"].values()), "each pass is timed by itself"
     assert 0 < small["peak_bytes"]["forward"] <= small["peak_bytes"]["step"] < 50e6
     assert (large["status"], large["why"]) == (passes.FULL, "by prediction")
     assert larger["why"] == "larger than phase 1, d_model 32, batch 65536 x 16"

@@ -96,10 +96,14 @@ def test_the_ratio_and_its_interval():
     assert speed_ratio("b", "a", seconds).ratio == pytest.approx(1 / found.ratio)
 
 
-def test_a_single_round_has_no_interval():
+def test_under_three_rounds_there_is_no_interval():
     found = speed_ratio("a", "b", {"a": [1.0, 1.0], "b": [40.0]})
     assert (found.ratio, found.low, found.high, found.rounds) == (40.0, None, None, 1)
-    assert str(found) == "40.00x"
+    assert str(found) == "40.00x (no interval: 1 round)"
+    found = speed_ratio("a", "b", {"a": [1.0, 1.0], "b": [2.0, 2.1]})
+    assert (found.low, found.high, str(found)) == (None, None, "2.05x (no interval: 2 rounds)")
+    found = speed_ratio("a", "b", {"a": [1.0, 1.0, 1.0], "b": [2.0, 2.1, 1.9]})
+    assert 1 < found.low < 2 < found.high
 
 
 def test_a_worker_gets_no_setting_of_ours(monkeypatch):

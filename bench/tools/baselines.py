@@ -59,39 +59,6 @@ class NGram:
             rows = _scatter(len(tokens), ends, found)
         return np.log(probability[1:])
 
-    def distribution(self, document: list[int]) -> np.ndarray:
-        """Return the probability (vocab_size,) of each next token after the tokens of a document so far."""
-        vocab_size = len(self.unigram)
-        history = [self.eos_id, *document]
-        probability = self.unigram.copy()
-        for order, level in enumerate(self.levels, 2):
-            context = self._row(history[-(order - 1) :]) if order - 1 <= len(history) else -1
-            if context < 0:
-                break
-            low, high = np.searchsorted(level.keys, (context * vocab_size, (context + 1) * vocab_size))
-            probability *= level.backoffs[context]
-            probability[level.keys[low:high] - context * vocab_size] += level.gains[low:high]
-        return probability
-
-    def sample(self, rng: np.random.Generator, max_length: int) -> np.ndarray:
-        """Sample a document of at most max_length tokens, without separators."""
-        document: list[int] = []
-        while len(document) < max_length:
-            cumulative = np.cumsum(self.distribution(document))
-            token = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-            if token == self.eos_id:
-                break
-            document.append(token)
-        return np.array(document, np.int64)
-
-    def _row(self, gram: list[int]) -> int:
-        row = gram[0]
-        for level, token in zip(self.levels, gram[1:], strict=False):
-            row = int(level.rows(np.array([row * len(self.unigram) + token]))[0])
-            if row < 0:
-                break
-        return row
-
 
 def kneser_ney(train: np.ndarray, vocab_size: int, eos_id: int, order: int = 5) -> NGram:
     """Fit an interpolated modified Kneser-Ney model (Chen & Goodman 1998, sec. 4.1.6), over 1 / vocab_size.

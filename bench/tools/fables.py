@@ -104,12 +104,12 @@ class Task:
         return hashlib.sha256(marks.encode()).hexdigest()[:20]
 
 
-def measure(task: Task, folder: Path, say: Say, cache: Path = RUNS) -> dict[str, Any]:
+def measure(task: Task, folder: Path, say: Say) -> dict[str, Any]:
     """Train, or find, every run; the log, written after each. Raises RunFailed for a run without a result."""
     folder.mkdir(parents=True, exist_ok=True)
     machine, made = describe_machine(), list[Finished]()
     for budget, run in task.all_runs:
-        made.append(finished := execute(run, cache))
+        made.append(finished := execute(run))
         name = f"{run.variant.name} {budget} seed{run.plan.seed}"
         if finished.result is None:
             raise RunFailed(f"{name}: {finished.error}; the same command tries again")

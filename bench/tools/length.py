@@ -94,9 +94,9 @@ def runs_of(flags: Flags, say: Say) -> list[Run]:
     return [run.with_settings(seed=seed) for seed in range(flags.seeds or SEEDS) for run in runs]
 
 
-def evaluate_run(run: Run, cache: Path = RUNS) -> dict[str, Any]:
+def evaluate_run(run: Run) -> dict[str, Any]:
     """Train a run, or find it, and evaluate it at every length. Raises RunFailed if it has no result."""
-    finished = execute(run, cache)
+    finished = execute(run)
     row = {"name": run.variant.name, "seed": run.plan.seed, "fingerprint": run.fingerprint}
     if finished.status == "diverged":
         return row | {"status": "diverged"}

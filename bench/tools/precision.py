@@ -6,7 +6,6 @@ software, and on a GPU `bench.compare --phases 2 2:fp16` times it. Finished runs
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -53,12 +52,12 @@ def planned(flags: Flags, say: Say) -> dict[str, Run]:
     return runs | {dtype: Run.of(variant, replace(train, dtype=dtype)) for dtype in others}
 
 
-def measure(runs: dict[str, Run], seeds: range, say: Say, cache: Path = RUNS) -> dict[str, list[Finished]]:
+def measure(runs: dict[str, Run], seeds: range, say: Say) -> dict[str, list[Finished]]:
     """Train, or find, a run per seed, by precision. Raises RunFailed for one that ends without a result."""
     found: dict[str, list[Finished]] = {dtype: [] for dtype in runs}
     for seed in seeds:
         for dtype, run in runs.items():
-            finished = execute(run.with_settings(seed=seed), cache)
+            finished = execute(run.with_settings(seed=seed))
             if finished.status != "done":
                 raise RunFailed(f"{dtype}, seed {seed}: {finished.error or finished.status}")
             found[dtype].append(finished)

@@ -218,11 +218,11 @@ def read_learning_rates(text: str | None) -> list[float]:
     return rates
 
 
-def measure(task: Task, learning_rate: float, say: Say, cache: Path = RUNS) -> Trial:
+def measure(task: Task, learning_rate: float, say: Say) -> Trial:
     """Train, or find, the runs of a learning rate. Raises RunFailed for one that ends without a result."""
     trial = Trial(learning_rate)
     for run, seed in zip(task.runs(learning_rate), task.seeds, strict=True):
-        finished = execute(run, cache)
+        finished = execute(run)
         if finished.status == "failed":
             raise RunFailed(f"learning rate {learning_rate:g}, seed {seed}: {finished.error}")
         trial.runs.append((run.fingerprint, finished))

@@ -132,7 +132,7 @@ Dtype = Annotated[str | None, _choice("float32", "float16", "bfloat16"), _NO_HIN
 Switch = Annotated[bool, _NO_HINT]
 
 
-def parse(kind: type[T], prog: str, description: str | None = None, args: list[str] | None = None) -> T:
+def parse(kind: type[T], prog: str, args: list[str] | None = None) -> T:
     """Read the command line, or args, into a dataclass. Raises BadInput with the first complaint of tyro."""
     args = sys.argv[1:] if args is None else args
     for argument in args:
@@ -142,7 +142,7 @@ def parse(kind: type[T], prog: str, description: str | None = None, args: list[s
     wide = contextlib.nullcontext() if {"-h", "--help"} & set(args) else _wide_terminal()
     try:
         with contextlib.redirect_stderr(complaint), wide:
-            return tyro.cli(kind, prog=prog, description=description, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(kind, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as end:
         if not end.code:  # --help
             raise

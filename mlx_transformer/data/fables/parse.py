@@ -140,10 +140,10 @@ class Reader(Teller):
                 yield option
 
 
-def _readings(text: str, strict: bool, limit: int = _MAX_READINGS) -> Iterator[tuple[Reader, bool]]:
-    """Yield readings depth-first, at most `limit`: each reader, and whether the text is a whole story."""
+def _readings(text: str, strict: bool) -> Iterator[tuple[Reader, bool]]:
+    """Yield readings depth-first, at most _MAX_READINGS: each reader, and whether the text is a whole story."""
     script: list[int] = []
-    for _ in range(limit):
+    for _ in range(_MAX_READINGS):
         reader = Reader(text, strict, script)
         try:
             tell(reader)

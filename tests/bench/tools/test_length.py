@@ -54,9 +54,9 @@ def run():
 
 
 def test_a_diverged_run_is_recorded_and_a_failed_one_is_an_error(run, monkeypatch):
-    monkeypatch.setattr(length, "execute", lambda run, cache: Finished(status="diverged"))
+    monkeypatch.setattr(length, "execute", lambda run: Finished(status="diverged"))
     assert length.evaluate_run(run)["status"] == "diverged"
-    monkeypatch.setattr(length, "execute", lambda run, cache: Finished(status="failed", error="no space left"))
+    monkeypatch.setattr(length, "execute", lambda run: Finished(status="failed", error="no space left"))
     with pytest.raises(RunFailed, match="no space left"):
         length.evaluate_run(run)
 

@@ -28,7 +28,7 @@ def command(tmp_path, monkeypatch):
 def test_every_precision_is_compared_with_float32_of_the_same_seed(command, monkeypatch):
     runs = []
 
-    def execute(run, cache):
+    def execute(run):
         runs.append(run)
         loss = {"float32": 4.0, "float16": 4.1, "bfloat16": 3.0}[run.plan.recipe.dtype] * (1 + run.plan.seed)
         return Finished(status="done", evals=({"valid_loss": 9.0}, {"valid_loss": loss}))

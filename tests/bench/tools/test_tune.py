@@ -134,7 +134,7 @@ def test_other_rates_are_added_to_a_log_that_never_loses_any(command, monkeypatc
     """As its own advice says: continue with --learning-rates around the edge."""
     best, made = 0.064, []
 
-    def execute(run, cache):
+    def execute(run):
         made.append(run.plan.recipe.learning_rate)
         if len(made) == interrupted:
             raise KeyboardInterrupt
@@ -165,7 +165,7 @@ def test_other_rates_are_added_to_a_log_that_never_loses_any(command, monkeypatc
 def test_every_phase_gets_the_same_budget_and_seeds(command, monkeypatch):
     runs = []
 
-    def execute(run, cache):
+    def execute(run):
         runs.append(run)
         return finished(1 + abs(math.log(run.plan.recipe.learning_rate / TUNED)))
 

@@ -1,4 +1,4 @@
-"""What several tools share: flags, their defaults and readers, and the terminal."""
+"""Flags of several tools, their defaults and readers, and the terminal."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

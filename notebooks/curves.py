@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Curves of a run, and of a comparison
 #
-# What a run writes down while it trains (`curve.jsonl`), and what several phases over several seeds look like side by
-# side (`compare.json`). Unless you name others, these are the newest run and the newest comparison, or published ones.
+# The log of a training run (`curve.jsonl`), and a comparison of several phases over several seeds (`compare.json`). By
+# default the newest run and the newest comparison, else published ones.
 
 # %%
 import math
@@ -40,10 +40,9 @@ print(f"{folder.name}: {title(result)}, {short(result['parameters']['total'])} p
 # %% [markdown]
 # ## Loss
 #
-# In nats per piece: at a loss of $\ell$ the model is as unsure as one who guesses among $e^\ell$ equally likely pieces.
-# The dashed line above is to know nothing; where the text's own entropy is known, a dotted one below is the best
-# possible. Lines of training and validation that part show that the model learns its text by heart. The training line
-# is noisier, since each point is one batch, and dropout makes it higher.
+# In nats per token; a loss of $\ell$ is a perplexity of $e^\ell$. The dashed line is the uniform guess; where the
+# entropy of the text is known, a dotted line shows it, the lower bound. A growing gap between training and validation
+# loss is overfitting. The training loss is noisier, since each point is one batch, and dropout increases it.
 
 # %%
 uniform = math.log(result["tokenizer"]["vocab_size"])
@@ -57,11 +56,11 @@ for axes, over in zip(panels, ("tokens", "seconds"), strict=True):
         ("eval", "valid_loss", {"color": plots.BLUE, "marker": "o", "markersize": 3, "label": "validation"}),
     ):
         axes.plot(series(curve, kind, over)[1], series(curve, kind, key)[1], **look_of)
-    axes.axhline(uniform, color=plots.MUTED, linestyle="--", linewidth=1, label="knowing nothing")
+    axes.axhline(uniform, color=plots.MUTED, linestyle="--", linewidth=1, label="uniform guess")
     if floor and bits:
         axes.axhline(floor * loss / bits, color="#009e73", linestyle=":", linewidth=1.6, label="entropy of the text")
     axes.grid(color=plots.RULE, linewidth=0.6)
-panels[0].set(xlabel="training tokens", ylabel="loss (nats per piece)")
+panels[0].set(xlabel="training tokens", ylabel="loss (nats per token)")
 panels[0].xaxis.set_major_formatter(lambda tokens, _: short(tokens))
 panels[1].set(xlabel="training time (s), without validation and saving")
 panels[0].legend()
@@ -70,8 +69,8 @@ plt.show()
 # %% [markdown]
 # ## Behind the loss
 #
-# The schedule of the learning rate; the norm of the gradient before it is clipped, which leaps before a run diverges;
-# and the speed, which shows what else the machine was doing.
+# The learning-rate schedule; the gradient norm before clipping, which rises sharply before a run diverges; and the
+# throughput, which other programs on the machine reduce.
 
 # %%
 figure, panels = plt.subplots(1, 3, figsize=(7.2, 2.4), layout="constrained")
@@ -88,9 +87,8 @@ for axes, (key, label) in zip(
 # %% [markdown]
 # ## A comparison
 #
-# Validation loss over tokens says which idea learns more from the same text; over time, which one is worth it on this
-# machine. Lines are medians over seeds, bands the range from the best to the worst seed: where bands overlap, another
-# seed could have turned the order round.
+# Validation loss over tokens (sample efficiency) and over training time (on this machine). Lines are medians over
+# seeds, bands the range over seeds: where bands overlap, other seeds could reverse the order.
 
 # %%
 log = read_log(look.find_comparison(COMPARISON))

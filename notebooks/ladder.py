@@ -9,9 +9,9 @@
 # ---
 
 # %% [markdown]
-# # The ladder: does an idea pay?
+# # A comparison of variants
 #
-# Reads the `compare.json` of `python -m bench.compare`: the newest one, or that which you name.
+# Reads the `compare.json` of `python -m bench.compare`: the newest, or the one named below.
 
 # %%
 import os
@@ -36,9 +36,8 @@ for sentence in (*summary.headline(log), summary.setting(log), summary.describe_
 # %% [markdown]
 # ## Speedup to the target loss
 #
-# How much faster than the baseline does a variant reach the same validation loss? 2× is half the time. Each bar is the
-# 95 % interval over seeds of the ratio of medians: **where it crosses the line at 1, the measurement found no
-# difference**, wherever the dot stands.
+# How much faster a variant reaches the target loss than the baseline; 2× is half the time. Each bar is the 95 %
+# interval over seeds of the ratio of medians: **an interval that contains 1 is no difference**.
 
 # %%
 if summary.ladder(log):
@@ -46,14 +45,14 @@ if summary.ladder(log):
 display(Markdown(tables.markdown(tables.speedups(log))))
 
 # %% [markdown]
-# Three measures stand beside each other. *Tokens* asks how much text the idea needs; it is exact for a seed. The
-# *clock* asks how long that took here. *Tokens ÷ throughput* divides them by the throughput measured interleaved with
-# the others, so that a busy machine does not decide. An idea that needs fewer tokens but makes each slower can lose.
+# Three measures: *tokens* to the target, exact for a seed; the training *clock*; and *tokens ÷ throughput*, with the
+# throughput that was measured interleaved, so that load on the machine does not matter. A variant that needs fewer
+# tokens but has a lower throughput can be slower.
 
 # %% [markdown]
-# ## What a token costs
+# ## Throughput and memory
 #
-# Speed and memory, the reference in PyTorch hatched.
+# The PyTorch reference is hatched.
 
 # %%
 if log["throughput"]:
@@ -61,10 +60,10 @@ if log["throughput"]:
 display(Markdown(tables.markdown(tables.speed(log))))
 
 # %% [markdown]
-# ## Does the answer hang on the target?
+# ## Dependence on the target loss
 #
-# A target of half the budget is a higher loss, which is reached earlier; one of two budgets a lower one. An idea that
-# pays at all of them pays; one that only learns faster at first has a line that falls.
+# The target after half the budget is a higher loss, the one after two budgets a lower one. The line of a variant that
+# is faster only at first falls.
 
 # %%
 key = summary.headline_measure(log)
@@ -72,7 +71,7 @@ figure, axes = plt.subplots(figsize=(plots.WIDTH, 3.2), layout="constrained")
 names = list(dict.fromkeys(one["name"] for one in log["speedups"]))
 for i, name in enumerate(names):
     rows = [one for one in log["speedups"] if one["name"] == name and one[key] and one[key]["ratio"]]
-    look_of = {"color": plots.COLOURS[i % len(plots.COLOURS)], "marker": plots.MARKERS[i % len(plots.MARKERS)]}
+    look_of = {"color": plots.COLORS[i % len(plots.COLORS)], "marker": plots.MARKERS[i % len(plots.MARKERS)]}
     x = [one["share_of_budget"] * 1.03 ** (i - len(names) / 2) for one in rows]  # beside each other
     for at, one in zip(x, rows, strict=True):
         low, high = one[key]["low"], one[key]["high"]

@@ -1,4 +1,4 @@
-"""How long a run will take: as earlier runs of its kind took, else a range from this machine's matmul throughput."""
+"""Forecast of a run's duration: from earlier runs of its kind, else a range from this machine's matmul throughput."""
 
 import contextlib
 import functools

@@ -75,9 +75,9 @@ def _cell(cell: Cell, is_number: bool) -> str:
 
 
 def _figure(plot: Plot) -> str:
-    """Return a plot for the page: with unique ids, the page's colours and a description for screen readers."""
+    """Return a plot for the page: with unique ids, the page's colors and a description for screen readers."""
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{plot.name}-", plot.svg())
-    for role, colour in ROLES.items():
-        svg = svg.replace(colour, f"var(--{role})")
+    for role, color in ROLES.items():
+        svg = svg.replace(color, f"var(--{role})")
     svg = re.sub(r'^<svg([^>]*?) width="[^"]*" height="[^"]*"', r"<svg\1", svg)
     return f'<figure role="img" aria-label="{escape(plot.description)}">{svg}</figure>'

@@ -1,4 +1,4 @@
-"""The plots of a comparison, as SVG and PNG. Lines and markers differ as colours do, so that grey prints work."""
+"""The plots of a comparison, as SVG and PNG. Lines and markers differ as colors do, so that grey prints work."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 INK, MUTED, RULE = "#1b1b1b", "#6a6a6a", "#dcdcdc"
 # Okabe & Ito 2008 without yellow, which does not print, roughly by lightness
 BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
-COLOURS = (INK, BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE)
-# Colours that the page replaces in dark mode, by the name of its CSS variable.
+COLORS = (INK, BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE)
+# Colors that the page replaces in dark mode, by the name of its CSS variable.
 ROLES = {"ink": INK, "muted": MUTED, "rule": RULE, "blue": BLUE, "vermilion": VERMILION, "green": GREEN}
 ROLES |= {"purple": PURPLE, "sky": SKY, "orange": ORANGE}
 MARKERS = "osD^vPX"
@@ -165,10 +165,10 @@ def _legend_of_kinds(axes: "Axes", kinds: Sequence[str]) -> None:
 def draw_loss(log: Log, over: str) -> Plot:
     """Draw the validation loss over "tokens" or "seconds": medians, bands over seeds, the target.
 
-    One panel, or where there are more variants than colours one for each against the first.
+    One panel, or where there are more variants than colors one for each against the first.
     """
     first, *others = bases = list(dict.fromkeys(map(base, variants(log))))
-    crowded = len(bases) > len(COLOURS)
+    crowded = len(bases) > len(COLORS)
     by_gain = [row["name"] for row in ladder(log) if row["name"] in others]
     panels = [[first, other] for other in dict.fromkeys([*by_gain, *others])] if crowded else [bases]
     figure, grid = _panels(len(panels))
@@ -191,13 +191,13 @@ def draw_loss(log: Log, over: str) -> Plot:
 
 
 def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: bool) -> None:
-    """Draw a variant's median and band in the i-th colour, and a cross where a run broke off."""
+    """Draw a variant's median and band in the i-th color, and a cross where a run broke off."""
     runs = runs_of(log, name)
     x, low, middle, high = band(runs, over)
     axes.plot(
         x,
         middle,
-        color=COLOURS[i],
+        color=COLORS[i],
         linestyle=LINES.get(backend(name), "-."),
         linewidth=1.0 if crowded else 1.5,
         marker="" if backend(name) else MARKERS[i],
@@ -206,11 +206,11 @@ def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: boo
         label=name.replace(base(name), "named above") if crowded and i else name + _incidents(log, name),
     )
     if len(runs) > 1:
-        axes.fill_between(x, low, high, color=COLOURS[i], alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=COLORS[i], alpha=0.15, linewidth=0)
     for run in runs:
         if run["status"] in BROKEN:
             xs, losses = _points(run, over)
-            axes.plot(xs[-1:], losses[-1:], color=COLOURS[i], **CROSS)
+            axes.plot(xs[-1:], losses[-1:], color=COLORS[i], **CROSS)
 
 
 def _incidents(log: Log, name: str) -> str:

@@ -13,7 +13,7 @@ from bench.compare.variants import Variant
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared with what: the first variant is the baseline."""
+    """The variants, seeds and budget of a comparison; the first variant is the baseline."""
 
     by_variant: list[list[Run]]  # each variant in MLX, then in the reference's backends; runs of the first seed
     seeds: range
@@ -30,17 +30,17 @@ class Comparison:
 
     @property
     def baseline(self) -> Variant:
-        """What the others are compared with."""
+        """The variant that the others are compared with."""
         return self.by_variant[0][0].variant
 
     def over(self, variant: Variant) -> Variant:
-        """What a variant is compared with: in an ablation the phase, or the previous one for what adds to that."""
+        """Return the baseline of a variant: in an ablation the phase, or the previous one for what adds to that."""
         if self.ablated is None or variant == self.ablated or variant.adds_to_previous:
             return self.baseline
         return self.ablated
 
     def all_runs(self) -> list[Run]:
-        """Every run, the variants in turn for each seed, so that load drift affects all of them alike."""
+        """Every run, the variants interleaved within a seed, so that load drift affects all of them alike."""
         return [run.with_settings(seed=seed) for seed in self.seeds for run in self.runs]
 
     @property

@@ -1,4 +1,4 @@
-"""What a compare.json shows: its rows by name, its figures as text, and the sentences that summarize it."""
+"""Summary of a compare.json: its rows by name, its figures as text, and sentences."""
 
 import math
 import re

@@ -23,7 +23,7 @@ _INCOMPARABLE = ("vocab_size", "seq_len")  # they change what the loss is measur
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What is trained, and with which backend.
+    """A model and a recipe to train, and the backend.
 
     phase: that of the ladder, or the one that the own file builds on, if any. recipe: a name, or "FILE.py:NAME".
     change: a number of the configuration or the recipe, and its value. copy: counts equal variants, each run anew.
@@ -54,7 +54,7 @@ class Variant:
 
     @property
     def experiment(self) -> Experiment:
-        """The module that defines it, as it was when it was first asked for."""
+        """The module that defines it, loaded once."""
         return Experiment.of_phase(self.phase) if self.file is None else _load(self.file)
 
     @property
@@ -70,7 +70,7 @@ class Variant:
 
     @property
     def base_name(self) -> str:
-        """What it is called without its change, copy and backend: "phase 3/rope:original", "my_idea.py"."""
+        """Its name without change, copy and backend: "phase 3/rope:original", "my_idea.py"."""
         place = f"phase {self.phase}" if self.file is None else self.file.name
         return f"{place}{f'/{self.branch}' if self.branch else ''}{_recipe_suffix(self.recipe)}"
 

@@ -72,7 +72,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Task:
-    """What every worker computes."""
+    """The decoding that every worker computes."""
 
     phase: int
     size: str

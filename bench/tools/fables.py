@@ -67,7 +67,7 @@ class Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to train for how long."""
+    """The variants to train, and their budgets."""
 
     size: str
     seeds: range

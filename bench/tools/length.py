@@ -39,7 +39,7 @@ SEEDS, SHARE = 3, 0.5  # of a comparison's budget
 _POINTS = 8  # of the curve, for each trained length
 _BATCH_TOKENS = 8192
 _SAME = ("measures", "size", "seq_len", "corpus", "budget_tokens", "names", "seeds")  # of a log that resumes
-_COLOURS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito 2008
+_COLORS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito 2008
 
 
 @dataclass
@@ -178,7 +178,7 @@ def draw(log: dict[str, Any], path: Path) -> None:
         if cost is not None:
             positions = next(run for run in log["runs"] if "curve" in run)["curve"]
             (line,) = axes.plot([p["position"] for p in positions], cost, label=name, markersize=4, linewidth=1.3)
-            line.set(color=_COLOURS[i % 7], marker="osD^vPX*"[i % 8], linestyle=("-", "--", ":")[i % 3])
+            line.set(color=_COLORS[i % 7], marker="osD^vPX*"[i % 8], linestyle=("-", "--", ":")[i % 3])
     axes.axvline(log["seq_len"], color="#6a6a6a", linewidth=0.8)
     axes.annotate(" trained length", (log["seq_len"], 1), xycoords=("data", "axes fraction"), va="top", color="#6a6a6a")
     axes.set_xlabel("position in the sequence, tokens")

@@ -7,7 +7,7 @@ machine.schema.json describes it:
     resume    a run that was stopped and resumed against one that was not
     sizes     phase 1 at nano, small and base on the built-in fables: tokens/s, memory, loss
 
-A part that fails is recorded under `failures` and the others go on.
+A part that fails is recorded under `failures`; the others are still measured.
 """
 
 import math
@@ -81,7 +81,7 @@ def predicted(chip: str, cores: int | None, size: str) -> tuple[float, float] | 
 
 
 class Parts:
-    """The parts of the report: one that fails is recorded by name, and the others go on."""
+    """The parts of the report; one that fails is recorded by name."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say, self.failures = say, dict[str, str]()

@@ -1,4 +1,4 @@
-"""What a Mac would reach, predicted from the graph: FLOPs, bytes and launches against a chip's public peak figures.
+"""Predicted throughput on a Mac: FLOPs, bytes and launches of the graph against a chip's public peak figures.
 
 `python -m bench roofline --chip m1-max --phase 1 --size base` predicts the tokens per second of a training step, as a
 range: nobody has measured them. A kernel takes the longer of its arithmetic and its memory traffic, a launch a fixed

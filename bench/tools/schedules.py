@@ -32,7 +32,7 @@ SHOWN: dict[str, Schedule] = {
     "warm-up, stable, decay": WSD(**_WARMUP, decay_tokens=2_000_000, total_tokens=TOKENS),
 }
 BATCH = BatchWarmup(tokens=1_500_000, doublings=2)
-_COLOURS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe & Ito 2008
+_COLORS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe & Ito 2008
 _LINES = ("-", "--", "-", "-.", ":", "--")
 
 
@@ -52,11 +52,11 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(8, 5.4), dpi=110, layout="constrained")
     rates, batch = figure.subplots(2, height_ratios=(3, 1), sharex=True)
     tokens = np.linspace(1, 1.1 * TOKENS, 2000)
-    for (name, schedule), colour, line in zip(SHOWN.items(), _COLOURS, _LINES, strict=True):
-        rates.plot(tokens, [schedule(t) for t in tokens], line, color=colour, linewidth=1.8, label=name)
+    for (name, schedule), color, line in zip(SHOWN.items(), _COLORS, _LINES, strict=True):
+        rates.plot(tokens, [schedule(t) for t in tokens], line, color=color, linewidth=1.8, label=name)
     rates.set_ylabel("share of the peak learning rate")
     figure.legend(loc="outside lower center", ncols=len(SHOWN) // 2, edgecolor="none", fontsize=9)
-    batch.step(tokens, [BATCH.batch_size(64, int(t)) for t in tokens], where="post", color=_COLOURS[0], linewidth=1.8)
+    batch.step(tokens, [BATCH.batch_size(64, int(t)) for t in tokens], where="post", color=_COLORS[0], linewidth=1.8)
     batch.set_ylabel("batch size")
     batch.set_yticks([16, 32, 64])
     batch.set_ylim(0, 70)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.compare.plots import COLOURS, INK, MUTED, RULE, STYLE, Plot
+from bench.compare.plots import COLORS, INK, MUTED, RULE, STYLE, Plot
 from bench.tools.throughput import median_seconds
 from mlx_transformer.run.plots import drawing, short
 
@@ -50,7 +50,7 @@ def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Plot:
         for i, name in enumerate(names):
             own = sorted((one for one in done if one["name"] == name), key=lambda one: one["seq_len"])
             xs, ys = [one["seq_len"] for one in own], [value(one) for one in own]
-            axes.plot(xs, ys, marker="os^D"[i % 4], color=COLOURS[i % len(COLOURS)], markersize=4, label=name)
+            axes.plot(xs, ys, marker="os^D"[i % 4], color=COLORS[i % len(COLORS)], markersize=4, label=name)
         axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
         axes.set_xticks(lengths, map(str, lengths), rotation=45)
         axes.xaxis.minorticks_off()
@@ -118,9 +118,9 @@ def _draw_row(
         for one in settings:
             if one["d_model"] == width:
                 text = label(one[key], one) if key in one else "no\nmemory" if "why" in one else ""
-                colour = (INK if norm(one[key]) > _LIGHT else "white") if key in one else MUTED
+                color = (INK if norm(one[key]) > _LIGHT else "white") if key in one else MUTED
                 place = axis[2].index(one["batch_size"]), axis[1].index(one["seq_len"])
-                axes.text(*place, text, ha="center", va="center", fontsize=7, color=colour)
+                axes.text(*place, text, ha="center", va="center", fontsize=7, color=color)
 
 
 def _draw_map(axes: "Axes", settings: Sequence[Setting], axis: Axis, key: str, norm: "Normalize") -> None:

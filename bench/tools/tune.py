@@ -92,7 +92,7 @@ def best_of(trials: list[Trial]) -> int:
 
 
 def next_learning_rate(trials: list[Trial]) -> float | None:
-    """Return the one beyond the edge if the best trial is at an edge, at its neighbour's ratio; else None."""
+    """Return the one beyond the edge if the best trial is at an edge, at its neighbor's ratio; else None."""
     best, rates = best_of(trials), [one.learning_rate for one in trials]
     if 0 < best < len(rates) - 1 or len(rates) >= MOST_TRIALS:
         return None
@@ -120,7 +120,7 @@ def search(
 
 
 def verdict(trials: list[Trial]) -> list[str]:
-    """State the best learning rate, and compare each neighbour with it, in sentences."""
+    """State the best learning rate, and compare each neighbor with it, in sentences."""
     best = best_of(trials)
     one = trials[best]
     if math.isinf(one.median):
@@ -132,7 +132,7 @@ def verdict(trials: list[Trial]) -> list[str]:
 
 
 def judged(best: Trial, other: Trial) -> str:
-    """State how far a neighbour is behind the best trial, and with how many paired seeds (sign test).
+    """State how far a neighbor is behind the best trial, and with how many paired seeds (sign test).
 
     Counted, since with two seeds one outlier makes the standard error so large that no trials differ.
     """
@@ -162,7 +162,7 @@ def show(log: dict[str, Any]) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to tune: all runs are those of `flags` except for learning rate and seed."""
+    """A phase to tune: all runs are those of `flags` except for learning rate and seed."""
 
     variant: Variant
     flags: Settings

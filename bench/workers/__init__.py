@@ -1,1 +1,1 @@
-"""What is measured in a process of its own."""
+"""Measurements in processes of their own."""

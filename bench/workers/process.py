@@ -41,7 +41,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """What to measure: a class, as "module:Class", the settings to make it from, and the process's environment."""
+    """A measurement: a class, as "module:Class", the settings to make it from, and the process's environment."""
 
     name: str
     target: str

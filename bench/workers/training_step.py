@@ -24,7 +24,7 @@ MOST_TOKENS = 1 << 22  # of a step: a larger graph takes too long to build
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What every worker computes. recipe: that of recipe_name at size, with its batch and learning rate replaced."""
+    """The step that every worker computes. recipe: that of recipe_name, with its batch and learning rate replaced."""
 
     phase: int | None
     size: str

@@ -1,4 +1,4 @@
-"""What makes MLX fast on a Linux CPU, and what the device is: the names that other packages may import.
+"""Acceleration of MLX on a Linux CPU, and the device: the names that other packages may import.
 
 Those that need mlx.core are imported on first use, since `prepare` must run before it.
 """

@@ -1,4 +1,4 @@
-"""What macOS knows of its GPU and MLX does not."""
+"""Facts about a Mac's GPU that MLX does not report."""
 
 import functools
 import re

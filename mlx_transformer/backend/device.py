@@ -16,7 +16,7 @@ from mlx_transformer.utils.errors import BadInput
 
 @dataclass(frozen=True)
 class Device:
-    """What the arrays are computed on."""
+    """The device that arrays are computed on."""
 
     name: str
     backend: Literal["metal", "cuda", "cpu"]

@@ -57,7 +57,7 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class KernelCache:
-    """Where MLX's compiled kernels are, and the flags they are compiled with."""
+    """The folder of MLX's compiled kernels, and their compiler flags."""
 
     folder: Path  # <cache>/jit/<key>
     flags: str

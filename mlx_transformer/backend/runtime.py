@@ -1,4 +1,4 @@
-"""What must happen before MLX is imported.
+"""Preparation of a process before MLX is imported.
 
 `prepare()` runs when `mlx_transformer` is imported. On Linux it puts a real BLAS under MLX's matmul (blas.py), gives
 MLX a kernel cache of its own (jit.py) and tunes the allocator; on macOS it does nothing. MLX_TRANSFORMER_PLAIN=1 turns
@@ -35,7 +35,7 @@ _MALLOPT = (
 
 @dataclass
 class Prepared:
-    """What `prepare` changed in this process; the defaults where it changed nothing."""
+    """The changes that `prepare` made in this process; the defaults where it changed nothing."""
 
     threads: int = 1
     blas: Blas | None = None

@@ -1,4 +1,4 @@
-"""From a text to batches of tokens.
+"""Corpora, tokenizers and token files: from a text to batches of tokens.
 
     sources    open_source      text, .jsonl, .csv, .gz, a folder, a data set of the hub -> documents
     corpus     load_corpus      documents -> train.txt and valid.txt: UTF-8, one separator line after each document

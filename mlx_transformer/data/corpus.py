@@ -226,9 +226,9 @@ def _own(train: Source, valid: Source | None, stories: int | None) -> Corpus:
 
     key = _key(train.identity, "" if valid is None else valid.identity, stories)
     folder = cached_folder("corpora", f"text-{key}", build)
-    told = f"{train.label}" + (f" and {valid.label}" if valid is not None else ", its end held out")
+    label = f"{train.label}" + (f" and {valid.label}" if valid is not None else ", its end held out")
     column = train.column or (valid.column if valid is not None else None)
-    corpus = _open(folder, told if column is None else f"{told}, texts of the column {column!r}")
+    corpus = _open(folder, label if column is None else f"{label}, texts of the column {column!r}")
     return replace(corpus, name=train.name, text_column=column)
 
 

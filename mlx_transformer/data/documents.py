@@ -1,4 +1,4 @@
-"""Documents of a text: read as a stream of lines, divided at the separators, counted, told apart.
+"""Documents of a text: read as a stream of lines, split at the separators, counted, hashed.
 
 A separator ends a document wherever it stands, alone on its line or within one. White space around a document is
 removed, and empty documents are left out.

@@ -1,4 +1,4 @@
-"""What `--data` and `--valid` may name: a text, .jsonl or .csv, each also as .gz, a folder of them, or a data set.
+"""Sources that `--data` and `--valid` name: a text, .jsonl or .csv, each also as .gz, a folder of them, or a data set.
 
 Every kind is read as one stream of lines with separators between documents, never whole in memory.
 """

@@ -11,7 +11,7 @@ _GREEDY = 1e-6  # temperatures below this take the most probable token: exp(-1 /
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is sampled. temperature 0 is greedy. The filters apply in the order of the fields.
+    """The distribution of the next token. temperature 0 is greedy. The filters apply in the order of the fields.
 
     Raises BadInput for a number out of its range.
     """

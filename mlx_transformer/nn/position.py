@@ -76,7 +76,7 @@ class LearnedPosition(Position):
 class RotaryPosition(Position):
     """RoPE: pair i of each query and key is rotated by position * rope_theta^(-2i / head_dim) (Su et al. 2021, eq. 15).
 
-    arXiv 2104.09864. Pairs are (i, i + head_dim / 2), as in GPT-NeoX and Llama; the paper pairs neighbours, which is a
+    arXiv 2104.09864. Pairs are (i, i + head_dim / 2), as in GPT-NeoX and Llama; the paper pairs neighbors, which is a
     permutation of the projections' outputs. Angles in float32. Raises BadInput for an odd head_dim or a rope_theta not
     above 0.
     """
@@ -104,10 +104,10 @@ class RotaryPosition(Position):
 class ScaledRotaryPosition(RotaryPosition):
     """RoPE stretched to longer texts, as Llama 3.1 does it (Grattafiori et al. 2024, arXiv 2407.21783; Meta's code).
 
-    Over the rope_original_len positions of the first training a pair turns so many times: fewer than
-    rope_low_freq_factor, and its frequency is divided by rope_factor; more than rope_high_freq_factor, and it stays;
-    between the two it goes over in a straight line. With rope_factor 1 it is RoPE. Raises BadInput for factors
-    not above 0 or not in this order.
+    By the number of rotations of a pair over the rope_original_len positions of the first training: below
+    rope_low_freq_factor its frequency is divided by rope_factor, above rope_high_freq_factor it is unchanged, and
+    between the two it is interpolated linearly. With rope_factor 1 it is RoPE. Raises BadInput for factors not above 0
+    or not in this order.
     """
 
     def build(self, config: Any) -> None:

@@ -23,7 +23,7 @@ PHASES = ROOT / "phases"  # beside the package mlx_transformer, in a checkout an
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What a module defines to be trained: Model, RECIPE, RECIPES, BRANCHES, NAME.
+    """The definitions of a module that is trained: Model, RECIPE, RECIPES, BRANCHES, NAME.
 
     phase: its number; for a file of one's own that of the phase that it builds on, or None.
     code: the file of one's own with the files that it imports; None for a phase.

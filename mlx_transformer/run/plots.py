@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-# Okabe & Ito 2008: told apart with any kind of colour vision, and in grey by lightness, line style and marker
-VALID_COLOUR, TRAIN_COLOUR, FLOOR_COLOUR, UNIFORM_COLOUR = "#0072B2", "#E69F00", "#009E73", "#555555"
+# Okabe & Ito 2008: distinguishable with any kind of color vision, and in gray by lightness, line style and marker
+VALID_COLOR, TRAIN_COLOR, FLOOR_COLOR, UNIFORM_COLOR = "#0072B2", "#E69F00", "#009E73", "#555555"
 TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 _PANELS = {"learning_rate": "learning rate", "grad_norm": "gradient norm"}  # key of curve.jsonl: label
 _ONE_AT_A_TIME = threading.RLock()  # matplotlib's settings are those of the process
@@ -73,7 +73,7 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     axes.set_title(f"{title(result)}, {short(result['parameters']['total'])} parameters", pad=10)
     axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)
     for panel, (key, label) in zip(below, panels.items(), strict=True):
-        panel.plot(*series(curve, "log", key), color=TRAIN_COLOUR, linewidth=1)
+        panel.plot(*series(curve, "log", key), color=TRAIN_COLOR, linewidth=1)
         panel.set_ylim(bottom=0)
         panel.set_ylabel(label)
     for panel in (axes, *below):
@@ -124,12 +124,12 @@ def title(result: Record) -> str:
 
 def _draw_series(axes: "Axes", curve: Sequence[Record]) -> None:
     tokens, losses = series(curve, "log", "loss")
-    axes.plot(tokens, losses, color=TRAIN_COLOUR, linewidth=1, label="training")
+    axes.plot(tokens, losses, color=TRAIN_COLOR, linewidth=1, label="training")
     tokens, losses = series(curve, "eval", "valid_loss")
     every = max(1, len(tokens) // 25)
     marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": every}
     label = f"validation, best {finite(losses).min():.3f}" if len(finite(losses)) else "validation"
-    axes.plot(tokens, losses, color=VALID_COLOUR, linewidth=1.8, label=label, **marks)
+    axes.plot(tokens, losses, color=VALID_COLOR, linewidth=1.8, label=label, **marks)
     axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
     axes.set_ylabel("loss (nats per token)")
 
@@ -138,11 +138,11 @@ def _draw_bounds(axes: "Axes", result: Record, curve: Sequence[Record]) -> None:
     """Draw the uniform guess and the entropy floor as horizontal lines, and set limits that hold both."""
     vocab = result["tokenizer"]["vocab_size"]
     uniform, nats, floor = math.log(vocab), _nats_per_bit(result), result["corpus"]["floor_bpb"]
-    axes.axhline(uniform, color=UNIFORM_COLOUR, linestyle="--", linewidth=1.2, label=f"uniform guess, ln {vocab:,}")
+    axes.axhline(uniform, color=UNIFORM_COLOR, linestyle="--", linewidth=1.2, label=f"uniform guess, ln {vocab:,}")
     bounds = [uniform]
     if floor is not None and nats is not None:
         bounds.append(floor * nats)
-        axes.axhline(bounds[-1], color=FLOOR_COLOUR, linestyle=":", linewidth=1.8, label="entropy floor of the text")
+        axes.axhline(bounds[-1], color=FLOOR_COLOR, linestyle=":", linewidth=1.8, label="entropy floor of the text")
     losses = np.concatenate([series(curve, "log", "loss")[1], series(curve, "eval", "valid_loss")[1], bounds])
     low, high = finite(losses).min(), finite(losses).max()
     axes.set_ylim(max(0.0, low - 0.5), min(high, 1.5 * uniform) * 1.04)

@@ -1,4 +1,4 @@
-"""What a run is told and what it reports: limits, options, progress and events."""
+"""Limits, options, progress and events of a training run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What ends a run early; None: no limit. The schedule does not depend on them."""
+    """Limits that end a run early; None: no limit. The schedule does not depend on them."""
 
     max_steps: int | None = None
     max_tokens: int | None = None

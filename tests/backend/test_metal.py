@@ -163,7 +163,7 @@ class _Double(phase1.Model):
 
 
 @pytest.mark.parametrize("make", [_train, _decode])
-def test_a_factorisation_is_caught(make):
+def test_a_factorization_is_caught(make):
     with on_metal():
         assert "QRF" in trace(*make(_QR)).unsupported()
         assert _missing(*make(_QR)) == {"QRF"}

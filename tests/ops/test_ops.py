@@ -479,7 +479,7 @@ def test_dropout_drops_a_share_p_independently(p):
     sigma = math.sqrt(p * (1 - p))
     assert abs(kept.mean() - (1 - p)) < 5 * sigma / math.sqrt(n)
     z = (kept - kept.mean()) / sigma
-    for lag in (1, 2, 3, 128, 1024):  # neighbours in both axes of an array 1024 wide
+    for lag in (1, 2, 3, 128, 1024):  # neighbors in both axes of an array 1024 wide
         assert abs((z[lag:] * z[:-lag]).mean()) < 5 / math.sqrt(n)
     blocks = z.reshape(-1, 1024).sum(-1) / 32
     assert abs(blocks.var() - 1) < 5 * math.sqrt(2 / len(blocks))

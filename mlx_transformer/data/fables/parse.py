@@ -175,7 +175,7 @@ def parse(text: str) -> Story | None:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a text follows the grammar and its own story.
+    """Scores of a text: whether it follows the grammar and its own story.
 
     A text cut off by a length limit is neither grammatical nor consistent, and `complete` is False: count such texts
     apart, or use their shares, which are of whole sentences only.

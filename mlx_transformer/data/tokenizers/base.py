@@ -1,4 +1,4 @@
-"""What every tokenizer does."""
+"""The interface of a tokenizer."""
 
 import functools
 import hashlib

@@ -99,7 +99,7 @@ def test_the_page_stands_alone(written, name):
             assert key.startswith("xmlns")
 
 
-def test_the_dark_page_has_no_colour_of_the_light(written):
+def test_the_dark_page_has_no_color_of_the_light(written):
     for figure in re.findall("<figure.*?</figure>", (written["hard"] / "compare.html").read_text(), re.DOTALL):
         assert not re.findall("#[0-9a-f]{6}", figure)
         assert "var(--ink)" in figure
@@ -360,12 +360,12 @@ def test_the_band_over_seeds():
     assert len(plots.band([run([])], "tokens")[0]) == 0
 
 
-def test_colours_are_of_the_page():
-    assert set(plots.COLOURS) <= set(plots.ROLES.values())
+def test_colors_are_of_the_page():
+    assert set(plots.COLORS) <= set(plots.ROLES.values())
     page = (Path(plots.__file__).parent / "page.html").read_text()
     light, dark = page.split("@media (prefers-color-scheme: dark)")
-    for role, colour in plots.ROLES.items():
-        assert f"--{role}: {colour};" in light
+    for role, color in plots.ROLES.items():
+        assert f"--{role}: {color};" in light
         assert f"--{role}: #" in dark
 
 

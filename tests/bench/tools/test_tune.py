@@ -67,7 +67,7 @@ def test_a_seed_that_diverges_makes_the_median_infinite():
     assert tried(0.1, 2.0, None, 3.0).median == 3.0
 
 
-def test_neighbours_are_compared_with_the_best_seed_by_seed():
+def test_neighbors_are_compared_with_the_best_seed_by_seed():
     near = [tried(0.001, 2.04, 2.02), tried(0.002, 2.01, 2.03), tried(0.004, 2.5, 5.52)]
     best, low, high = tune.verdict(near)
     assert best == "best learning rate: 0.002 (validation loss 2.0200)"

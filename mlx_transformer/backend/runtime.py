@@ -109,7 +109,7 @@ def _dist_info(name: str) -> str:
 
 
 def _prepare_linux(prepared: Prepared) -> None:
-    prepared.threads = _threads()
+    prepared.threads = _threads(prepared)
     prepared.allocator = _tune_allocator()
     if not any("cuda" in name for name in _installed_backends()):  # a GPU has one stream, and needs the memory
         os.environ.setdefault("MLX_BFS_MAX_WIDTH", SCHEDULER_WIDTH)
@@ -132,12 +132,14 @@ def _prepare_linux(prepared: Prepared) -> None:
         prepared.warn(f"g++ was not found, so {' and '.join(lost)}; {GET_COMPILER}.")
 
 
-def _threads() -> int:
-    """OMP_NUM_THREADS (or the BLAS's own variable) if set, else the physical cores."""
+def _threads(prepared: Prepared) -> int:
+    """OMP_NUM_THREADS (or the BLAS's own variable) if set, at most one per CPU; else the physical cores."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(name, "").split(",")[0]
+        value, present = os.environ.get(name, "").split(",")[0], len(os.sched_getaffinity(0))
         if value.isdigit() and int(value) > 0:
-            return int(value)
+            if int(value) > present:
+                prepared.warn(f"{name}={value} is more than the CPUs here: {present} threads are used.")
+            return min(int(value), present)
     return native.physical_cores()
 
 

@@ -94,6 +94,15 @@ def test_matmul_goes_through_a_real_blas_and_kernels_into_our_cache(cache):
 
 
 @linux
+def test_more_threads_than_cpus_are_one_warning(cache):
+    found, err = run("import mlx_transformer" + PREPARED, cache, OMP_NUM_THREADS="1000")
+    present = len(os.sched_getaffinity(0))
+    assert found["threads"] == present
+    assert found["warned"] == [f"OMP_NUM_THREADS=1000 is more than the CPUs here: {present} threads are used."]
+    assert err.count("OMP_NUM_THREADS") == 1
+
+
+@linux
 def test_kernels_are_made_for_this_cpu_with_a_precompiled_header(cache):
     """Our g++ adds both where it compiles into the cache, and is g++ unchanged elsewhere."""
     run("import mlx_transformer" + STEP, cache)

@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit(wrong, copied):
     assert_bad(runs.generate(copied, "--prompt", "a"), "does not fit this model: ")
 
 
-def test_a_missing_or_damaged_tokenizer(copied):
+def test_a_missing_or_damaged_tokenizer(copied, capfd):
     path = copied / "tokenizer.model"
     raw = path.read_bytes()
     for content in (b"", raw[:100], b"no model at all"):
@@ -217,6 +217,7 @@ def test_a_missing_or_damaged_tokenizer(copied):
         assert_bad(runs.generate(copied, "--prompt", "a"), "tokenizer")
     path.unlink()
     assert_bad(runs.generate(copied, "--prompt", "a"), "has no tokenizer")
+    assert capfd.readouterr().err == ""  # no lines of SentencePiece's own
 
 
 @pytest.mark.parametrize("content", ['{"a": 1}', "[1, 2]", '["a", "b"]', "{"])

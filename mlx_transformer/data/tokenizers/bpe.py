@@ -33,7 +33,8 @@ class BPETokenizer(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         self._proto = proto
-        self._model = SentencePieceProcessor(model_proto=proto)
+        self._model = SentencePieceProcessor()
+        self._model.LoadFromSerializedProto(proto)  # its constructor takes an empty one for none, and logs at each use
         self.vocab_size = self._model.vocab_size()
         self.eos_id = self._model.eos_id()
         self._bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
@@ -77,11 +78,10 @@ class BPETokenizer(Tokenizer):
 
 
 def _threads() -> int:
-    """OMP_NUM_THREADS, else the number of cores that this process may run on."""
+    """The number of cores that this process may run on, at most OMP_NUM_THREADS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    if limit.isdigit() and int(limit) > 0:
-        return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(int(limit), cores) if limit.isdigit() and int(limit) > 0 else cores
 
 
 def train_bpe(sample: list[str], vocab_size: int) -> tuple[BPETokenizer, int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from mlx_transformer.nn.config import MAX_AXIS
 from mlx_transformer.utils.errors import BadInput
 
 T = TypeVar("T")
+_REQUIRED = " (required)"  # tyro's, behind a help text
 
 
 def read_whole(text: str) -> int:
@@ -29,13 +31,17 @@ def read_whole(text: str) -> int:
 
 
 def read_length(text: str) -> int:
-    if (value := read_whole(text)) > MAX_AXIS:
-        raise ValueError(f"{text!r}: expected a whole number from 1 to {MAX_AXIS}")
-    return value
+    with contextlib.suppress(ValueError):
+        if (value := read_whole(text)) <= MAX_AXIS:
+            return value
+    raise ValueError(f"{text!r}: expected a whole number from 1 to {MAX_AXIS}")
 
 
 def read_length_or_zero(text: str) -> int:
-    return 0 if text == "0" else read_length(text)
+    try:
+        return 0 if text == "0" else read_length(text)
+    except ValueError:
+        raise ValueError(f"{text!r}: expected a whole number from 1 to {MAX_AXIS}, or 0 for the default") from None
 
 
 def read_number(text: str, expected: str = "a number of at least 0") -> float:
@@ -116,8 +122,9 @@ Place = Annotated[str | None, optional(read_place, "NAME|PATH"), _NO_HINT]
 Folder = Annotated[Path | None, optional(read_path, "DIR"), _NO_HINT]
 File = Annotated[Path | None, optional(read_path, "FILE"), _NO_HINT]
 Argument = Annotated[Path, optional(read_path, "PATH"), tyro.conf.Positional]
+RunArgument = Annotated[Path, optional(read_path, "RUN"), tyro.conf.Positional]
 Arguments = Annotated[
-    tuple[Annotated[Path, optional(read_path, "PATH")], ...],
+    tuple[Annotated[Path, optional(read_path, "RUN")], ...],
     tyro.conf.Positional,
     _NO_HINT,
 ]
@@ -138,6 +145,8 @@ def parse(kind: type[T], prog: str, args: list[str] | None = None) -> T:
     for argument in args:
         if argument.encode(errors="ignore").decode() != argument:
             raise BadInput(f"{argument!r} is not UTF-8: expected text")
+    if repeated := _repeated(kind, args):
+        raise BadInput(f"{repeated} is there more than once: expected one; see {prog} --help")
     complaint = io.StringIO()
     wide = contextlib.nullcontext() if {"-h", "--help"} & set(args) else _wide_terminal()
     try:
@@ -147,6 +156,20 @@ def parse(kind: type[T], prog: str, args: list[str] | None = None) -> T:
         if not end.code:  # --help
             raise
         raise BadInput(f"{_first_sentence(complaint.getvalue())}; see {prog} --help") from None
+
+
+def _repeated(kind: type, args: list[str]) -> str | None:
+    """Return the first flag that is there more than once and does not collect its values."""
+    hints = get_type_hints(kind, include_extras=True)
+    single = {name for name, hint in hints.items() if tyro.conf.UseAppendAction not in get_args(hint)}
+    seen = set()
+    for argument in itertools.takewhile(lambda argument: argument != "--", args):
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name in single:
+            if name in seen:
+                return f"--{name.replace('_', '-')}"
+            seen.add(name)
+    return None
 
 
 @contextlib.contextmanager
@@ -168,7 +191,10 @@ def _first_sentence(box: str) -> str:
     _, *inside = [line for line in lines if line and not re.fullmatch("[╭╮╰╯─-]+", line)] or [""]
     text = next(iter(inside), "the command line cannot be read").rstrip(".")
     if text.startswith("Missing from"):
-        return "an argument is missing"
+        named = [(name, help_text) for name, help_text in itertools.pairwise(inside) if help_text.endswith(_REQUIRED)]
+        return "; ".join(f"{name} is missing: {text.removesuffix(_REQUIRED)}" for name, text in named)
+    if found := re.match(r"Missing value for argument '(--[\w-]+)'", text):
+        return f"{found[1]} has no value: expected one"
     return re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", text)
 
 

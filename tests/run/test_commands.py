@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from mlx_transformer import __main__ as entry
+from mlx_transformer.run import training
+from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.saved import load
 from mlx_transformer.train.evaluate import evaluate
 from tests.faults.runs import ROOT, TINY, assert_bad, command, result, train, write_text
@@ -39,6 +41,31 @@ def test_an_unknown_command(args):
 
 def test_a_bad_flag_names_the_form_that_was_called():
     assert_bad(call("generate", "x", "--length", "5"), "see command generate --help")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["generate"], "RUN is missing: a run folder, or its model/"),
+        (["import", "there"], "RUN is missing: run folder to write"),
+        (["export", "a"], "PATH is missing: folder to write"),
+        (["generate", "a", "--seed"], "--seed has no value"),
+        (["generate", "a", "--top-k", 3, "--top_k=4"], "--top-k is there more than once"),
+        (["info", "a", "--code", "b", "--code", "b"], "--code is there more than once"),
+        (["runs", "compare", "a", "b", "--out", "x.png", "--out", "y.png"], "--out is there more than once"),
+        (["generate", "none", "--prompt", "a", "--prompt", "b"], "holds no model"),
+    ],
+)
+def test_an_argument_that_is_missing_or_repeated_is_named(args, words):
+    assert_bad(call(*args), words)
+
+
+def test_a_repeated_flag_of_training():
+    body = lambda: training.main(find_phase(3))  # noqa: E731
+    assert_bad(command(body, "--branch", "rope", "--branch=alibi"), "--branch is there more than once")
+    assert_bad(command(body, "--quiet", "--quiet"), "--quiet is there more than once")
+    for value in ("-1", "many"):
+        assert_bad(command(body, "--max-len", value), f"'{value}': expected a whole number from 1 to 2147483647, or 0")
 
 
 @pytest.mark.parametrize("form", ["", ".generate", ".evaluate", ".interop", ".run"])

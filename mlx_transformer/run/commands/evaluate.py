@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 from mlx_transformer.backend import use_device
 from mlx_transformer.run.commands.model import load_model
-from mlx_transformer.run.flags import Argument, Device, File, Place, Switch, Text, parse
+from mlx_transformer.run.flags import Device, File, Place, RunArgument, Switch, Text, parse
 from mlx_transformer.train.evaluate import Evaluation, evaluate
 from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 from mlx_transformer.utils.files import json_text
@@ -14,7 +14,7 @@ from mlx_transformer.utils.files import json_text
 class Flags:
     """Compute the loss of a saved model, trained here or imported, over every token of a text."""
 
-    run: Argument
+    run: RunArgument
     """a run folder, or its model/"""
     data: File = None
     """UTF-8 text with <|endoftext|> between documents, .jsonl or .csv, each also as .gz, or a folder of them"""

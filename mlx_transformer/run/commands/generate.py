@@ -9,9 +9,9 @@ from mlx_transformer.backend import use_device
 from mlx_transformer.generate import Completion, complete, stream_completion
 from mlx_transformer.run.commands.model import load_model
 from mlx_transformer.run.flags import (
-    Argument,
     Device,
     Place,
+    RunArgument,
     SamplingFlags,
     Seed,
     Switch,
@@ -27,7 +27,7 @@ from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 class Flags(SamplingFlags):
     """Generate text with a trained model; without --prompt, from one line at a time of standard input."""
 
-    run: Argument
+    run: RunArgument
     """a run folder, or its model/"""
     prompt: Words = ()
     """text to continue (repeatable)"""

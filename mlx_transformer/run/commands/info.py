@@ -16,7 +16,7 @@ from mlx_transformer.utils.errors import BadInput
 class Flags:
     """Print what MLX computes on here and how fast; with RUN a saved model's parameters and configuration."""
 
-    run: Annotated[Folder, tyro.conf.Positional] = None
+    run: Annotated[Folder, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """a run folder, or its model/"""
     code: Place = None
     """file that defines the model, for a model of your own; kept: the copy in the run folder"""

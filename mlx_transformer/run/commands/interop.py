@@ -8,7 +8,7 @@ from mlx_transformer.interop import read_model, write_model
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands import dispatch
 from mlx_transformer.run.commands.model import load_model
-from mlx_transformer.run.flags import Argument, parse
+from mlx_transformer.run.flags import Argument, RunArgument, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.run.saved import model_folder, read_config, save_model
 from mlx_transformer.utils.files import check_new, new_folder
@@ -30,7 +30,7 @@ class ImportFlags:
 
     source: Argument
     """folder with config.json, model.safetensors and tokenizer.json"""
-    run: Argument
+    run: RunArgument
     """run folder to write; new or empty"""
 
 
@@ -38,7 +38,7 @@ class ImportFlags:
 class ExportFlags:
     """Convert a run to a folder for transformers' from_pretrained."""
 
-    run: Argument
+    run: RunArgument
     """a run folder, or its model/"""
     target: Argument
     """folder to write; new or empty"""

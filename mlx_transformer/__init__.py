@@ -20,8 +20,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mlx_transformer.backend import prepare as _prepare
-
 if TYPE_CHECKING:
     from mlx_transformer import data as data
     from mlx_transformer import nn as nn
@@ -54,9 +52,22 @@ _LAZY = {  # name -> module, or module:attribute
 }
 __all__ = ["__version__", "main", *_LAZY]
 
-if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while a command is importing leaves no traceback
 
+def _is_command() -> bool:
+    """Whether the program is `python -m`, a console script of ours, or a file that ends in `mt.main(__name__)`."""
+    if sys.argv[0] == "-m" or sys.argv[0].endswith(("mlx-transformer", "mlx-bench")):
+        return True
+    try:
+        with open(sys.modules["__main__"].__file__ or "", encoding="utf-8") as file:
+            return file.read().rstrip().endswith(".main(__name__)")
+    except (AttributeError, KeyError, OSError, ValueError):  # an interactive Python
+        return False
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _is_command():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C leaves no traceback; before the imports, which take a second
+
+_prepare = import_module(f"{__name__}.backend").prepare
 _prepare()  # before anything imports mlx.core
 
 

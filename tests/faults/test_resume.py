@@ -192,6 +192,19 @@ def test_a_signal_before_there_is_a_run_leaves_no_traceback(begun):
     assert (ended.returncode, ended.stderr) == ((130, "interrupted\n") if begun else (-signal.SIGINT, ""))
 
 
+@pytest.mark.parametrize(("end", "is_command"), [("mt.main(__name__)", True), ("mt.load", False)])
+def test_a_signal_during_the_first_import_of_a_file_of_one_s_own(end, is_command, tmp_path):
+    """A file with a command line leaves no traceback; another program keeps its KeyboardInterrupt."""
+    lines = ["import os, signal, sys", "signal.signal(signal.SIGINT, signal.default_int_handler)"]
+    lines += ["class Stop:", "    def find_spec(self, name, *_):"]
+    lines += ["        if name == 'mlx_transformer.backend': os.kill(os.getpid(), signal.SIGINT)"]
+    lines += ["sys.meta_path.insert(0, Stop())", "import mlx_transformer as mt", end]
+    (tmp_path / "idea.py").write_text("\n".join(lines))
+    ended = subprocess.run([sys.executable, tmp_path / "idea.py"], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr.count("Traceback") == (not is_command)
+
+
 def test_a_second_signal_does_not_wait(tiny, whole_compiled, tmp_path, monkeypatch):
     folder, show = tmp_path / "run", console.Console.show
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -60,18 +61,20 @@ def command(body, *args) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def _merged(args: tuple[object, ...]) -> list[str]:
+def merged(args: Sequence[object]) -> list[str]:
     """Drop every flag, with its value, that comes again: a test changes some of the flags that many tests share."""
     words = [*map(str, args)]
     starts = [i for i, word in enumerate(words) if word.startswith("--")]
     flags = [words[start:end] for start, end in zip(starts, [*starts[1:], len(words)], strict=True)]
     later = {flag[0]: flag for flag in flags}
-    return [word for flag in flags if flag is later[flag[0]] or flag[0] == "--prompt" for word in flag]
+    return words[: min(starts, default=len(words))] + [
+        word for flag in flags if flag is later[flag[0]] or flag[0] == "--prompt" for word in flag
+    ]
 
 
 def train(*args) -> Outcome:
     """`python -m phases.phase1 ARGS` in this process; of a flag that is there twice the last one."""
-    return command(lambda: training.main(find_phase(1)), *_merged(args))
+    return command(lambda: training.main(find_phase(1)), *merged(args))
 
 
 def generate(*args) -> Outcome:
@@ -87,18 +90,18 @@ def list_runs(*args) -> Outcome:
 def spawn(*args, **options) -> subprocess.Popen:
     """`python -m phases.phase1 ARGS` in a process of its own."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen([sys.executable, "-m", "phases.phase1", *_merged(args)], cwd=ROOT, **pipes)
+    return subprocess.Popen([sys.executable, "-m", "phases.phase1", *merged(args)], cwd=ROOT, **pipes)
 
 
 def train_and_die(pattern: str, nth: int, *args) -> int:
     """Train in a process that kills itself at the nth disk operation that matches the pattern; return its exit code."""
-    line = [sys.executable, "-m", "tests.faults.runs", pattern, str(nth), *_merged(args)]
+    line = [sys.executable, "-m", "tests.faults.runs", pattern, str(nth), *merged(args)]
     return subprocess.run(line, cwd=ROOT, capture_output=True).returncode
 
 
 def count_disk_operations(*args) -> int:
     """Count the disk operations of a run that is not killed."""
-    line = [sys.executable, "-m", "tests.faults.runs", "", "0", *_merged(args)]
+    line = [sys.executable, "-m", "tests.faults.runs", "", "0", *merged(args)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stderr.split()[-1])

@@ -9,6 +9,7 @@ from bench.compare.variants import Variant
 from mlx_transformer.run.flags import parse
 from mlx_transformer.run.settings import Settings
 from tests.bench.compare.tiny import BUDGET, TINY
+from tests.faults.runs import merged
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def planned(text):
 
     def make(*line):
         shared = ("--data", text, "--size", "nano", "--max-tokens", BUDGET, "--reference", "none")
-        return command.read(parse(Flags, "compare", args=[*map(str, shared), *map(str, line)]), lambda said: None)
+        return command.read(parse(Flags, "compare", args=merged((*shared, *line))), lambda said: None)
 
     return make
 

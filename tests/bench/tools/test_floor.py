@@ -12,6 +12,7 @@ from bench.compare.runs import Finished
 from bench.report import report
 from bench.tools import fables, floor
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
+from tests.faults.runs import merged
 
 FLOOR = 0.3
 SHARES = {"grammatical": 0.3, "consistent": 0.1, "cut_off": 0.2}
@@ -42,7 +43,7 @@ def command(monkeypatch, tmp_path):
 
     def run(*more):
         line = ["fables", "--size", "nano", "--stories", "300", "--device", "cpu", "--out", "out", *map(str, more)]
-        monkeypatch.setattr(sys, "argv", line)
+        monkeypatch.setattr(sys, "argv", merged(line))
         fables.main()
         return json.loads((tmp_path / "out" / "fables.json").read_text())
 

@@ -8,6 +8,7 @@ import pytest
 from bench.compare.runs import Finished
 from bench.tools import precision
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
+from tests.faults.runs import merged
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def command(tmp_path, monkeypatch):
 
     def run(*flags):
         line = ["bench.tools.precision", "--data", "text.txt", "--steps", 3, "--seeds", 2, *flags]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in line])
+        monkeypatch.setattr(sys, "argv", merged(line))
         precision.main()
         return json.loads((tmp_path / "results" / "bench" / "precision_phase2_nano.json").read_text())
 

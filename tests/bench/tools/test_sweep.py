@@ -15,6 +15,7 @@ from bench.tools import sweep, sweep_plots
 from bench.workers import passes
 from bench.workers.machine import describe_machine
 from mlx_transformer.utils.errors import BadInput, Interrupted
+from tests.faults.runs import merged
 
 PHASES = (Variant(phase=1),)
 
@@ -183,7 +184,7 @@ def test_from_end_to_end(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sweep, "measure_passes", lambda *_: pytest.fail("it was measured again"))
     sweep.main()
     assert json.loads((out / sweep.LOG).read_text()) == log
-    monkeypatch.setattr(sys, "argv", [*line[:-2], "--seconds", "5", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", merged((*line, "--seconds", "5")))
     with pytest.raises(BadInput, match=r"begun with seconds 0\.01"):
         sweep.main()
 

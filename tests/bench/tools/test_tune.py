@@ -14,6 +14,7 @@ from bench.tools import tune
 from bench.tools.tune import Trial
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from phases import phase1
+from tests.faults.runs import merged
 
 RATES = [0.001, 0.002, 0.004, 0.008, 0.016]
 TUNED = phase1.RECIPE.at("nano").learning_rate
@@ -105,7 +106,7 @@ def command(monkeypatch, tmp_path):
     line = ["tune", "--size", "nano", "--data", "stories.txt", "--device", "cpu", "--batch-size", "4"]
 
     def run(*more):
-        monkeypatch.setattr(sys, "argv", [*line, *map(str, more)])
+        monkeypatch.setattr(sys, "argv", merged([*line, *more]))
         tune.main()
         return json.loads((tmp_path / "results" / "bench" / "tune_phase1_nano.json").read_text())
 

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 WRAPPER_FOLDER = "mlx_transformer-g++"  # put on PATH by jit.py; not the compiler itself
@@ -98,10 +99,10 @@ def _cgroup_quota() -> int:
 def memory_bytes() -> int:
     """Return the memory of this machine, or of this container if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no limit: the file holds "max" or is missing
-        return total
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroup v2, v1
+        with suppress(OSError, ValueError):  # no limit: the file holds "max" or is missing
+            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
+    return total
 
 
 def cpu_flags() -> str:

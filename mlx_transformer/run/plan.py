@@ -8,18 +8,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.backend import device_info, use_device
+from mlx_transformer.backend import use_device
 from mlx_transformer.data.corpus import Corpus, load_corpus
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 from mlx_transformer.generate import encode_prompt
 from mlx_transformer.generate.sampling import Sampling
-from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import put_weights
 from mlx_transformer.run.flags import read_sampling
 from mlx_transformer.run.ladder import Experiment
+from mlx_transformer.run.memory import check_dimensions, check_memory
 from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.saved import find_weights, model_folder, read_config
 from mlx_transformer.run.settings import ENDS, Settings, decide, resume_settings
@@ -59,32 +59,14 @@ class Plan:
 
     def make_model(self) -> Model:
         """Initialize the model. Raises BadInput if it does not fit the device, the recipe's groups or --init-from."""
-        self._check_memory(0, 0)  # before any layer is allocated
+        flags = tuple(self.settings.to_dict())
+        check_dimensions(self.config, self.recipe, flags)
         model = self.kind(self.config, self.seed)
-        scores = [part.n_scores(self.config.seq_len) for part in model.modules() if isinstance(part, Attention)]
-        self._check_memory(model.count_parameters()["total"], max(scores, default=0))
         check_groups(self.recipe, model)
+        check_memory(model, self.recipe, self.seed, flags)
         if self.weights is not None:
             put_weights(model, *self.weights)
         return model
-
-    def _check_memory(self, parameters: int, scores: int) -> None:
-        """Raise BadInput where a lower bound of the memory of training exceeds the device's.
-
-        scores: attention scores of one sequence in the layer that has most.
-        """
-        states = 3 * parameters  # weights, gradients, optimizer state
-        tokens = self.recipe.batch_tokens // self.recipe.accumulate  # of one forward pass
-        activations = tokens * self.config.d_model * self.config.n_layers  # inputs of the blocks alone
-        attention = 2 * scores * max(1, tokens // self.config.seq_len)  # of one layer, with their gradient
-        needed, present = 4 * (states + activations + attention) / 2**30, device_info().memory_bytes / 2**30
-        if 0 < present < needed:
-            grown = [name for name in ("batch_size", *vars(self.config)) if name in self.settings.to_dict()]
-            flags = grown or ["d_model", "d_ff", "n_layers", "batch_size"]
-            raise BadInput(
-                f"this model and {tokens:,} tokens at a time need at least {needed:,.0f} GiB, and the device has "
-                f"{present:,.0f}: give a smaller {' or '.join('--' + name.replace('_', '-') for name in flags)}"
-            )
 
     def bits_per_byte(self, loss: float | None) -> float | None:
         """Convert validation loss from nats per token to bits per UTF-8 byte; None for a lossy tokenizer."""

@@ -6,10 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlx_transformer.run import plan, training
+from mlx_transformer.run import memory, training
 from mlx_transformer.run.ladder import find_phase
-from mlx_transformer.run.plan import Plan
-from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase2
 from tests.faults.runs import assert_bad, command, result
@@ -56,13 +54,12 @@ def test_the_original_recipe_at_base_is_what_it_was():
 def test_the_memory_that_is_asked_for_is_that_of_one_part(monkeypatch):
     """A step of a thousand sequences that fits a device in eight parts, and not in one."""
     device = SimpleNamespace(memory_bytes=2**30)
-    monkeypatch.setattr(plan, "device_info", lambda: device)
+    monkeypatch.setattr(memory, "device_info", lambda: device)
     recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=2**22)
 
     def check(**changes):
         config = phase1.Config(d_model=64, n_layers=2)
-        own = SimpleNamespace(recipe=replace(recipe, **changes), config=config, settings=Settings())
-        Plan._check_memory(own, 10**6, 0)
+        memory.check_dimensions(config, replace(recipe, **changes), ())
 
     with pytest.raises(BadInput, match="4,194,304 tokens at a time"):
         check()

@@ -106,12 +106,33 @@ def _stored(graph: Graph, name: str) -> int:
 
 def _is_strided(graph: Graph, name: str) -> bool:
     """Whether an array is a view of memory in another order."""
+    return any(n > 1 and s != r for n, s, r in zip(*_layout(graph, name), strict=True))
+
+
+def _layout(graph: Graph, name: str) -> tuple[tuple[int, ...], list[int], list[int]]:
+    """Return the shape of an array, its strides in memory, and those of an array in order."""
+    shape = graph.arrays[name].shape
+    ordered = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     node = graph.maker.get(name)
-    if node is None or node.primitive not in ("Transpose", "Broadcast", "Squeeze", "ExpandDims", "Unflatten", "View"):
-        return False
-    before, after = ([n for n in graph.arrays[a].shape if n > 1] for a in (node.inputs[0], name))
-    moved = node.primitive in ("Transpose", "Broadcast") and before != after
-    return moved or _is_strided(graph, node.inputs[0])
+    if node is None or node.primitive not in _VIEWS or not node.inputs:
+        return shape, ordered, ordered
+    before, strides, _ = _layout(graph, node.inputs[0])
+    if node.primitive == "Transpose":
+        return shape, [strides[axis] for axis in node.arguments[0]], ordered
+    if node.primitive == "Broadcast":
+        strides = [0] * (len(shape) - len(before)) + [s if n > 1 else 0 for n, s in zip(before, strides, strict=True)]
+        return shape, strides, ordered
+    if node.primitive == "Unflatten":  # every axis but one stays
+        axis = next((i for i, n in enumerate(before) if shape[i] != n), len(before) - 1)
+        count = len(shape) - len(before) + 1
+        inner = [math.prod(shape[i + 1 : axis + count]) * strides[axis] for i in range(axis, axis + count)]
+        return shape, [*strides[:axis], *inner, *strides[axis + 1 :]], ordered
+    if [n for n in before if n > 1] == [n for n in shape if n > 1]:
+        kept = iter([s for n, s in zip(before, strides, strict=True) if n > 1])
+        return shape, [next(kept) if n > 1 else 1 for n in shape], ordered
+    if node.primitive in ("Slice", "Split"):
+        return shape, strides, ordered
+    return shape, ordered, ordered
 
 
 def peak_bytes(graph: Graph) -> int:

@@ -105,8 +105,7 @@ class Attention(nn.Module):
 
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
         """Return softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1), (B, heads, Lq, head_dim)."""
-        scores = (q * self.scale) @ k.swapaxes(-1, -2)
-        return ops.softmax(scores, mask) @ v
+        return ops.dense_attention(q, k, v, self.scale, mask)
 
 
 class GroupedAttention(Attention):

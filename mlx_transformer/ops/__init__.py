@@ -4,7 +4,7 @@ The plain form is used on a GPU, on macOS, and everywhere with MLX_TRANSFORMER_P
 """
 
 from mlx_transformer.ops.activations import gelu_tanh, relu, relu_squared, sigmoid, silu
-from mlx_transformer.ops.attention import attention, grouped_attention
+from mlx_transformer.ops.attention import attention, dense_attention, grouped_attention
 from mlx_transformer.ops.dropout import dropout
 from mlx_transformer.ops.gather import CastWeight, fixed_order, gather_by_distance, gather_matmul, gather_rows
 from mlx_transformer.ops.loss import cross_entropy, mean_cross_entropy
@@ -15,6 +15,7 @@ __all__ = [
     "CastWeight",
     "attention",
     "cross_entropy",
+    "dense_attention",
     "dropout",
     "fixed_order",
     "gather_by_distance",

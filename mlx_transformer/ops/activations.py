@@ -1,11 +1,12 @@
-"""Activation functions; on a Linux CPU the derivative is computed together with the value."""
+"""Activation functions and their derivatives: on a Linux CPU together with the value, on a GPU again from the input."""
 
 import math
 from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlx_transformer.ops.fastmath import exp_nonpositive, on_linux_cpu, with_gradient
+from mlx_transformer.backend import is_plain
+from mlx_transformer.ops.fastmath import exp_nonpositive, fence, on_linux_cpu, with_gradient
 
 _TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # constants of gelu_tanh
 
@@ -17,7 +18,9 @@ def relu(x: mx.array) -> mx.array:
 
 def relu_squared(x: mx.array) -> mx.array:
     """Return max(x, 0)^2 (So et al. 2021, "Primer", arXiv 2109.08668, sec. 3)."""
-    return mx.maximum(x, 0).square()
+    if on_linux_cpu() or is_plain():
+        return mx.maximum(x, 0).square()
+    return _with_slope(_relu_squared_and_slope, x)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
@@ -25,41 +28,49 @@ def gelu_tanh(x: mx.array) -> mx.array:
 
     x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2.
     """
-    if on_linux_cpu():
-        return _with_slope(_gelu_tanh_and_slope, x)
-    return x * (1 + mx.tanh(_TANH_SCALE * (x + _TANH_CUBE * x * x * x))) * 0.5
+    if is_plain():
+        return x * (1 + mx.tanh(_TANH_SCALE * (x + _TANH_CUBE * x * x * x))) * 0.5
+    return _with_slope(_gelu_tanh_and_slope, x)
 
 
 def sigmoid(x: mx.array) -> mx.array:
     """Return 1 / (1 + e^-x); on a Linux CPU nan for infinite x."""
-    if on_linux_cpu():
-        return _with_slope(_sigmoid_and_slope, x)
-    return mx.sigmoid(x)
+    if is_plain():
+        return mx.sigmoid(x)
+    return _with_slope(_sigmoid_and_slope, x)
 
 
 def silu(x: mx.array) -> mx.array:
     """Return x sigmoid(x) (Elfwing et al. 2017, arXiv 1702.03118, eq. 1; also called swish)."""
-    if on_linux_cpu():
-        return _with_slope(_silu_and_slope, x)
-    return x * mx.sigmoid(x)
+    if is_plain():
+        return x * mx.sigmoid(x)
+    return _with_slope(_silu_and_slope, x)
 
 
 def _with_slope(function: Callable[[mx.array], tuple[mx.array, mx.array]], x: mx.array) -> mx.array:
     """Apply an elementwise `function(x) -> (value, derivative)`, in float32, with that derivative as its gradient.
 
-    The derivative is lazy: it is computed only if a gradient is needed.
+    The derivative is lazy: it is computed only if a gradient is needed. On a GPU it is computed from x, apart from the
+    value: one kernel each that reads x once, where shared intermediates would be written and read again.
     """
     slope: list[mx.array] = []
+    keep = on_linux_cpu()
 
     def value(x: mx.array) -> mx.array:
         y, dy = function(x.astype(mx.float32))
         slope[:] = [dy]
         return y.astype(x.dtype)
 
-    def gradient(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
-        return (cotangent * slope[0]).astype(cotangent.dtype)
+    def gradient(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        dy = slope[0] if keep else function(fence(x).astype(mx.float32))[1]
+        return (cotangent * dy).astype(cotangent.dtype)
 
     return with_gradient(value, gradient)(x)
+
+
+def _relu_squared_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    y = mx.maximum(x, 0)
+    return y.square(), 2 * y
 
 
 def _gelu_tanh_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
@@ -79,5 +90,7 @@ def _silu_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _sigmoid(x: mx.array) -> mx.array:
+    if not on_linux_cpu():
+        return mx.sigmoid(x)
     e = exp_nonpositive(-mx.abs(x))
     return mx.where(x < 0, e, 1.0) / (1 + e)

@@ -44,12 +44,12 @@ def with_gradient_of(plain: Callable[..., mx.array], function: Callable[..., mx.
 
 
 def fence(x: mx.array) -> mx.array:
-    """Return x (float32) unchanged, as a barrier to the kernel fusion of `mx.compile`. It costs nothing.
+    """Return x (of 16 or 32 bits) unchanged, as a barrier to the kernel fusion of `mx.compile`. It costs nothing.
 
     MLX splits long fused kernels anywhere and vectorizes only those whose inputs have equal shapes; a barrier between
     broadcast and full-size operands keeps the kernels vectorized.
     """
-    return mx.view(mx.view(x, mx.int32), mx.float32)
+    return mx.view(mx.view(x, mx.int32 if x.dtype.size == 4 else mx.int16), x.dtype)
 
 
 def _exp_bits(x: mx.array) -> mx.array:

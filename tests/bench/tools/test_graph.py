@@ -137,6 +137,11 @@ def test_bytes_are_inputs_and_outputs_once():
     assert only(lambda x: [mx.concatenate([x, x])], x)[2] == 2
     assert only(lambda x, i: [x[i]], x, mx.zeros((2,), mx.int32)) == ("Gather", 2 * 128 + 8, 1)
     assert kernels(trace(lambda x: [x.T, x.reshape(16, 8), x[:2]], x)) == []
+    heads = mx.zeros((2, 3, 4, 5))
+    assert only(lambda x: [x.swapaxes(1, 2).flatten(2)], heads) == ("Flatten", 2 * 480, 1)
+    assert only(lambda x: [mx.exp(x.swapaxes(1, 2)).swapaxes(1, 2).swapaxes(1, 2).flatten(2)], heads)[0] == "Exp"
+    assert only(lambda x: [mx.broadcast_to(x, (3, 8, 16)).reshape(24, 16)], x) == ("Reshape", 512 + 3 * 512, 1)
+    assert kernels(trace(lambda x: [mx.unflatten(x.T, 1, (2, 4)).swapaxes(0, 1), x[:, None].reshape(8, 4, 4)], x)) == []
 
 
 def test_half_precision_halves_bytes():

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from bench.compare import outputs
 from bench.compare.comparison import begin, compare, find_folder
-from bench.compare.forecast import forecast
+from bench.compare.forecast import added, describe_range, forecast
 from bench.compare.record import Comparison
 from bench.compare.runs import RUNS, Run, find_finished, has_checkpoint, missing_references
 from bench.compare.variants import BACKENDS, Variant, ablation, own_value, read_variants, read_vary
@@ -205,28 +205,13 @@ def plan_table(comparison: Comparison, cache: Path) -> Table:
         finished = sum(find_finished(one, cache).status != "missing" for one in runs)
         begun = sum(has_checkpoint(one, cache) for one in runs)
         name = run.variant.name
-        seconds = _added(*(forecast(one, parameters[name], cache) for one in runs))
-        total = _added(total, seconds)
+        seconds = added(*(forecast(one, parameters[name], cache) for one in runs))
+        total = added(total, seconds)
         counts = (finished, begun, len(runs) - finished - begun)
-        table.add_row(name, f"{parameters[name]:,}", *map(str, counts), _range(*seconds))
+        table.add_row(name, f"{parameters[name]:,}", *map(str, counts), describe_range(*seconds))
     most = f"at most {comparison.runs[0].plan.limits.max_tokens:,} tokens a run"
-    table.caption = f"{most}; {_range(*total)} in all, and some minutes for the throughput"
+    table.caption = f"{most}; {describe_range(*total)} in all, and some minutes for the throughput"
     return table
-
-
-def _added(*ranges: tuple[float, float]) -> tuple[float, float]:
-    return sum(low for low, _ in ranges), sum(high for _, high in ranges)
-
-
-def _range(low: float, high: float) -> str:
-    low_text, high_text = _duration(low), _duration(high)
-    return low_text if low_text == high_text else f"{low_text} to {high_text}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def main(prog: str = "python -m bench.compare", args: list[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import outputs, runs, throughput
+from bench.compare.forecast import describe_range, remaining
 from bench.compare.record import Comparison, Record
 from bench.compare.runs import Finished, Run, find_finished, keep_logs
 from bench.options import Say
@@ -55,13 +56,18 @@ def compare(comparison: Comparison, folder: Path, cache: Path, say: Say) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     record = _recall(comparison, folder, cache)
     write_json(folder / _IDENTITY, comparison.identity)
-    planned = comparison.all_runs()
+    planned, timed = comparison.all_runs(), dict[str, list[float]]()
     for i, run in enumerate(planned, 1):
         name, seed = run.variant.name, run.plan.seed
         known = seed in record.finished[name]
         say(f"{i} of {len(planned)}: {name}, seed {seed}{' (finished before)' if known else ''}")
-        finished = record.finished[name][seed] = runs.execute(run, cache)
+        began = time.monotonic()
+        finished = record.finished[name][seed] = runs.execute(run, cache, say)
+        if not known and finished.result is not None:
+            timed.setdefault(name, []).append(time.monotonic() - began)
         say(f"    {summarize(finished)}")
+        if missing := [one for one in planned[i:] if one.plan.seed not in record.finished[one.variant.name]]:
+            say(f"    {describe_range(*remaining(missing, timed, record.parameters, cache))} left, without throughput")
         keep_logs(finished, folder / "runs", f"{name} seed{seed}")
         if not known or i == len(planned):
             write_json(folder / "compare.json", record.document())

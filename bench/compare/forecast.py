@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from bench.compare.runs import RUNS, Run, find_finished
 from mlx_transformer.backend import matmul_gflops
@@ -23,6 +25,38 @@ def forecast(run: Run, parameters: int, cache: Path = RUNS) -> tuple[float, floa
     seconds = 6 * parameters * (budget + evaluated) / (1e9 * _matmul_gflops())
     fast, slow = _MATMUL_SHARES
     return seconds / fast, seconds / slow
+
+
+def remaining(
+    runs: Sequence[Run], timed: Mapping[str, Sequence[float]], parameters: Mapping[str, int], cache: Path = RUNS
+) -> tuple[float, float]:
+    """Return the least and the most seconds that runs will take.
+
+    timed: seconds of the runs made so far, by variant; the others are forecast. parameters: by variant.
+    """
+    names = [run.variant.name for run in runs]
+    ranges = [
+        (fmean(timed[name]),) * 2 if name in timed else forecast(run, parameters[name], cache)
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return added(*ranges)
+
+
+def added(*ranges: tuple[float, float]) -> tuple[float, float]:
+    """Return the sum of ranges."""
+    return sum(low for low, _ in ranges), sum(high for _, high in ranges)
+
+
+def describe_range(low: float, high: float) -> str:
+    """Format seconds: "50 s", "3 min to 10 min"."""
+    low_text, high_text = _duration(low), _duration(high)
+    return low_text if low_text == high_text else f"{low_text} to {high_text}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _expected_tokens(run: Run) -> int:

@@ -35,7 +35,7 @@ def write_page(path: Path, log: Log, plots: Sequence[Plot]) -> None:
 
 
 def _sections(log: Log, figures: Mapping[str, str]) -> list[str]:
-    sections = [_section(tables.speedups(log)), _section(tables.targets(log))]
+    sections = [_section(tables.final_losses(log)), _section(tables.speedups(log)), _section(tables.targets(log))]
     if "loss_tokens" in figures:
         sections.append(f"<h2>Loss curves</h2>{_pair(figures, 'loss_tokens', 'loss_seconds')}")
     sections.append(_section(tables.throughput(log), _pair(figures, "speed", "memory")))

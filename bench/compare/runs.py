@@ -180,8 +180,8 @@ def has_checkpoint(run: Run, cache: Path = RUNS) -> bool:
     return bool(list_checkpoints(folder / "checkpoints")) or (folder / "checkpoint.npz").exists()
 
 
-def execute(run: Run, cache: Path = RUNS) -> Finished:
-    """Make a run, resume it, or find it finished.
+def execute(run: Run, cache: Path = RUNS, say: Callable[[str], None] = lambda text: None) -> Finished:
+    """Make a run, resume it, or find it finished; its progress is said.
 
     A run that fails is a result, and it is tried again the next time. Raises KeyboardInterrupt once an interrupted run
     has saved, and RunFailed if the code changed since the run was planned.
@@ -197,7 +197,7 @@ def execute(run: Run, cache: Path = RUNS) -> Finished:
         command, variables = _prepare(run, folder)
     except OSError as error:
         return Finished(status="failed", error=f"could not write to '{folder}': {error}")
-    ended = run_to_end(command, variables)
+    ended = run_to_end(command, variables, watch=lambda seconds: say(f"    {progress(run, folder, seconds)}"))
     try:
         run.check_code()
     except RunFailed:
@@ -210,6 +210,20 @@ def execute(run: Run, cache: Path = RUNS) -> Finished:
         return Finished(status="failed", error=ended.reason)
     _tidy(folder)
     return finished
+
+
+def progress(run: Run, folder: Path, seconds: float) -> str:
+    """Say how far a run is after so many seconds, by the last whole line of its curve.jsonl."""
+    path, limits = folder / "curve.jsonl", run.plan.limits
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not (whole := [line for line in lines if line.endswith("}")]):
+        return f"{seconds:.0f} s: no step logged yet"
+    last = json.loads(whole[-1])
+    pairs = (("tokens", limits.max_tokens), ("step", limits.max_steps), ("seconds", limits.max_seconds))
+    share = max((last[name] / limit for name, limit in pairs if limit), default=0.0)
+    name, loss = ("validation loss", last["valid_loss"]) if last["kind"] == "eval" else ("loss", last["loss"])
+    shown = "not finite" if loss is None else f"{loss:.3f}"
+    return f"{seconds:.0f} s: step {last['step']:,}, {share:.0%} of the budget, {name} {shown}"
 
 
 def _wait_for_others(folder: Path) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench.compare import summary
+from bench.compare import stats, summary
 from bench.compare.summary import (
     MEASURES,
     NOT_MEASURED,
@@ -48,6 +49,36 @@ class Table:
     def numeric(self) -> list[bool]:
         """Whether each column has numbers."""
         return [any(row[i].value is not None for row in self.rows) for i in range(len(self.head))]
+
+
+def final_losses(log: Log) -> Table:
+    """Validation loss of each variant at the end of its runs."""
+    rows = []
+    for name in variants(log):
+        if values := [loss for run in runs_of(log, name) if (loss := _final_loss(run)) is not None]:
+            rows.append((Cell(name), _final(values), _number(len(values)), Cell(status(log, name))))
+    note = (
+        "Validation loss of the last evaluation: the median over seeds, with its 95 % interval from three seeds on. A"
+        " run that diverged or failed counts as higher than any other."
+    )
+    head = ("variant", "final loss (nats per token)", "seeds", "runs")
+    return Table(title="Final validation loss", note=note, head=head, rows=rows)
+
+
+def _final_loss(run: Row) -> float | None:
+    if run["status"] in ("diverged", "failed"):
+        return math.inf
+    return run["evals"][-1]["valid_loss"] if run["status"] == "done" and run["evals"] else None
+
+
+def _final(values: Sequence[float]) -> Cell:
+    found = stats.median(np.array(values))
+    if math.isinf(found.value):
+        return Cell("diverged", math.inf)
+    if len(values) < stats.FEWEST_ROUNDS or not found.low:
+        return Cell(f"{found.value:.4f}", found.value)
+    high = " to diverged" if math.isinf(found.high) else f"–{found.high:.4f}"
+    return Cell(f"{found.value:.4f} ({found.low:.4f}{high})", found.value)
 
 
 def speedups(log: Log) -> Table:
@@ -296,7 +327,7 @@ def spread(values: Sequence[float | None], form: str) -> Cell:
     return Cell(f"{middle:{form}}" + (f" ({low:{form}}–{high:{form}})" if len(known) > 1 else ""), middle)
 
 
-ON_A_TERMINAL = (speedups, targets, throughput, speed)
+ON_A_TERMINAL = (final_losses, speedups, targets, throughput, speed)
 ALL: tuple[Callable[[Log], Table], ...] = (*ON_A_TERMINAL, quality, parity, agreement, runs)
 
 

@@ -109,7 +109,7 @@ def measure(task: Task, folder: Path, say: Say) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     machine, made = describe_machine(), list[Finished]()
     for budget, run in task.all_runs:
-        made.append(finished := execute(run))
+        made.append(finished := execute(run, say=say))
         name = f"{run.variant.name} {budget} seed{run.plan.seed}"
         if finished.result is None:
             raise RunFailed(f"{name}: {finished.error}; the same command tries again")

@@ -94,9 +94,9 @@ def runs_of(flags: Flags, say: Say) -> list[Run]:
     return [run.with_settings(seed=seed) for seed in range(flags.seeds or SEEDS) for run in runs]
 
 
-def evaluate_run(run: Run) -> dict[str, Any]:
+def evaluate_run(run: Run, say: Say) -> dict[str, Any]:
     """Train a run, or find it, and evaluate it at every length. Raises RunFailed if it has no result."""
-    finished = execute(run)
+    finished = execute(run, say=say)
     row = {"name": run.variant.name, "seed": run.plan.seed, "fingerprint": run.fingerprint}
     if finished.status == "diverged":
         return row | {"status": "diverged"}
@@ -198,7 +198,7 @@ def main(prog: str = "python -m bench length", args: list[str] | None = None) ->
     evaluated: list[dict[str, Any]] = []
     with resumable():
         for run in runs:
-            evaluated.append(evaluate_run(run))
+            evaluated.append(evaluate_run(run, terminal.say))
             logfile.write_log(out, record(runs, evaluated, complete=len(evaluated) == len(runs)))
             terminal.say(f"{run.variant.name}, seed {run.plan.seed}: {evaluated[-1]['status']}")
     log = record(runs, evaluated, complete=True)

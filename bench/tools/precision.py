@@ -57,7 +57,7 @@ def measure(runs: dict[str, Run], seeds: range, say: Say) -> dict[str, list[Fini
     found: dict[str, list[Finished]] = {dtype: [] for dtype in runs}
     for seed in seeds:
         for dtype, run in runs.items():
-            finished = execute(run.with_settings(seed=seed))
+            finished = execute(run.with_settings(seed=seed), say=say)
             if finished.status != "done":
                 raise RunFailed(f"{dtype}, seed {seed}: {finished.error or finished.status}")
             found[dtype].append(finished)

@@ -222,7 +222,7 @@ def measure(task: Task, learning_rate: float, say: Say) -> Trial:
     """Train, or find, the runs of a learning rate. Raises RunFailed for one that ends without a result."""
     trial = Trial(learning_rate)
     for run, seed in zip(task.runs(learning_rate), task.seeds, strict=True):
-        finished = execute(run)
+        finished = execute(run, say=say)
         if finished.status == "failed":
             raise RunFailed(f"learning rate {learning_rate:g}, seed {seed}: {finished.error}")
         trial.runs.append((run.fingerprint, finished))

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from mlx_transformer.utils.errors import RunFailed, is_out_of_memory
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 # Importing `bench` prepares MLX's runtime; this keeps that from changing a process of PyTorch's.
 UNTOUCHED = {"MLX_TRANSFORMER_PLAIN": "1"}
+WATCH_SECONDS = 10.0  # between two lines on a program that is run to its end, at least
 INTERRUPTED = 130  # exit code of a run that saved and stopped
 _RECORDED = ("MALLOC_", "OPENBLAS_", "OMP_", "MKL_", "MLX_")  # prefixes of variables that affect speed
 
@@ -136,11 +138,18 @@ class Ended(NamedTuple):
     reason: str
 
 
-def run_to_end(arguments: Sequence[str], variables: Mapping[str, str] | None = None, stdin: str = "") -> Ended:
+def run_to_end(
+    arguments: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    stdin: str = "",
+    watch: Callable[[float], None] | None = None,
+) -> Ended:
     """Run `python ARGUMENTS` in the repository to its end.
 
-    Ctrl-C is passed on, so that the program can save; the exit code is then INTERRUPTED.
+    watch: called with the seconds so far, each WATCH_SECONDS, and later each tenth of them. Ctrl-C is passed on, so
+    that the program can save; the exit code is then INTERRUPTED.
     """
+    started = time.monotonic()
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+", errors="replace") as stdout:
         given.write(stdin)
         given.seek(0)
@@ -157,7 +166,10 @@ def run_to_end(arguments: Sequence[str], variables: Mapping[str, str] | None = N
             interrupted = False
             while process.returncode is None:
                 try:
-                    process.wait()
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(max(WATCH_SECONDS, (time.monotonic() - started) / 10) if watch else None)
+                    if watch is not None and process.returncode is None:
+                        watch(time.monotonic() - started)
                 except KeyboardInterrupt:
                     process.send_signal(signal.SIGINT)  # the first saves and stops, a second one stops at once
                     interrupted = True

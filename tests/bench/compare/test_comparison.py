@@ -1,9 +1,11 @@
 """A comparison's steps over made-up runs: what is run, measured, kept and concluded."""
 
+import itertools
 import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
@@ -19,9 +21,9 @@ class World:
     """Runs that are made up: by variant how fast it learns, how fast it computes, and what befalls it."""
 
     def __init__(self, **odd):
-        self.odd, self.executed, self.measured = odd, [], []
+        self.odd, self.executed, self.measured, self.said = odd, [], [], []
 
-    def __call__(self, run, cache):
+    def __call__(self, run, cache, say):
         name, seed = run.variant.name, run.plan.seed
         self.executed.append((name, seed))
         own = {"learns": 1.0, "computes": 1.0, "befalls": lambda seed: "done", **self.odd.get(name, {})}
@@ -73,7 +75,7 @@ def made_up(planned, monkeypatch, tmp_path):
         world = World(**odd)
         monkeypatch.setattr(runs, "execute", world)
         monkeypatch.setattr(throughput, "measure", world.measure)
-        log = comparison.compare(planned(*line), tmp_path / "out", tmp_path / "cache", lambda said: None)
+        log = comparison.compare(planned(*line), tmp_path / "out", tmp_path / "cache", world.said.append)
         jsonschema.validate(json.loads((tmp_path / "out" / "compare.json").read_text()), SCHEMA)
         return log, world
 
@@ -94,6 +96,15 @@ def test_a_phase_against_itself_shows_no_difference(made_up):
         for way in ("clock", "tokens", "tokens_over_throughput"):
             assert row[way]["verdict"] == "no difference", (row["share_of_budget"], way)
     assert the(log["speed"], a="phase 1 #2", b="phase 1")["verdict"] == "no difference"
+
+
+def test_the_time_left_is_said_after_each_run(made_up, monkeypatch):
+    minutes = SimpleNamespace(monotonic=itertools.count(0, 60).__next__)  # each run takes one
+    monkeypatch.setattr(comparison, "time", minutes)
+    monkeypatch.setattr("bench.compare.forecast.forecast", lambda run, parameters, cache: (120.0, 300.0))
+    _, world = made_up("--phases", 1, 1, "--seeds", 2)
+    left = [text.strip() for text in world.said if text.endswith("left, without throughput")]
+    assert [text.split(" left")[0] for text in left] == ["5 min to 11 min", "2 min", "60 s"]
 
 
 def test_a_slowdown_is_found_by_the_clock_and_not_in_the_tokens(made_up):

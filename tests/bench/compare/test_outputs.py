@@ -111,7 +111,7 @@ def test_a_name_cannot_become_markup(written):
     assert "<b>" not in text
     assert "&lt;b&gt;&amp;&quot;$x$_|*" in text
     rows = [line for line in (written["hard"] / "compare.md").read_text().splitlines() if line.startswith("| phase 4")]
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert all(re.search(r"\\<b\\>\\&\"\$x\$\\_\\\|\\\*", row) for row in rows)
 
 
@@ -166,6 +166,26 @@ def test_the_last_marker_of_a_curve_is_inside_the_axes():
         axes = drawn(a_log())[f"loss_{over}"]
         ends = [line.get_xdata()[-1] for line in axes.get_lines() if len(line.get_xdata()) > 2]
         assert max(ends) * 1.01 < axes.get_xlim()[1]
+
+
+def test_the_final_losses_with_their_intervals_come_first():
+    log = a_log()
+    found = {name.text: loss for name, loss, _, _ in tables.final_losses(log).rows}
+    for name, cell in found.items():
+        losses = [run["evals"][-1]["valid_loss"] for run in log["runs"] if run["name"] == name]
+        assert cell.value == pytest.approx(np.median(losses))
+        assert cell.text == f"{np.median(losses):.4f} ({min(losses):.4f}–{max(losses):.4f})"
+    assert tables.ON_A_TERMINAL[0] is tables.ALL[0] is tables.final_losses
+    ((_, loss, *_), *_) = tables.final_losses(a_log(seeds=2)).rows
+    assert "(" not in loss.text, "two seeds have no interval"
+    ((_, loss, *_), *_) = tables.final_losses(a_log(seeds=3)).rows
+    assert "(" in loss.text
+
+
+def test_a_diverged_run_has_the_highest_final_loss():
+    rows = {name.text: loss.text for name, loss, *_ in tables.final_losses(a_hard_log()).rows}
+    assert rows["phase 5"] == "diverged"
+    assert rows["phase 2"].endswith(" to diverged)")
 
 
 def test_the_same_log_gives_the_same_bytes(written, tmp_path):
@@ -250,7 +270,8 @@ def test_settings_that_change_the_experiment_are_said(tmp_path):
 
 def test_numbers_are_sorted_as_numbers_and_what_was_not_reached_last(written):
     rows = [row for row in Page((written["hard"] / "compare.html").read_text()).rows if row]
-    speedups, targets = rows[:4], rows[4:9]
+    finals, speedups, targets = rows[:5], rows[5:9], rows[9:14]
+    assert finals[4][1] == "Infinity", "every run of phase 5 diverged"
     assert [row[3] for row in speedups] == ["1.4", "0.0", "Infinity", "0.0"]
     assert [row[4] for row in targets] == ["1500000", "2000000", "Infinity", "1500000", "Infinity"]
     values = [value for row in rows for value in row if value is not None]

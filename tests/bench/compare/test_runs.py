@@ -59,14 +59,30 @@ def test_a_run_is_the_command_of_its_phase_and_is_made_once(tiny, cache, monkeyp
     assert finished.result["tokens"] == finished.evals[-1]["tokens"] == 28 * run.step_tokens
     assert [one["tokens"] for one in finished.evals[:2]] == [720, 1440]
     assert not (finished.folder / "checkpoints").exists()
-    monkeypatch.setattr(runs, "run_to_end", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(runs, "run_to_end", lambda *_, **__: pytest.fail("a finished run was repeated"))
     assert runs.execute(run, cache) == finished
+
+
+def test_the_progress_of_a_run_is_that_of_its_curve(tiny, tmp_path):
+    run, path = tiny(), tmp_path / "curve.jsonl"
+    assert runs.progress(run, tmp_path, 10.4) == "10 s: no step logged yet"
+    path.write_text('{"kind": "log", "step": 7, "tokens": 500, "seconds": 3.0, "loss": 4.5}\n{"kind": "ev')
+    assert runs.progress(run, tmp_path, 20.0) == "20 s: step 7, 25% of the budget, loss 4.500"
+    path.write_text('{"kind": "eval", "step": 1200, "tokens": 1500, "seconds": 9.0, "valid_loss": null}\n')
+    assert runs.progress(run, tmp_path, 30.0) == "30 s: step 1,200, 75% of the budget, validation loss not finite"
+
+
+def test_progress_is_said_while_a_run_trains(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.workers.process.WATCH_SECONDS", 0.2)
+    said = []
+    assert runs.execute(tiny(), tmp_path, said.append).status == "done"
+    assert said[0].endswith("no step logged yet")
 
 
 def test_a_run_that_outlived_its_parent_is_waited_for(tiny, cache, tmp_path, monkeypatch):
     run = tiny()
     made, folder = runs.execute(run, cache).folder, tmp_path / run.fingerprint
-    monkeypatch.setattr(runs, "run_to_end", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr(runs, "run_to_end", lambda *_, **__: pytest.fail("it was made again"))
     folder.mkdir()
     with (folder / ".lock").open("w") as lock, concurrent.futures.ThreadPoolExecutor() as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -83,7 +99,7 @@ def test_code_that_changes_on_the_way_leaves_no_run(tiny, cache, tmp_path, monke
     run = tiny()
     made, folder = runs.execute(run, cache).folder, tmp_path / run.fingerprint
 
-    def edited(*_):
+    def edited(*_, **__):
         shutil.copytree(made, folder, dirs_exist_ok=True)
         monkeypatch.setattr(runs, "checksum", lambda *sources: "other")
         return Ended(0, "", "")
@@ -92,7 +108,7 @@ def test_code_that_changes_on_the_way_leaves_no_run(tiny, cache, tmp_path, monke
     with pytest.raises(RunFailed, match="the code changed while phase 1, seed 0"):
         runs.execute(run, tmp_path)
     assert not folder.exists()
-    monkeypatch.setattr(runs, "run_to_end", lambda *_: pytest.fail("it was begun under the old fingerprint"))
+    monkeypatch.setattr(runs, "run_to_end", lambda *_, **__: pytest.fail("it was begun under the old fingerprint"))
     with pytest.raises(RunFailed, match="the code changed"):
         runs.execute(run, tmp_path)
 
@@ -107,7 +123,7 @@ def test_a_run_that_cannot_be_made_says_why(tiny, tmp_path):
 
 
 def test_an_interrupted_run_raises_once_it_has_ended(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "run_to_end", lambda *_: Ended(130, "", "saved"))
+    monkeypatch.setattr(runs, "run_to_end", lambda *_, **__: Ended(130, "", "saved"))
     with pytest.raises(KeyboardInterrupt):
         runs.execute(tiny(), tmp_path)
 

@@ -55,7 +55,7 @@ def made(monkeypatch):
     """The runs that were asked for; none is trained."""
     runs = []
 
-    def execute(run):
+    def execute(run, say):
         runs.append(run)
         return finished(run.variant.phase, run.plan.seed, diverged=run.variant.phase == 2 and run.plan.seed == 4)
 
@@ -111,7 +111,7 @@ def test_a_median_has_bounds_if_enough_values_are_known(values):
 def test_one_seed_and_no_evaluation_are_drawn_too(command, monkeypatch):
     nothing = finished(1, 0)
     nothing.result["best_valid_bpb"], nothing.result["quality"] = None, {}
-    monkeypatch.setattr(fables, "execute", lambda run: nothing if run.variant.phase == 1 else finished(3, 0))
+    monkeypatch.setattr(fables, "execute", lambda run, say: nothing if run.variant.phase == 1 else finished(3, 0))
     log = command("--phases", "1", "3", "--seeds", 1)
     assert log["rows"][0]["ratio"] == {"median": None, "low": None, "high": None}
     assert log["rows"][1]["ratio"] == pytest.approx({"median": 2.1, "low": None, "high": None})
@@ -121,7 +121,7 @@ def test_one_seed_and_no_evaluation_are_drawn_too(command, monkeypatch):
 def test_ctrl_c_resumes_and_a_failed_run_is_an_error(command, monkeypatch):
     answers = [finished(1, 0), KeyboardInterrupt(), finished(1, 0), Finished(status="failed", error="disk full")]
 
-    def execute(run):
+    def execute(run, say):
         answer = answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer

@@ -54,11 +54,11 @@ def run():
 
 
 def test_a_diverged_run_is_recorded_and_a_failed_one_is_an_error(run, monkeypatch):
-    monkeypatch.setattr(length, "execute", lambda run: Finished(status="diverged"))
-    assert length.evaluate_run(run)["status"] == "diverged"
-    monkeypatch.setattr(length, "execute", lambda run: Finished(status="failed", error="no space left"))
+    monkeypatch.setattr(length, "execute", lambda run, say: Finished(status="diverged"))
+    assert length.evaluate_run(run, lambda said: None)["status"] == "diverged"
+    monkeypatch.setattr(length, "execute", lambda run, say: Finished(status="failed", error="no space left"))
     with pytest.raises(RunFailed, match="no space left"):
-        length.evaluate_run(run)
+        length.evaluate_run(run, lambda said: None)
 
 
 def test_a_log_is_shown_and_drawn(run, tmp_path):

@@ -29,7 +29,7 @@ def command(tmp_path, monkeypatch):
 def test_every_precision_is_compared_with_float32_of_the_same_seed(command, monkeypatch):
     runs = []
 
-    def execute(run):
+    def execute(run, say):
         runs.append(run)
         loss = {"float32": 4.0, "float16": 4.1, "bfloat16": 3.0}[run.plan.recipe.dtype] * (1 + run.plan.seed)
         return Finished(status="done", evals=({"valid_loss": 9.0}, {"valid_loss": loss}))
@@ -54,11 +54,11 @@ def test_a_real_run_of_each(command):
 
 
 def test_a_failed_run_is_an_error_and_ctrl_c_resumes(command, monkeypatch):
-    monkeypatch.setattr(precision, "execute", lambda *_: Finished(status="diverged"))
+    monkeypatch.setattr(precision, "execute", lambda *_, **__: Finished(status="diverged"))
     with pytest.raises(RunFailed, match="float32, seed 0: diverged"):
         command()
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(precision, "execute", interrupt)

@@ -135,7 +135,7 @@ def test_other_rates_are_added_to_a_log_that_never_loses_any(command, monkeypatc
     """As its own advice says: continue with --learning-rates around the edge."""
     best, made = 0.064, []
 
-    def execute(run):
+    def execute(run, say):
         made.append(run.plan.recipe.learning_rate)
         if len(made) == interrupted:
             raise KeyboardInterrupt
@@ -166,7 +166,7 @@ def test_other_rates_are_added_to_a_log_that_never_loses_any(command, monkeypatc
 def test_every_phase_gets_the_same_budget_and_seeds(command, monkeypatch):
     runs = []
 
-    def execute(run):
+    def execute(run, say):
         runs.append(run)
         return finished(1 + abs(math.log(run.plan.recipe.learning_rate / TUNED)))
 
@@ -180,11 +180,11 @@ def test_every_phase_gets_the_same_budget_and_seeds(command, monkeypatch):
 
 
 def test_a_failed_run_ends_the_search_and_ctrl_c_resumes(command, monkeypatch):
-    monkeypatch.setattr(tune, "execute", lambda *_: Finished(status="failed", error="disk full"))
+    monkeypatch.setattr(tune, "execute", lambda *_, **__: Finished(status="failed", error="disk full"))
     with pytest.raises(RunFailed, match=f"rate {AROUND[0]:g}, seed 0: disk full"):
         command()
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tune, "execute", interrupt)

@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from bench.workers import machine
+from bench.workers import machine, process
 from bench.workers.interleave import interleave, speed_ratio
 from bench.workers.machine import threads, torch_device
 from bench.workers.process import (
@@ -84,6 +84,16 @@ def test_a_single_round_is_measured_in_a_process_of_its_own(toy):
     answer = measure_once(toy("a", 1, GIVEN="x", OMP_NUM_THREADS="3"), by=4)
     assert (answer["size"], answer["facts"]["given"]) == (5, "x")
     assert answer["facts"]["environment"]["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_program_is_watched_while_it_runs(monkeypatch):
+    monkeypatch.setattr(process, "WATCH_SECONDS", 0.05)
+    seen = []
+    ended = process.run_to_end(["-c", "import time; time.sleep(0.6); print('done')"], watch=seen.append)
+    assert (ended.code, ended.stdout) == (0, "done\n")
+    assert len(seen) > 2
+    assert seen == sorted(seen)
+    assert seen[-1] < 10
 
 
 def test_the_ratio_and_its_interval():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,7 @@ def fit(
 
     The last event is Stopped, and the model then has the best weights. Nothing is computed before the first event is
     asked for. recipe: of one size (`Recipe.at`). seed: of batches and dropout; on a CPU the same seed gives the same
-    weights, on a GPU with options.deterministic.
+    weights, on a GPU with options.deterministic. On a GPU the next step may have begun when a Step is yielded.
 
     Raises BadInput if the recipe has a value out of range, or several sizes; a parameter is not in exactly one of its
     groups; it combines gradient checkpointing with dropout; the training text is shorter than one sequence; or the
@@ -77,6 +77,17 @@ def default_eval_every(recipe: Recipe, data: Tokens, seq_len: int) -> int:
     return -(-max(recipe.eval_tokens, passes * len(data.valid)) // (recipe.batch_size(seq_len) * seq_len))
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A step whose results may not be computed yet."""
+
+    step_tokens: int
+    tokens: int  # predicted up to its end
+    learning_rate: float
+    metrics: dict[str, mx.array]
+    norm: mx.array
+
+
 class _Run:
     """The state of one call of `fit`."""
 
@@ -94,6 +105,8 @@ class _Run:
         self.progress = Progress()
         self.best: Tree = model.trainable_parameters()
         self.saved_at = options.clock()
+        self.ahead: _Begun | None = None  # the step after the one that is waited for
+        self.step_seconds = 0.0  # of the last step
         self.compiled_tokens, self.compiling_seconds = 0, 0.0  # of the last step that compiled
 
     def __enter__(self) -> _Run:
@@ -115,11 +128,15 @@ class _Run:
             yield from self._evaluated()  # an interrupted run stops without one
             why = self._reason_to_stop() or why
         while not why:
-            event = self._step()
+            step = self.ahead or self._begin(self.progress.tokens)
+            self.ahead = self._begin(step.tokens) if self._may_begin_next(step) else None
+            event = self._end(step)
             yield event
             if not (math.isfinite(event.gradient_norm) and all(map(math.isfinite, event.metrics.values()))):
                 why, message = "diverged", _divergence(self.progress, _describe(event))
                 break
+            if self.ahead is not None:
+                continue
             why = self._limit_reached() or ("interrupted" if self.options.should_stop() else "")
             if why != "interrupted" and (why or self._evaluation_is_due()):
                 yield from self._evaluated()
@@ -133,29 +150,53 @@ class _Run:
         mx.eval(self.model.parameters())
         yield Stopped(why=why, progress=self.progress, message=message)
 
-    def _step(self) -> Step:
-        now, clock = self.progress, self.options.clock
+    def _begin(self, tokens: int) -> _Begun:
+        """Take the step after so many tokens; on a GPU without waiting for it."""
+        clock = self.options.clock
         waiting = clock()
         batch = next(self.prefetch)
-        now.data_seconds += clock() - waiting
+        self.progress.data_seconds += clock() - waiting
         step_tokens = batch[:, 1:].size
-        tokens = now.tokens + step_tokens
+        tokens += step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
         metrics, norm = self.take_step(mx.array(batch), learning_rate, share)
-        mx.eval(metrics, norm, self.take_step.state)
-        before, self.mark = self.mark, clock()
-        spent = self.mark - before
-        now.step, now.tokens, now.epochs = now.step + 1, tokens, tokens / self.epoch_tokens
-        self._time(spent, step_tokens)
+        if on_gpu():
+            mx.async_eval(metrics, norm, self.take_step.state)
+        return _Begun(step_tokens, tokens, learning_rate, metrics, norm)
+
+    def _may_begin_next(self, step: _Begun) -> bool:
+        """Whether the next step may begin before this one has ended: a GPU would else wait for Python.
+
+        Not if something after this step needs its state: an evaluation, a checkpoint or the end. Nor if one of the two
+        compiles, which is timed apart.
+        """
+        if not on_gpu() or self.options.should_stop():
+            return False
+        n, seq_len = self.progress.step + 1, self.model.config.seq_len
+        if not self.recipe.batch_size(seq_len, step.tokens) * seq_len == step.step_tokens == self.compiled_tokens:
+            return False
+        saves = self.options.checkpoints is not None and self._save_is_due(n)
+        epochs, seconds = step.tokens / self.epoch_tokens, self.progress.train_seconds + 2 * self.step_seconds
+        ends = self.limits.reached(steps=n, tokens=step.tokens, epochs=epochs, seconds=seconds)
+        return not (self._evaluation_is_due(n) or saves or ends)
+
+    def _end(self, step: _Begun) -> Step:
+        """Wait for a step and describe it."""
+        now = self.progress
+        mx.eval(step.metrics, step.norm, self.take_step.state if self.ahead is None else [])
+        before, self.mark = self.mark, self.options.clock()
+        self.step_seconds = self.mark - before
+        now.step, now.tokens, now.epochs = now.step + 1, step.tokens, step.tokens / self.epoch_tokens
+        self._time(self.step_seconds, step.step_tokens)
         return Step(
             step=now.step,
-            tokens=tokens,
+            tokens=now.tokens,
             epochs=now.epochs,
             seconds=now.train_seconds,
-            metrics={name: float(value) for name, value in metrics.items()},
-            learning_rate=learning_rate,
-            gradient_norm=float(norm),
+            metrics={name: float(value) for name, value in step.metrics.items()},
+            learning_rate=step.learning_rate,
+            gradient_norm=float(step.norm),
             tokens_per_second=now.timed_tokens / now.timed_seconds if now.timed_seconds else None,
             data_wait_share=now.data_seconds / now.train_seconds if now.train_seconds else 0.0,
         )
@@ -180,8 +221,8 @@ class _Run:
             now.timed_tokens += step_tokens
             now.timed_seconds += spent
 
-    def _evaluation_is_due(self) -> bool:
-        return self.progress.step % self.eval_every == 0
+    def _evaluation_is_due(self, step: int | None = None) -> bool:
+        return (self.progress.step if step is None else step) % self.eval_every == 0
 
     def _evaluated(self) -> Iterator[Eval | Saved]:
         """Evaluate, then save unless the validation loss is not finite.
@@ -242,9 +283,9 @@ class _Run:
         now = self.progress
         return self.limits.reached(steps=now.step, tokens=now.tokens, epochs=now.epochs, seconds=now.train_seconds)
 
-    def _save_is_due(self) -> bool:
+    def _save_is_due(self, step: int | None = None) -> bool:
         if self.options.save_every is not None:
-            return self.progress.step % self.options.save_every == 0
+            return (self.progress.step if step is None else step) % self.options.save_every == 0
         return self.options.clock() - self.saved_at >= self.options.save_seconds
 
     def _save(self, progress: Progress, best: Tree) -> Iterator[Saved]:

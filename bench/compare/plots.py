@@ -194,6 +194,7 @@ def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: boo
     """Draw a variant's median and band in the i-th color, and a cross where a run broke off."""
     runs = runs_of(log, name)
     x, low, middle, high = band(runs, over)
+    end = max((run["evals"][-1][over] for run in log["runs"] if run["evals"]), default=0.0)
     axes.plot(
         x,
         middle,
@@ -202,7 +203,7 @@ def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: boo
         linewidth=1.0 if crowded else 1.5,
         marker="" if backend(name) else MARKERS[i],
         markersize=2 if crowded else 3.5,
-        markevery=0.1,  # of the axes' diagonal: the seeds' evaluations lie close together in time
+        markevery=_apart(x, end / 14),
         label=name.replace(base(name), "named above") if crowded and i else name + _incidents(log, name),
     )
     if len(runs) > 1:
@@ -211,6 +212,15 @@ def _curve(axes: "Axes", log: Log, name: str, over: str, i: int, *, crowded: boo
         if run["status"] in BROKEN:
             xs, losses = _points(run, over)
             axes.plot(xs[-1:], losses[-1:], color=COLORS[i], **CROSS)
+
+
+def _apart(x: np.ndarray, least: float) -> list[int]:
+    """Return indices of points that lie apart: the seeds' evaluations lie close together in time."""
+    chosen: list[int] = []
+    for i, value in enumerate(x):
+        if not chosen or value - x[chosen[-1]] >= least:
+            chosen.append(i)
+    return chosen
 
 
 def _incidents(log: Log, name: str) -> str:

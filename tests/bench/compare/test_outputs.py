@@ -161,6 +161,17 @@ def test_memory_has_one_unit(largest, unit, value):
     assert f"{value} {unit}" in [text.get_text() for text in axes.texts]
 
 
+def test_markers_of_a_curve_do_not_touch():
+    """The seeds' evaluations lie close together in time: two of a cluster would be one marker doubled."""
+    for over in ("tokens", "seconds"):
+        axes = drawn(a_log())[f"loss_{over}"]
+        for line in axes.get_lines():
+            if line.get_marker() in plots.MARKERS and len(line.get_xdata()) > 2:
+                marked = line.get_xdata()[line.get_markevery()]
+                assert len(marked) > 5
+                assert np.diff(marked).min() > 0.06 * axes.get_xlim()[1]
+
+
 def test_the_last_marker_of_a_curve_is_inside_the_axes():
     for over in ("tokens", "seconds"):
         axes = drawn(a_log())[f"loss_{over}"]

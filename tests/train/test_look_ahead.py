@@ -40,7 +40,7 @@ def calls(monkeypatch):
 def without_times(events):
     """The events without seconds and speeds."""
     keys = ("step", "tokens", "epochs", "metrics", "learning_rate", "gradient_norm", "valid_loss", "improved", "why")
-    return [(type(event), [getattr(event, key, None) for key in keys], getattr(event, "message", "")) for event in events]
+    return [(type(event), [getattr(event, key, None) for key in (*keys, "message")]) for event in events]
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -141,7 +141,7 @@ def test_every_field_of_a_branch_has_a_flag():
         "n_kv_heads": 1,
         "rope_theta": 5e4,
     }
-    with pytest.raises(BadInput, match="--window: '0': expected a whole number of at least 1"):
+    with pytest.raises(BadInput, match="--window: '0': expected a whole number from 1 to"):
         parse(kind, "p", args=["--window", "0"])
     with pytest.raises(BadInput, match="--window"):
         parse(settings_type(Experiment.of_phase(1)), "p", args=["--window", "3"])

@@ -6,12 +6,18 @@ import pytest
 
 from mlx_transformer import load
 from mlx_transformer.interop.formats import FORMATS
-from tests.interop import test_gpt2, test_llama
-from tests.interop.test_gpt2 import assert_same, interop
-from tests.interop.test_llama import LENGTH, LLAMA3
+from tests.interop.hugging_face import (
+    LENGTH,
+    assert_same,
+    byte_level,
+    interop,
+    read_config,
+    refused,
+    transformers,
+    write_theirs,
+)
+from tests.interop.test_llama import LLAMA3
 
-torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
 safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed: pip install safetensors")
 
 KINDS = ("gpt2", "llama", "mistral", "qwen3")
@@ -21,8 +27,8 @@ WEIGHTS = "model.safetensors"
 def write_tied(folder, kind):
     """Write a random model of theirs whose head is its embedding; return the model."""
     if kind == "gpt2":
-        return test_gpt2.write_theirs(folder, n_embd=12, n_layer=2, n_head=3, n_positions=LENGTH)
-    return test_llama.write_theirs(folder, kind, tie_word_embeddings=True, head_dim=8)
+        return write_theirs(folder, "gpt2", n_embd=12, n_layer=2, n_head=3, n_positions=LENGTH)
+    return write_theirs(folder, kind, tie_word_embeddings=True, head_dim=8)
 
 
 def assert_imported(folder, theirs, notes=()):
@@ -76,15 +82,15 @@ def test_a_base_model_is_imported_where_its_head_is_the_embedding(kind, tmp_path
     theirs = write_tied(tmp_path / "theirs", kind)
     theirs.base_model.save_pretrained(tmp_path / "base")
     assert not any("model." in name or "head" in name for name in safetensors.load_file(tmp_path / "base" / WEIGHTS))
-    test_gpt2.byte_level(tmp_path / "base")
+    byte_level(tmp_path / "base")
     assert_imported(tmp_path / "base", theirs, GPT2_NOTES if kind == "gpt2" else ())
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
 def test_a_base_model_without_a_head_is_refused(kind, tmp_path):
-    test_llama.write_theirs(tmp_path / "theirs", kind).base_model.save_pretrained(tmp_path / "base")
-    test_gpt2.byte_level(tmp_path / "base")
-    test_gpt2.refused(tmp_path / "base", "lm_head.weight should be (257, 24) and is missing")
+    write_theirs(tmp_path / "theirs", kind).base_model.save_pretrained(tmp_path / "base")
+    byte_level(tmp_path / "base")
+    refused(tmp_path / "base", "lm_head.weight should be (257, 24) and is missing")
 
 
 SCALING = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
@@ -122,8 +128,8 @@ ROPE = {  # keys of config.json, and what is ignored
 )
 def test_rope_is_read_as_transformers_reads_it(kind, name, tmp_path):
     folder, (values, ignored) = tmp_path / "theirs", ROPE[name]
-    test_llama.write_theirs(folder, kind)
-    config = test_llama.read_config(folder)
+    write_theirs(folder, kind)
+    config = read_config(folder)
     del config["rope_parameters"]
     (folder / "config.json").write_text(json.dumps(config | values))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -141,16 +147,16 @@ def test_rope_is_read_as_transformers_reads_it(kind, name, tmp_path):
     ids=str,
 )
 def test_rope_that_transformers_cannot_compute(values, tmp_path):
-    test_llama.write_theirs(tmp_path / "theirs", "llama")
-    config = test_llama.read_config(tmp_path / "theirs")
+    write_theirs(tmp_path / "theirs", "llama")
+    config = read_config(tmp_path / "theirs")
     del config["rope_parameters"]
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | values))
-    test_gpt2.refused(tmp_path / "theirs")
+    refused(tmp_path / "theirs")
 
 
 def test_the_other_names_of_gpt2_s_numbers(tmp_path):
     theirs = write_tied(tmp_path / "theirs", "gpt2")
-    config = test_llama.read_config(tmp_path / "theirs")
+    config = read_config(tmp_path / "theirs")
     config |= {"hidden_size": config.pop("n_embd"), "num_attention_heads": 3, "n_head": 4, "n_ctx": 7}
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
     assert transformers.AutoConfig.from_pretrained(tmp_path / "theirs").n_head == 3
@@ -181,8 +187,8 @@ def test_absent_numbers_have_the_defaults_of_transformers(form):
 
 def test_a_mistral_without_a_window_has_mistral_s_defaults(tmp_path):
     numbers = {"num_attention_heads": 8, "num_key_value_heads": 8, "hidden_size": 48}
-    theirs = test_llama.write_theirs(tmp_path / "theirs", "mistral", sliding_window=None, **numbers)
-    config = test_llama.read_config(tmp_path / "theirs")
+    theirs = write_theirs(tmp_path / "theirs", "mistral", sliding_window=None, **numbers)
+    config = read_config(tmp_path / "theirs")
     del config["num_key_value_heads"], config["head_dim"]
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
     assert_imported(tmp_path / "theirs", theirs)
@@ -190,10 +196,8 @@ def test_a_mistral_without_a_window_has_mistral_s_defaults(tmp_path):
 
 def test_a_width_that_is_no_multiple_of_the_heads(tmp_path):
     """head_dim is then the whole part of the quotient."""
-    theirs = test_llama.write_theirs(
-        tmp_path / "theirs", "mistral", hidden_size=20, num_attention_heads=3, num_key_value_heads=1
-    )
-    config = test_llama.read_config(tmp_path / "theirs")
+    theirs = write_theirs(tmp_path / "theirs", "mistral", hidden_size=20, num_attention_heads=3, num_key_value_heads=1)
+    config = read_config(tmp_path / "theirs")
     del config["head_dim"]
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
     assert_imported(tmp_path / "theirs", theirs)

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mlx.utils import tree_flatten, tree_map
 
 from mlx_transformer import load
 from mlx_transformer.data.corpus import load_corpus
 from mlx_transformer.data.documents import read_parts
 from mlx_transformer.data.tokenizers import HFTokenizer, WordTokenizer, train_tokenizer
 from mlx_transformer.data.tokens import encode_text
-from mlx_transformer.generate import complete, decode
+from mlx_transformer.generate import complete
 from mlx_transformer.generate.decoding import GREEDY
 from mlx_transformer.interop.formats import FORMATS, GPT2
 from mlx_transformer.interop.weights import Part, Row, from_hf, to_hf
@@ -27,11 +26,21 @@ from mlx_transformer.run.saved import save_model
 from mlx_transformer.utils.errors import RunFailed, exit_cleanly
 from phases import phase1, phase3
 from tests.faults.runs import assert_bad, command
-
-torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
-library = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install tokenizers")
-
+from tests.interop.hugging_face import (
+    assert_mlx_lm_computes_the_same,
+    assert_same,
+    assert_same_text,
+    byte_level,
+    change,
+    interop,
+    refused,
+    their_logits,
+    torch,
+    transformers,
+    weights,
+    write_ours,
+    write_theirs,
+)
 
 # Theirs: odd sizes, with and without an own head, with rows to spare in the vocabulary.
 THEIRS = {
@@ -43,99 +52,12 @@ THEIRS = {
 }
 
 
-def byte_level(folder, end="<|endoftext|>"):
-    """Write a tokenizer.json of 257 tokens, made as GPT-2's is."""
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = library.decoders.ByteLevel()
-    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=257, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator([], trainer)
-    made.save(str(folder / "tokenizer.json"))
-
-
-def write_theirs(folder, **numbers):
-    """Write a random model of theirs to a folder; return the model."""
-    torch.manual_seed(len(numbers))
-    config = transformers.GPT2Config(
-        **{"vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.4, **numbers}
-    )
-    model = transformers.GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # norms and biases too
-            parameter += 0.1 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    byte_level(folder)
-    return model
-
-
-def their_logits(model, tokens):
-    with torch.no_grad():
-        return model(torch.tensor(np.array(tokens))).logits.numpy()
-
-
-def their_greedy(model, ids, count):
-    with torch.no_grad():
-        tokens = torch.tensor([ids])
-        for _ in range(count):
-            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
-    return tokens[0, len(ids) :].tolist()
-
-
-def greedy(model, ids, count):
-    return [drawn[0] for drawn in decode(model, [ids], count)]
-
-
-def weights(model):
-    return dict(tree_flatten(model.parameters()))
-
-
-def assert_same(ours, theirs, length, vocabulary):
-    """Check that logits agree within 1e-4 and greedy continuations are equal."""
-    tokens = mx.random.randint(0, vocabulary, (2, length), key=mx.random.key(1))
-    np.testing.assert_allclose(np.array(ours(tokens)), their_logits(theirs, tokens), atol=1e-4)
-    start = tokens[0, :3].tolist()
-    assert greedy(ours, start, length - 3) == their_greedy(theirs, start, length - 3)
-
-
-def assert_same_text(ours, tokenizer, theirs, folder, length):
-    """Check that greedy texts are equal, each through its own tokenizer and its own generate."""
-    auto = transformers.AutoTokenizer.from_pretrained(folder)
-    for prompt in ("the cat 123", "a", "né 🙂"):
-        completion = complete(ours, tokenizer, [prompt], sampling=GREEDY)[0]
-        given = auto(prompt, return_tensors="pt")
-        written = theirs.generate(**given, do_sample=False, max_length=length, eos_token_id=tokenizer.eos_id)[0]
-        end = [tokenizer.eos_id] * completion.ended
-        assert written.tolist() == [*given.input_ids[0].tolist(), *completion.tokens, *end]
-
-
-def write_ours(folder, tokenizer, branch=None, **numbers):
-    """Write a run of ours with a perturbed model that generates no lone bytes; return the model."""
-    kind = find_branch(phase3, branch)
-    sizes = {"d_model": 15, "n_layers": 2, "n_heads": 3, "d_ff": 22, "seq_len": 30, "max_len": 37}
-    model = kind(kind.Config(**{"vocab_size": tokenizer.vocab_size, **sizes, **numbers}))
-    model.update(tree_map(lambda w: w + 0.3 * mx.random.normal(w.shape), model.parameters()))
-    lone = mx.array([tokenizer.token(i).startswith("<") for i in range(tokenizer.vocab_size)])
-    for table in (model.embedding, model.head):
-        if "weight" in table:
-            table.weight = mx.where(lone[:, None], 0.0, table.weight)
-    model.eval()
-    save_model(folder / "model", model, tokenizer, 3, branch)
-    return model
-
-
-def interop(*args):
-    return command(lambda: exit_cleanly(command_line.main), *args)
-
-
 # Import
 
 
 @pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
 def test_an_imported_model_computes_the_same(numbers, tmp_path):
-    theirs = write_theirs(tmp_path / "theirs", **numbers)
+    theirs = write_theirs(tmp_path / "theirs", "gpt2", **numbers)
     ended = interop("import", tmp_path / "theirs", tmp_path / "run")
     assert (ended.code, ended.err) == (0, "")
     ours, tokenizer = load(tmp_path / "run")
@@ -145,7 +67,7 @@ def test_an_imported_model_computes_the_same(numbers, tmp_path):
 
 
 def test_an_imported_model_has_their_loss(tmp_path):
-    theirs = write_theirs(tmp_path / "theirs", **THEIRS["untied"])
+    theirs = write_theirs(tmp_path / "theirs", "gpt2", **THEIRS["untied"])
     import_model(tmp_path / "theirs", tmp_path / "run")
     (tmp_path / "text.txt").write_text("the cat sat on a mat")  # in one sequence of 33
     ended = command(
@@ -160,7 +82,7 @@ def test_an_imported_model_has_their_loss(tmp_path):
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "[EOS]"])
 def test_an_imported_model_generates_the_same(end, tmp_path):
-    theirs = write_theirs(tmp_path / "theirs", **THEIRS["another epsilon"])
+    theirs = write_theirs(tmp_path / "theirs", "gpt2", **THEIRS["another epsilon"])
     byte_level(tmp_path / "theirs", end)
     import_model(tmp_path / "theirs", tmp_path / "run")
     ours, tokenizer = load(tmp_path / "run")
@@ -173,7 +95,7 @@ def test_an_imported_model_generates_the_same(end, tmp_path):
 
 def test_the_end_of_text_is_theirs(tmp_path):
     """eos_token_id rather than a usual name, where it is a special token; it is exported again."""
-    write_theirs(tmp_path / "theirs", **THEIRS["rows to spare"])
+    write_theirs(tmp_path / "theirs", "gpt2", **THEIRS["rows to spare"])
     path = tmp_path / "theirs" / "tokenizer.json"
     content = json.loads(path.read_text())
     content["added_tokens"].append({**content["added_tokens"][0], "id": 257, "content": "<|im_end|>"})
@@ -189,7 +111,7 @@ def test_the_end_of_text_is_theirs(tmp_path):
 
 @pytest.mark.parametrize("numbers", THEIRS.values(), ids=THEIRS)
 def test_an_import_exported_again_is_the_original(numbers, tmp_path):
-    theirs = write_theirs(tmp_path / "theirs", **numbers)
+    theirs = write_theirs(tmp_path / "theirs", "gpt2", **numbers)
     import_model(tmp_path / "theirs", tmp_path / "run")
     export_model(tmp_path / "run", tmp_path / "back")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
@@ -206,7 +128,7 @@ def test_an_import_exported_again_is_the_original(numbers, tmp_path):
 
 def test_older_files(tmp_path):
     """Names without prefix, the causal mask among the weights, the tied matrix twice, half precision, shards."""
-    theirs = write_theirs(tmp_path / "theirs", **THEIRS["tied"])
+    theirs = write_theirs(tmp_path / "theirs", "gpt2", **THEIRS["tied"])
     path = tmp_path / "theirs" / "model.safetensors"
     arrays = {name.removeprefix("transformer."): value for name, value in mx.load(str(path)).items()}
     arrays = {name: value.astype(mx.bfloat16) for name, value in arrays.items()}
@@ -230,7 +152,7 @@ def test_older_files(tmp_path):
 def test_training_continues_from_an_imported_run(text, tmp_path):
     """--init-from takes their weights and configuration; --resume continues; the result can be exported."""
     numbers = {**THEIRS["another epsilon"], "n_positions": 40}
-    write_theirs(tmp_path / "theirs", **numbers)
+    write_theirs(tmp_path / "theirs", "gpt2", **numbers)
     import_model(tmp_path / "theirs", tmp_path / "run")
     line = ["--branch", "tied", "--data", text, "--seq-len", 24, "--batch-size", 2, "--dropout", 0, "--quiet"]
 
@@ -254,7 +176,7 @@ def test_training_continues_from_an_imported_run(text, tmp_path):
 
 
 def test_a_model_with_rows_to_spare_can_be_trained(text, tmp_path):
-    write_theirs(tmp_path / "theirs", **THEIRS["rows to spare"])
+    write_theirs(tmp_path / "theirs", "gpt2", **THEIRS["rows to spare"])
     import_model(tmp_path / "theirs", tmp_path / "run")
     line = ["--branch", "tied", "--data", text, "--batch-size", 2, "--max-steps", 1, "--quiet"]
     line += ["--init-from", tmp_path / "run", "--out", tmp_path / "on"]
@@ -263,9 +185,8 @@ def test_a_model_with_rows_to_spare_can_be_trained(text, tmp_path):
 
 
 def test_differences_in_training_are_noted(tmp_path):
-    write_theirs(tmp_path / "theirs", **THEIRS["tied"], resid_pdrop=0.2, embd_pdrop=0.3)
-    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, "eos_token_id": [5, 7]}))
+    write_theirs(tmp_path / "theirs", "gpt2", **THEIRS["tied"], resid_pdrop=0.2, embd_pdrop=0.3)
+    change(tmp_path / "theirs", eos_token_id=[5, 7])
     said = interop("import", tmp_path / "theirs", tmp_path / "run").out.splitlines()
     assert said[:4] == [
         "note: embd_pdrop = 0.3 there is 0.2 here",
@@ -284,7 +205,7 @@ def test_differences_in_training_are_noted(tmp_path):
 @pytest.mark.parametrize("numbers", [{}, {"d_model": 12, "n_heads": 4, "d_ff": 48, "n_layers": 1}], ids=["odd", "even"])
 @pytest.mark.parametrize("branch", [None, "tied"])
 def test_an_exported_model_computes_the_same(branch, numbers, bpe, tmp_path):
-    ours = write_ours(tmp_path / "run", bpe, branch, **numbers)
+    ours = write_ours(tmp_path / "run", bpe, 3, branch, **numbers)
     ended = interop("export", tmp_path / "run", tmp_path / "theirs")
     assert (ended.code, ended.err) == (0, "")
     theirs, loaded = transformers.AutoModelForCausalLM.from_pretrained(
@@ -303,7 +224,7 @@ def test_an_exported_model_computes_the_same(branch, numbers, bpe, tmp_path):
 def test_an_exported_run_with_an_imported_tokenizer_generates_the_same(tmp_path):
     byte_level(tmp_path)
     tokenizer = HFTokenizer.read(tmp_path / "tokenizer.json")
-    ours = write_ours(tmp_path / "run", tokenizer)
+    ours = write_ours(tmp_path / "run", tokenizer, 3)
     export_model(tmp_path / "run", tmp_path / "theirs")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     assert_same_text(ours, tokenizer, theirs, tmp_path / "theirs", 30)
@@ -311,7 +232,7 @@ def test_an_exported_run_with_an_imported_tokenizer_generates_the_same(tmp_path)
 
 @pytest.mark.parametrize("branch", [None, "tied"])
 def test_an_export_imported_again_is_the_original(branch, bpe, tmp_path):
-    ours = write_ours(tmp_path / "run", bpe, branch)
+    ours = write_ours(tmp_path / "run", bpe, 3, branch)
     export_model(tmp_path / "run" / "model", tmp_path / "theirs")
     import_model(tmp_path / "theirs", tmp_path / "back")
     back, tokenizer = load(tmp_path / "back")
@@ -323,19 +244,12 @@ def test_an_export_imported_again_is_the_original(branch, bpe, tmp_path):
 
 
 def test_mlx_lm_loads_an_export(bpe, tmp_path):
-    mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed: pip install mlx-lm")
-    ours = write_ours(tmp_path / "run", bpe, "tied", d_ff=60)
-    assert "mlx-lm can hold it too" in export_model(tmp_path / "run", tmp_path / "theirs")
-    theirs, tokenizer = mlx_lm.load(str(tmp_path / "theirs"))
-    tokens = mx.random.randint(0, bpe.vocab_size, (2, 37), key=mx.random.key(1))
-    np.testing.assert_allclose(np.array(theirs(tokens)), np.array(ours(tokens)), atol=1e-4)
-    completion = complete(ours, bpe, ["the cat"], sampling=GREEDY, max_tokens=12)[0]
-    assert mlx_lm.generate(theirs, tokenizer, "the cat", max_tokens=12) == completion.continuation
+    assert_mlx_lm_computes_the_same(write_ours(tmp_path / "run", bpe, 3, "tied", d_ff=60), bpe, tmp_path)
 
 
 @pytest.mark.parametrize(("branch", "why"), [(None, "no head of its own"), ("tied", "a d_ff of 4 d_model")])
 def test_what_mlx_lm_cannot_load_is_noted(branch, why, bpe, tmp_path):
-    write_ours(tmp_path / "run", bpe, branch)
+    write_ours(tmp_path / "run", bpe, 3, branch)
     assert f"mlx-lm cannot hold it: its GPT-2 has {why}" in export_model(tmp_path / "run", tmp_path / "theirs")
 
 
@@ -351,7 +265,7 @@ TEXTS = st.text() | JOINED | st.text("a t\n", max_size=40)  # the last: runs, in
 def auto(bpe, tmp_path_factory):
     """AutoTokenizer of an exported run."""
     folder = tmp_path_factory.mktemp("auto")
-    write_ours(folder / "run", bpe)
+    write_ours(folder / "run", bpe, 3)
     export_model(folder / "run", folder / "theirs")
     return transformers.AutoTokenizer.from_pretrained(folder / "theirs")
 
@@ -374,7 +288,7 @@ def test_their_tokenizer_over_real_texts(shared_data, tmp_path):
     texts = {name: (shared_data / name).read_text(encoding="utf-8")[:100_000] for name in names}
     (tmp_path / "text.txt").write_text(texts[names[0]], encoding="utf-8")
     tokenizer = train_tokenizer("bpe", load_corpus(str(tmp_path / "text.txt"), say=lambda line: None), 2048)
-    write_ours(tmp_path / "run", tokenizer)
+    write_ours(tmp_path / "run", tokenizer, 3)
     export_model(tmp_path / "run", tmp_path / "theirs")
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
     for text in texts.values():
@@ -437,21 +351,8 @@ def test_a_parameter_without_a_row_or_with_two_is_named():
 
 @pytest.fixture
 def theirs(tmp_path):
-    write_theirs(tmp_path / "theirs", **THEIRS["tied"])
+    write_theirs(tmp_path / "theirs", "gpt2", **THEIRS["tied"])
     return tmp_path / "theirs"
-
-
-def refused(theirs, *said):
-    """Check that an import fails with one sentence and leaves nothing behind."""
-    target = theirs.parent / "run"
-    assert_bad(interop("import", theirs, target), *said)
-    assert not target.exists()
-    assert not [path for path in theirs.parent.iterdir() if path.name.startswith(".")]
-
-
-def change(theirs, **values):
-    path = theirs / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.mark.parametrize("kind", ["gemma", "bert", None, 7, ["gpt2"], "../gpt2"])
@@ -631,7 +532,7 @@ def test_a_run_that_cannot_be_exported(bpe, text, tmp_path):
     save_model(tmp_path / "run" / "model", model, bpe, 1, None)
     held = "phase 3/tied, phase 3, phase 5/tied, phase 5, phase 5/mistral_tied, "
     assert_bad(interop("export", tmp_path / "run", tmp_path / "out"), "phase 1 is not exported to", held)
-    write_ours(tmp_path / "words", WordTokenizer(["the", "cat"]))
+    write_ours(tmp_path / "words", WordTokenizer(["the", "cat"]), 3)
     assert_bad(interop("export", tmp_path / "words", tmp_path / "out"), "a word tokenizer has no form")
     assert_bad(interop("export", tmp_path / "nowhere", tmp_path / "out"), "holds no model")
     assert not (tmp_path / "out").exists()
@@ -654,7 +555,7 @@ def test_an_empty_target_stays_the_folder_that_it_was(theirs, tmp_path, monkeypa
 
 
 def test_a_target_that_is_not_empty(theirs, bpe, tmp_path):
-    write_ours(tmp_path / "run", bpe)
+    write_ours(tmp_path / "run", bpe, 3)
     for line in (["import", theirs, tmp_path / "run"], ["export", tmp_path / "run", theirs]):
         assert_bad(interop(*line), "is not empty: expected a folder that is new or empty")
     assert_bad(interop("export", tmp_path / "run", theirs / "config.json"), "is a file: expected a folder")

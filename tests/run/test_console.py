@@ -6,7 +6,7 @@ import pytest
 
 from mlx_transformer.run import console
 from mlx_transformer.train.trainer import Eval, Limits, Step
-from tests.train.test_trainer import Clock
+from tests.train.test_clock import Clock
 
 
 def step(number, seconds):

@@ -10,16 +10,15 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.nn.dropout import Dropout
-from mlx_transformer.train import trainer
 from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.train.optim.average import EMA
 from mlx_transformer.train.optim.clip import GlobalNorm
 from mlx_transformer.train.optim.groups import Group, UpdateRule
-from mlx_transformer.train.optim.schedules import BatchWarmup, InverseSqrt, Linear
+from mlx_transformer.train.optim.schedules import InverseSqrt, Linear
 from mlx_transformer.train.optim.stopping import Plateau
 from mlx_transformer.train.recipe import BySize
 from mlx_transformer.train.step import TrainingStep
-from mlx_transformer.train.trainer import Eval, Limits, Resumed, RunOptions, Saved, Step, Stopped, fit
+from mlx_transformer.train.trainer import Eval, Limits, RunOptions, Saved, Step, Stopped, fit
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
 
@@ -81,23 +80,6 @@ def assert_equal_weights(one, other):
     assert one.keys() == other.keys()
     for path in one:
         np.testing.assert_array_equal(one[path], other[path], err_msg=path)
-
-
-@pytest.fixture
-def scripted(monkeypatch):
-    """Evaluations that give the scripted losses, and the weights that each of them saw."""
-
-    def script(*losses):
-        left, seen = iter(losses), []
-
-        def evaluate(self):
-            seen.append(flat(self.model))
-            return next(left)
-
-        monkeypatch.setattr(Evaluator, "__call__", evaluate)
-        return seen
-
-    return script
 
 
 # What stops it
@@ -180,114 +162,6 @@ def test_a_stop_from_outside_saves_without_an_evaluation(tmp_path):
     assert events[-1].why == "interrupted"
 
 
-# The clock
-
-
-@dataclass
-class Clock:
-    """Time passes only where the tests let it."""
-
-    now: float = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def slow(self, monkeypatch, owner, name, *seconds):
-        """Each call of a function takes so long; the last number repeats."""
-        function, left = getattr(owner, name), list(seconds)
-
-        def slowed(*args, **kwargs):
-            self.now += left.pop(0) if len(left) > 1 else left[0]
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, slowed)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A step takes 1 s, the first one 9 s more; an evaluation 100 s, a checkpoint 1000 s."""
-    clock = Clock()
-    clock.slow(monkeypatch, TrainingStep, "__call__", 10, 1)
-    clock.slow(monkeypatch, Evaluator, "__call__", 100)
-    clock.slow(monkeypatch, trainer, "save_checkpoint", 1000)
-    return clock
-
-
-def test_the_clock_leaves_out_evaluations_and_checkpoints(clock, tmp_path):
-    options = {"clock": clock, "eval_every": 5, "checkpoints": tmp_path, "save_every": 2}
-    events, _ = train(max_steps=12, options=options)
-    now = events[-1].progress
-    assert now.train_seconds == 12
-    assert now.eval_seconds == 300
-    assert now.compile_seconds == 9
-    assert [event.seconds for event in of(Step, events)] == [0, *range(2, 13)], "step 2 tells what compiling took"
-    assert now.tokens_per_second == STEP_TOKENS
-
-
-def test_seconds_are_a_limit_of_the_clock(clock):
-    events, _ = train(max_seconds=14, options={"clock": clock, "eval_every": 2})
-    assert (events[-1].why, events[-1].progress.step) == ("max_seconds", 14)
-
-
-def test_the_clock_leaves_out_the_compilation_of_every_process(clock, tmp_path, monkeypatch):
-    options = {"clock": clock, "checkpoints": tmp_path, "eval_every": 4}
-    for limit in (7, 14):
-        clock.slow(monkeypatch, TrainingStep, "__call__", 30, 0)
-        now = train(max_steps=limit, options=options)[0][-1].progress
-    assert (now.train_seconds, now.compile_seconds) == (14, 9 + 30 + 30)
-    assert now.tokens_per_second == STEP_TOKENS
-
-
-def test_the_clock_leaves_out_the_compilation_of_another_batch_size(clock, monkeypatch):
-    warmup = BatchWarmup(tokens=4 * STEP_TOKENS, doublings=1)
-    recipe = replace(RECIPE, batch_tokens=2 * STEP_TOKENS, batch_warmup=warmup)
-    monkeypatch.undo()
-    clock.slow(monkeypatch, TrainingStep, "__call__", 10, 1, 1, 1, 20, 2)
-    events, _ = train(recipe=recipe, max_steps=6, options={"clock": clock})
-    assert [event.tokens // STEP_TOKENS for event in of(Step, events)] == [1, 2, 3, 4, 6, 8]
-    assert [event.seconds for event in of(Step, events)] == [0, 2, 3, 4, 4, 8]
-    assert events[-1].progress.compile_seconds == 9 + 18
-
-
-def test_a_first_step_that_does_not_compile_counts(clock, monkeypatch):
-    monkeypatch.undo()
-    clock.slow(monkeypatch, TrainingStep, "__call__", 1, 3)
-    now = train(max_steps=2, options={"clock": clock})[0][-1].progress
-    assert (now.train_seconds, now.compile_seconds) == (4, 0)
-
-
-def test_what_the_reader_of_the_events_does_is_on_the_clock(clock):
-    for event in fit(make_model(), RECIPE, DATA, limits=Limits(max_steps=3), options=RunOptions(clock=clock)):
-        clock.now += 7 if isinstance(event, Step) and event.step < 3 else 0
-    assert event.progress.train_seconds == 8 + 8 + 8
-    assert event.progress.compile_seconds == 2
-
-
-def test_checkpoints_come_by_the_clock(clock, tmp_path, monkeypatch):
-    options = {"clock": clock, "checkpoints": tmp_path, "eval_every": 9, "save_seconds": 3}
-    events, _ = train(max_steps=11, options=options)
-    assert [event.step for event in of(Saved, events)] == [1, 4, 7, 9, 11]
-
-
-def test_tokens_per_second_wait_for_ten_steps(clock):
-    events, _ = train(max_steps=9, options={"clock": clock})
-    assert events[-1].progress.tokens_per_second is None
-    assert train(max_steps=10, options={"clock": clock})[0][-1].progress.tokens_per_second == STEP_TOKENS
-
-
-def test_a_resumed_run_counts_its_tokens_per_second_from_step_six_too(clock, tmp_path):
-    options = {"clock": clock, "checkpoints": tmp_path}
-    train(max_steps=9, options=options)
-    assert train(max_steps=10, options=options)[0][-1].progress.tokens_per_second == STEP_TOKENS
-
-
-def test_the_wait_for_data_is_a_share_of_the_clock(clock, monkeypatch):
-    clock.slow(monkeypatch, trainer.Prefetch, "__next__", 1)
-    last = of(Step, train(max_steps=6, options={"clock": clock})[0])[-1]
-    assert last.seconds == 12
-    assert last.data_wait_share == pytest.approx(6 / 12)
-
-
 # What decides the weights
 
 
@@ -330,69 +204,6 @@ def test_saving_changes_nothing(tmp_path):
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_resumed_is_uninterrupted(tmp_path):
-    events, whole = train(max_steps=16, options={"eval_every": 4})
-    train(max_steps=4, options={"eval_every": 4, "checkpoints": tmp_path})
-    again, resumed = train(make_model(seed=9), max_steps=16, options={"eval_every": 4, "checkpoints": tmp_path})
-    assert isinstance(again[0], Resumed)
-    assert again[0].step == 4
-    assert_equal_weights(resumed, whole)
-    assert [event.metrics for event in of(Step, again)] == [event.metrics for event in of(Step, events)][4:]
-    assert [event.valid_loss for event in of(Eval, again)] == [event.valid_loss for event in of(Eval, events)][1:]
-
-
-def test_a_run_that_limits_cut_several_times_is_uninterrupted(tmp_path):
-    """The evaluations at the cuts count neither for the plateau nor for the best weights."""
-    recipe = replace(RECIPE, learning_rate=1e-7, stop=Plateau(patience=2, min_improvement=1.0))
-    events, whole = train(recipe=recipe, max_steps=60, options={"eval_every": 8})
-    options = {"eval_every": 8, "checkpoints": tmp_path}
-    for limit in (2, 3, 4, 5, 8, 9, 10, 11, 23, 60):
-        again, resumed = train(recipe=recipe, max_steps=limit, options=options)
-    assert (events[-1].why, events[-1].progress.step) == ("plateau", 24)
-    assert_same_progress(again[-1], events[-1])
-    assert_equal_weights(resumed, whole)
-
-
-def assert_same_progress(stopped, reference):
-    clocks = ("train_seconds", "compile_seconds", "eval_seconds", "timed_tokens", "timed_seconds", "data_seconds")
-    one, other = (
-        {name: value for name, value in vars(event.progress).items() if name not in (*clocks, "peak_memory_bytes")}
-        for event in (stopped, reference)
-    )
-    assert (stopped.why, one) == (reference.why, other)
-
-
-def test_an_evaluation_that_an_interruption_left_out_is_made_up_for(tmp_path):
-    whole, _ = train(max_steps=8, options={"eval_every": 4})
-    options = {"eval_every": 4, "checkpoints": tmp_path}
-    count = iter(range(99))
-    train(max_steps=8, options={**options, "should_stop": lambda: next(count) == 3})
-    again, _ = train(max_steps=8, options=options)
-    assert [type(event) for event in again[:4]] == [Resumed, Eval, Saved, Step]
-    assert [event.valid_loss for event in of(Eval, again)] == [event.valid_loss for event in of(Eval, whole)]
-
-
-def test_a_target_given_when_resuming(tmp_path, scripted):
-    scripted(3.0)
-    options = {"eval_every": 4, "checkpoints": tmp_path}
-    train(max_steps=4, options=options)
-    events, _ = train(max_steps=99, target_loss=3.5, options=options)
-    now = events[-1].progress
-    assert (events[-1].why, now.step, now.tokens_to_target) == ("target", 4, 4 * STEP_TOKENS)
-    assert now.seconds_to_target == now.train_seconds
-    scripted(2.0)
-    now = train(max_steps=5, target_loss=1.0, options=options)[0][-1].progress
-    assert (now.step, now.seconds_to_target, now.tokens_to_target) == (5, None, None)
-
-
-def test_a_checkpoint_of_another_model_is_bad_input(tmp_path):
-    train(options={"checkpoints": tmp_path})
-    with pytest.raises(BadInput, match=r"to another model or version: .* does not fit"):
-        train(make_model(d_ff=32), options={"checkpoints": tmp_path})
-    with pytest.raises(BadInput, match=r"to another model or version: .* does not fit"):
-        train(make_model(n_layers=3), options={"checkpoints": tmp_path})
-
-
 def test_a_text_shorter_than_a_row_is_bad_input():
     with pytest.raises(BadInput, match=f"fewer than one sequence of {L + 1}"):
         train(data=make_tokens(train=L))

@@ -34,7 +34,6 @@ from tests.train.test_trainer import (
     make_model,
     make_tokens,
     of,
-    scripted,  # noqa: F401 - a fixture
     train,
 )
 
@@ -188,7 +187,7 @@ def test_two_hundred_steps_in_half_precision_end_where_float32_does(dtype):
 # Averages
 
 
-def test_the_average_is_evaluated_and_kept_and_training_does_not_see_it(scripted):  # noqa: F811
+def test_the_average_is_evaluated_and_kept_and_training_does_not_see_it(scripted):
     average = EMA(horizon_tokens=4 * STEP_TOKENS)
     seen = scripted(*[5.0 - 0.1 * i for i in range(30)])
     _, model = train(recipe=replace(RECIPE, average=average), max_steps=30, options={"eval_every": 1})
@@ -224,7 +223,7 @@ def test_the_batch_grows_by_tokens():
 # Stopping
 
 
-def test_any_rule_may_end_a_run(scripted):  # noqa: F811
+def test_any_rule_may_end_a_run(scripted):
     scripted(4.0, 3.0, 3.1, 3.2, 3.3)
     recipe = replace(RECIPE, stop=SuccessiveRises(times=2))
     events, _ = train(recipe=recipe, max_steps=99, options={"eval_every": 1})

@@ -1,5 +1,6 @@
 """The plots of a comparison, as SVG and PNG. Lines and markers differ as colors do, so that grey prints work."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ def draw_loss(log: Log, over: str) -> Plot:
                 _curve(axes, log, name, over, shown.index(base(name)), crowded=crowded)
         _target(axes, log)
         if crowded:
-            axes.set_title(shown[1] + _incidents(log, shown[1]), fontsize=8)
+            axes.set_title(_wrap(shown[1] + _incidents(log, shown[1])), fontsize=7.5)
     _bounds(grid[0], log, over)
     (figure.supylabel if crowded else grid[0].set_ylabel)("validation loss (nats per token)", fontsize=9)
     entries = _named_once(log, grid)
@@ -252,6 +253,11 @@ def _points(run: Mapping[str, Any], over: str) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens or seconds, and the losses, of a run's evaluations."""
     x, losses = (np.array([one[key] for one in run["evals"]], float) for key in (over, "valid_loss"))
     return x, losses
+
+
+def _wrap(name: str) -> str:
+    """Break a name after its separators into lines that fit a small panel."""
+    return "\n".join(re.findall(r".{1,22}(?:[/:_ ]|$)|.+", name))
 
 
 def _panels(count: int) -> tuple["Figure", list["Axes"]]:

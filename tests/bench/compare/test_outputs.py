@@ -166,6 +166,15 @@ def test_the_same_log_gives_the_same_bytes(written, tmp_path):
         assert path.read_bytes() == (written["usual"] / path.name).read_bytes()
 
 
+def test_plots_that_cannot_be_drawn_are_one_warning(tmp_path, monkeypatch, capsys):
+    def fail(log):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(plots, "draw", fail)
+    assert [path.name for path in outputs.write_all(a_log(), tmp_path)] == ["compare.html", "compare.md"]
+    assert capsys.readouterr().err == "warning: no plots were drawn (RuntimeError: no font)\n"
+
+
 def test_absolute_figures_come_with_the_machine():
     log = a_log()
     for make in (tables.targets, tables.throughput, tables.runs):

@@ -11,7 +11,7 @@ from mlx_transformer.utils.errors import BadInput
 
 
 def test_the_plain_loss_takes_more_and_computes_the_same():
-    log = measure(Flags(size="nano", batch_size=64))
+    log = measure(Flags(size="nano", batch_size=192))  # at 64 the order of the kernels decides
     ours, plain = (log["workers"][name] for name in ("default", "plain"))
     assert plain["peak_bytes"] > ours["peak_bytes"] > 0
     assert plain["loss"] == pytest.approx(ours["loss"], rel=1e-4)

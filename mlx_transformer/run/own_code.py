@@ -1,5 +1,6 @@
 """Python files of one's own: loaded from a path, hashed, and copied into a run folder."""
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -97,19 +98,40 @@ def is_own(name: str) -> bool:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """Yield the file itself, and each imported file below its folder that is neither installed nor of this project."""
-    installed = {Path(place).resolve() for place in (sys.prefix, sys.base_prefix)}
-    yield path
-    seen = {path}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is None or name.partition(".")[0] in _OURS or is_own(name):
-            continue
-        found = Path(file).resolve()
-        own = path.parent in found.parents and found not in seen and found.suffix == ".py"
-        if own and installed.isdisjoint(found.parents) and "site-packages" not in found.parts:
-            seen.add(found)
-            yield found
+    """Yield the file itself, and each file below its folder that its import statements reach, but for our packages."""
+    todo, seen = [path], {path}
+    while todo:
+        file = todo.pop()
+        yield file
+        for name in _imported(file, path.parent):
+            if name.partition(".")[0] in _OURS:
+                continue
+            for found in _places(path.parent, name):
+                if found.is_file() and found not in seen:
+                    seen.add(found)
+                    todo.append(found)
+
+
+def _imported(file: Path, folder: Path) -> Iterator[str]:
+    """Yield the dotted names, from the folder, that a file's import statements may name as modules."""
+    package = list(file.relative_to(folder).parent.parts)
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join(filter(None, (*parents, node.module)))
+            yield base
+            yield from (".".join(filter(None, (base, alias.name))) for alias in node.names)
+
+
+def _places(folder: Path, name: str) -> Iterator[Path]:
+    """Yield where a module and its packages would lie below a folder."""
+    place = folder
+    for part in filter(None, name.split(".")):
+        place = place / part
+        yield place / "__init__.py"
+        yield place.with_suffix(".py")
 
 
 @contextmanager

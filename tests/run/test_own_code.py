@@ -218,3 +218,26 @@ def test_a_file_that_imports_mlx_first_is_started_again(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert re.findall("late: (True|False)", done.stdout) == ["True", "False"]
+
+
+def test_only_what_a_file_imports_belongs_to_it(tmp_path):
+    """A program that runs in or below the folder of an idea is no part of it."""
+    (tmp_path / "idea.py").write_text(
+        "import a\nfrom pack import part\nfrom phases import phase1\nModel = phase1.Model\n"
+    )
+    (tmp_path / "a.py").write_text("import b\n")
+    (tmp_path / "b.py").write_text("")
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "part.py").write_text("from . import other\n")
+    (tmp_path / "pack" / "other.py").write_text("")
+    program = tmp_path / "use.py"
+    program.write_text(
+        "import sys; from mlx_transformer.run.own_code import load_code; from pathlib import Path\n"
+        "print(sorted(load_code(Path(sys.argv[1]))[1].files))\n"
+    )
+    line, environment = [sys.executable, "use.py", "idea.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "['a.py', 'b.py', 'idea.py', 'pack/__init__.py', 'pack/other.py', 'pack/part.py']\n", (
+        done.stderr
+    )

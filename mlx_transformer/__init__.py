@@ -106,6 +106,10 @@ def __getattr__(name: str) -> Any:
     return getattr(found, attribute) if attribute else found
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 class _Package(ModuleType):
     """This package, whose `generate` and `evaluate` stay functions when the modules of these names are imported."""
 

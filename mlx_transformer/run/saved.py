@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -180,4 +181,9 @@ def read_numbers(kind: type[Model], described: dict[str, Any], folder: Path) -> 
     try:
         return kind.Config(**described["config"])
     except TypeError as error:
-        raise BadInput(f"'{folder / 'config.json'}' does not fit the model: {error}") from error
+        known = {field.name for field in fields(kind.Config)}
+        foreign = ", ".join(name for name in described["config"] if name not in known) or str(error)
+        raise BadInput(
+            f"'{folder / 'config.json'}' has what {kind.__module__}.{kind.__name__} has not ({foreign}): "
+            "expected the model that was trained there; of a file of one's own, the same file or --code kept"
+        ) from error

@@ -24,7 +24,7 @@ from mlx_transformer.train import Recipe
 from mlx_transformer.train.optim.groups import assign
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 from mlx_transformer.utils.terminal import Terminal
-from mlx_transformer.utils.trees import by_path
+from mlx_transformer.utils.trees import by_path, flatten_settings
 
 SLOTS = tuple(name for name in nn.Model.__annotations__ if name not in vars(nn.Model))
 HOOKS = tuple(name for name, value in vars(nn.Model).items() if callable(value) and not name.startswith("_"))
@@ -147,18 +147,7 @@ def _recipe(variant: Variant, size: str) -> Iterator[tuple[str, Cells]]:
 
 
 def _fields(recipe: Recipe) -> dict[str, Any]:
-    return {path: value for path, value in _flat(recipe.to_dict()) if path}
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """{"clip": {"kind": "GlobalNorm", "max_norm": 1}} -> ("clip", "GlobalNorm"), ("clip.max_norm", 1)."""
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        value = {item.pop("name", i): item for i, item in enumerate(value)}
-    if not isinstance(value, dict):
-        yield path, value
-        return
-    for name, item in value.items():
-        yield from _flat(item, path if name == "kind" else f"{path}.{name}".lstrip("."))
+    return {path: value for path, value in flatten_settings(recipe.to_dict()) if path != "kind"}
 
 
 def _parameters(variant: Variant, config: nn.Config, size: str) -> dict[str, Cells]:

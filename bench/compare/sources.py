@@ -3,10 +3,10 @@
 import ast
 import functools
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from bench.workers.machine import ROOT
+from mlx_transformer.run.own_code import imported_names
 
 _PACKAGES = ("backend", "utils", "ops", "nn", "data", "train", "generate")
 _MODULES = ("run/plan.py",)
@@ -52,17 +52,8 @@ def _phases(roots: list[Path]) -> set[Path]:
         if path in found or not path.is_file():
             continue
         found.add(path)
-        for name in _imports(path):
+        for name in imported_names(path, path.parent):
             if name.split(".")[0] == "phases":
                 module = ROOT.joinpath(*name.split("."))
                 todo.append(module / "__init__.py" if module.is_dir() else module.with_suffix(".py"))
     return {path for path in found if path.is_relative_to(ROOT / "phases")}
-
-
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)

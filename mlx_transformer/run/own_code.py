@@ -103,7 +103,7 @@ def _files(path: Path) -> Iterator[Path]:
     while todo:
         file = todo.pop()
         yield file
-        for name in _imported(file, path.parent):
+        for name in imported_names(file, path.parent):
             if name.partition(".")[0] in _OURS:
                 continue
             for found in _places(path.parent, name):
@@ -112,7 +112,7 @@ def _files(path: Path) -> Iterator[Path]:
                     todo.append(found)
 
 
-def _imported(file: Path, folder: Path) -> Iterator[str]:
+def imported_names(file: Path, folder: Path) -> Iterator[str]:
     """Yield the dotted names, from the folder, that a file's import statements may name as modules."""
     package = list(file.relative_to(folder).parent.parts)
     for node in ast.walk(ast.parse(file.read_bytes())):

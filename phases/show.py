@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -97,7 +98,13 @@ def describe(variant: Variant, size: str) -> Sections:
 def _names(slot: nn.Slot) -> str:
     """Name a slot's class as file.Class; the classes, where layers take different ones."""
     kinds = slot if isinstance(slot, tuple) else (slot,)
-    return ", ".join(f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for kind in kinds)
+    return ", ".join(f"{_file_of(kind)}.{kind.__name__}" for kind in kinds)
+
+
+def _file_of(kind: type) -> str:
+    """Name the file of a class, without .py: a module of somebody's own has a name that says nothing."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return Path(file).stem if file else kind.__module__.rpartition(".")[2]
 
 
 def _configuration(variant: Variant, config: nn.Config) -> Iterator[tuple[str, Cells]]:

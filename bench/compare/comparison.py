@@ -35,9 +35,19 @@ def find_folder(comparison: Comparison, out: Path | None) -> Path:
     with as_bad_input(out):
         check_place(out)
         occupied = out.is_dir() and any(out.iterdir())
-    if occupied and _read(out / _IDENTITY) != comparison.identity:
-        raise BadInput(f"--out '{out}' holds something else, or a comparison by other settings or code: give another")
+    if occupied and (there := _read(out / _IDENTITY)) != comparison.identity:
+        raise BadInput(f"--out '{out}' holds {_how_it_differs(there, comparison.identity)}: give another folder")
     return out
+
+
+def _how_it_differs(there: Any, here: dict[str, Any]) -> str:
+    """Say what a folder holds if not the results of this comparison: another one, by the first setting that differs."""
+    if not isinstance(there, dict):
+        return "no comparison"
+    name = next(name for name in {**here, **there} if here.get(name) != there.get(name))
+    short = name in here and len(str(here[name])) < 60
+    values = f", {there.get(name)} there and {here[name]} here" if short else ""
+    return f"a comparison with other {name}{values}"
 
 
 def _read(path: Path) -> Any:

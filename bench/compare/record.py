@@ -1,6 +1,7 @@
 """A comparison, the results so far, and compare.json made of them."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,8 @@ from bench.compare.runs import MISSING, Finished, Run
 from bench.compare.summary import SETTINGS
 from bench.compare.target import Throughput
 from bench.compare.variants import Variant
+
+_STATED = ("seed", "max_tokens", "size")  # settings that a comparison states itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,24 @@ class Comparison:
         return [run.with_settings(seed=seed) for seed in self.seeds for run in self.runs]
 
     @property
-    def identity(self) -> str:
-        """Hash of everything that decides the results."""
-        parts = [*(run.fingerprint for run in self.all_runs()), self.budget, self.target, self.shares, self.quick]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the results, by the name that a person knows it by."""
+        plan = self.runs[0].plan
+        settings = {name: value for name, value in plan.settings.to_dict().items() if name not in _STATED}
+        fingerprints = [run.fingerprint for run in self.all_runs()]
+        parts = {
+            "variants": [run.variant.name for run in self.runs],
+            "seeds": len(self.seeds),
+            "budget in tokens": self.budget,
+            "target loss": self.target,
+            "shares of the budget": list(self.shares),
+            "quick": self.quick,
+            "size": plan.size,
+            **{name.replace("_", " "): value for name, value in settings.items()},
+            "text": plan.corpus.sha256,
+            "code, machine or versions": hashlib.sha256(repr(fingerprints).encode()).hexdigest()[:20],
+        }
+        return json.loads(json.dumps(parts, default=str))  # as a file has it
 
 
 @dataclass

@@ -89,6 +89,18 @@ def _student(logs: np.ndarray) -> tuple[float, float]:
     return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 
+def mean_difference(ones: np.ndarray, others: np.ndarray) -> tuple[float, float, float] | None:
+    """Return the mean of ones - others, paired by index, and its 95 % bounds by Student's t; None under three pairs.
+
+    Also None where a value is infinite.
+    """
+    if len(ones) < FEWEST_ROUNDS or not np.isfinite([ones, others]).all():
+        return None
+    differences = np.asarray(ones, float) - np.asarray(others, float)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * stats.sem(differences)
+    return float(differences.mean()), float(differences.mean() - half), float(differences.mean() + half)
+
+
 def product(one: Interval, other: Interval) -> Interval:
     """Return the product of two independent estimates: log distances to their bounds, added in quadrature.
 

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from bench.compare import stats
 from mlx_transformer.run.plots import short
 from mlx_transformer.utils.text import plural
 
@@ -138,7 +141,7 @@ def caveat(log: Log) -> str:
 def headline(log: Log) -> list[str]:
     """Answer whether it pays, then say by which measure, at which target loss, and how MLX compares with PyTorch."""
     rows, key = [row for row in ladder(log) if not backend(row["name"])], headline_measure(log)
-    sentences = [*_answers(log, rows, key), _measures(log, rows, key)] if rows else []
+    sentences = [*_answers(log, rows, key), *_losses(log, rows), _measures(log, rows, key)] if rows else []
     pairs = [_against_reference(row) for row in log["speed"] if backend(row["b"]) and base(row["b"]) == row["a"]]
     sentences += [f"{'; '.join(pairs)}."] if pairs else []
     nothing = "there is nothing to compare." if log["complete"] else "nothing to compare has been measured yet."
@@ -154,6 +157,8 @@ def _answers(log: Log, rows: Sequence[Row], key: str) -> list[str]:
     counts = ", ".join(f"{count} {kind}" for kind, count in verdicts.most_common())
     counted = f"of {len(rows)} variants: {counts}."
     faster = [row for row in rows if verdict(row[key]) == "faster"]
+    if not faster and verdicts["not measured"] == len(rows):
+        return [f"not known yet: none of {len(rows)} variants has been measured."]
     if not faster:
         return [f"no: none of {len(rows)} variants is faster to the target loss than {against(rows)[0]}.", counted]
     best = max(faster, key=lambda row: ratio(row[key]).value or 0)
@@ -176,7 +181,9 @@ def _answer_for_one(log: Log, row: Row, key: str) -> str:
     value, name, over = row[key], row["name"], row["over"]
     kind = verdict(value)
     if kind == "not measured":
-        return f"not known yet: {name} against {over} has not been measured."
+        failed = [one for one in (name, over) if {run["status"] for run in runs_of(log, one)} == {"failed"}]
+        reason = f"every run of {failed[0]} failed" if failed else f"{name} against {over} has not been measured"
+        return f"not known yet: {reason}."
     if kind == "not reached":
         known = {one["name"]: one for one in log["time_to_target"]}
         if not known[name]["reached"] and not known[over]["reached"]:
@@ -195,6 +202,36 @@ def _answer_for_one(log: Log, row: Row, key: str) -> str:
         "no interval": ("undecided", ", with no interval to tell it from chance"),
     }[kind]
     return f"{opening}: the speedup of {name} over {over} is {value['ratio']:.2f}×{interval}{closing}."
+
+
+def _losses(log: Log, rows: Sequence[Row]) -> list[str]:
+    """Compare the final losses of the one variant with the baseline's, seed by seed: sharper than a time to target."""
+    found = loss_difference(log, rows[0]["name"], rows[0]["over"]) if len(rows) == 1 else None
+    if found is None:
+        return []
+    mean, low, high = found
+    clear = "lower" if high < 0 else "higher" if low > 0 else "not clearly different"
+    return [f"its final loss is {clear}: {mean:+.4f} nats (95 % interval {low:+.4f} to {high:+.4f}, paired by seed)."]
+
+
+def final_loss(run: Row) -> float | None:
+    """Return the validation loss of the last evaluation; inf for a run that diverged or failed, None without one."""
+    if run["status"] in ("diverged", "failed"):
+        return math.inf
+    return run["evals"][-1]["valid_loss"] if run["status"] == "done" and run["evals"] else None
+
+
+def loss_difference(log: Log, name: str, over: str) -> tuple[float, float, float] | None:
+    """Return the mean difference of two variants' final losses at equal seeds, with its 95 % bounds."""
+    mine, theirs = ({run["seed"]: final_loss(run) for run in runs_of(log, one)} for one in (name, over))
+    both = [seed for seed in mine if mine[seed] is not None and theirs.get(seed) is not None]
+    return stats.mean_difference(np.array([mine[s] for s in both]), np.array([theirs[s] for s in both]))
+
+
+def baseline_of(log: Log, name: str) -> str | None:
+    """Return the variant that another is compared with: as its speedups say, else the log's first; None for that."""
+    over = next((row["over"] for row in log["speedups"] if row["name"] == name), variants(log)[0])
+    return None if over == name else over
 
 
 def _measures(log: Log, rows: Sequence[Row], key: str) -> str:

@@ -21,7 +21,10 @@ from bench.compare.summary import (
     against,
     backend,
     base,
+    baseline_of,
+    final_loss,
     headline_measure,
+    loss_difference,
     ratio,
     runs_of,
     status,
@@ -55,20 +58,25 @@ def final_losses(log: Log) -> Table:
     """Validation loss of each variant at the end of its runs."""
     rows = []
     for name in variants(log):
-        if values := [loss for run in runs_of(log, name) if (loss := _final_loss(run)) is not None]:
-            rows.append((Cell(name), _final(values), _number(len(values)), Cell(status(log, name))))
+        if values := [loss for run in runs_of(log, name) if (loss := final_loss(run)) is not None]:
+            cells = _final(values), _difference(log, name), _number(len(values)), Cell(status(log, name))
+            rows.append((Cell(name), *cells))
     note = (
         "Validation loss of the last evaluation: the median over seeds, with its 95 % interval from three seeds on. A"
-        " run that diverged or failed counts as higher than any other."
+        " run that diverged or failed counts as higher than any other. The difference is the mean over equal seeds,"
+        " with its 95 % interval by Student's t."
     )
-    head = ("variant", "final loss (nats per token)", "seeds", "runs")
+    head = ("variant", "final loss (nats per token)", "difference from the baseline (nats)", "seeds", "runs")
     return Table(title="Final validation loss", note=note, head=head, rows=rows)
 
 
-def _final_loss(run: Row) -> float | None:
-    if run["status"] in ("diverged", "failed"):
-        return math.inf
-    return run["evals"][-1]["valid_loss"] if run["status"] == "done" and run["evals"] else None
+def _difference(log: Log, name: str) -> Cell:
+    over = baseline_of(log, name)
+    found = over and loss_difference(log, name, over)
+    if not found:
+        return Cell("—")
+    mean, low, high = found
+    return Cell(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})", mean)
 
 
 def _final(values: Sequence[float]) -> Cell:

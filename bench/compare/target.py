@@ -94,10 +94,13 @@ def speedup(
     target: float,
     throughput: Throughput,
 ) -> dict[str, Any]:
-    """Return a row of `speedups` of compare.json: how much faster than the baseline, over the seeds that both have."""
+    """Return a row of `speedups` of compare.json: how much faster than the baseline, over the seeds that both have.
+
+    A run that failed counts as one that never reaches the target, but if all of a variant failed nothing is known.
+    """
     row = {"name": variant.name, "over": over.name, "share_of_budget": share, "target_loss": target}
     both = runs.keys() & baseline.keys()
-    if not both:
+    if not both or any(all(run.status == "failed" for run in of.values()) for of in (runs, baseline)):
         return row | {"clock": None, "tokens": None, "tokens_over_throughput": None}
     mine, theirs = (needed({seed: of[seed] for seed in both}, target) for of in (runs, baseline))
     tokens, clock = (stats.ratio_of_medians(theirs[i], mine[i]) for i in range(2))

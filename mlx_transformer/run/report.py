@@ -162,6 +162,7 @@ def _figures(result: Record) -> list[tuple[str, str]]:
         ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"),
         ("model", f"{result['size']}: {_settings(result['config'])}"),
         ("recipe", f"{result['recipe_name'] or 'default'}: {_settings(result['recipe'])}"),
+        ("optimizer groups", "; ".join(map(_group, result["recipe"]["groups"]))),
         ("seed", str(result["seed"])),
         ("machine", f"{result['device']['name']}, {memory(result['device']['memory_bytes'])}"),
         ("versions", _settings(result["versions"])),
@@ -293,6 +294,13 @@ def _settings(values: Record) -> str:
     named = {name: value.get("kind") if isinstance(value, dict) else value for name, value in values.items()}
     shown = {name: value for name, value in named.items() if name != "kind" and isinstance(value, int | float | str)}
     return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _group(group: Record) -> str:
+    """Describe an optimizer group: its name, optimizer and factor of the learning rate."""
+    multiplier, optimizer = group["lr_multiplier"], group["optimizer"]
+    factor = "" if multiplier == 1 else f", learning rate × {multiplier:g}"
+    return f"{group['name']}: {optimizer['kind']} ({_settings(optimizer)}){factor}"
 
 
 def _copied(quality: Record) -> str:

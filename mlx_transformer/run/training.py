@@ -32,7 +32,7 @@ from mlx_transformer.run.folder import (
 from mlx_transformer.run.help import HELP, HELP_ALL, print_help
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.loggers import check_loggers, open_loggers
-from mlx_transformer.run.own_code import Code
+from mlx_transformer.run.own_code import Code, is_own
 from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.run.result import make_result
@@ -207,13 +207,15 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     """Print device, text, model, batch and folder."""
     corpus, recipe = plan.corpus, plan.recipe
     console.say(device_info().describe())
+    if plan.experiment.code is not None and not is_own(type(model).__module__) and type(model).__module__ != "__main__":
+        console.say(f"{plan.experiment} defines no Model: the one of phase {plan.experiment.phase} is trained")
     console.say(
         f"{plural(corpus.train_documents, 'document')}, {len(plan.tokens.train):,} training tokens, "
         f"{len(plan.tokens.valid):,} validation tokens; {plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,}"
     )
     groups: dict[str, int] = {}
     for path, value in by_path(model.parameters()).items():
-        name = re.sub(r"^blocks\.\d+\.", "blocks.", path).rsplit(".", 1)[0]
+        name = re.sub(r"\.(weight|bias)$", "", re.sub(r"^blocks\.\d+\.", "blocks.", path))
         groups[name] = groups.get(name, 0) + value.size
     for name, count in groups.items():
         console.say(f"  {name:<24}{count:>12,}")

@@ -43,7 +43,12 @@ def a_result(**changes):
         },
         "tokenizer": {"kind": "bpe", "vocab_size": 4096, "unknown_rate": 0.0},
         "config": {"d_model": 128, "n_layers": 4, "dropout": 0.1},
-        "recipe": {"kind": "Recipe", "learning_rate": 0.001, "schedule": {"kind": "InverseSqrt"}},
+        "recipe": {
+            "kind": "Recipe",
+            "learning_rate": 0.001,
+            "schedule": {"kind": "InverseSqrt"},
+            "groups": [{"name": "all", "optimizer": {"kind": "AdamW", "eps": 1e-9}, "lr_multiplier": 3.0}],
+        },
         "parameters": {"total": 1_842_304, "embedding": 1_048_576, "active": 1_842_304},
         "steps": 400,
         "tokens": 3_276_800,
@@ -161,6 +166,7 @@ def test_the_report_has_the_figures(tmp_path):
         "| parameters | 1,842,304 (1,048,576 in embeddings) |",
         "d_model 128",
         "learning_rate 0.001",
+        "| optimizer groups | all: AdamW (eps 1e-09), learning rate × 3 |",
         f"python -m mlx_transformer.generate {tmp_path} --prompt",
     ]:
         assert expected in text

@@ -11,7 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from bench.compare import command, comparison, outputs, runs, throughput
+from bench.compare import command, comparison, outputs, runs, summary, throughput
 from bench.compare.runs import Finished
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from tests.bench.compare.tiny import BUDGET, SCHEMA, STEPS_OF_100
@@ -175,6 +175,12 @@ def test_without_a_baseline_there_is_nothing_to_compare_with(made_up):
     assert (log["target"]["loss"], log["throughput"], log["speedups"]) == (None, [], [])
 
 
+def test_a_variant_whose_runs_all_failed_is_not_judged(made_up):
+    log, _ = made_up("--phases", 1, 1, "--target", 2.5, **{"phase 1 #2": {"befalls": lambda seed: "failed"}})
+    assert the(log["speedups"], share_of_budget=1)["clock"] is None
+    assert summary.headline(log)[0] == "Incomplete: not known yet: every run of phase 1 #2 failed."
+
+
 def test_an_interrupted_comparison_goes_on_to_the_same_numbers(made_up, tmp_path):
     def stop(seed):
         return "interrupted" if seed == 3 else "done"
@@ -262,7 +268,7 @@ def test_the_folder_is_found_again_until_it_is_complete(planned, monkeypatch, tm
     folder.mkdir(parents=True)
     (folder / "comparison.json").write_text(json.dumps(own.identity))
     assert comparison.find_folder(own, None) == comparison.find_folder(own, folder) == folder
-    with pytest.raises(BadInput, match="holds something else"):
+    with pytest.raises(BadInput, match="a comparison with other seeds, 5 there and 2 here"):
         comparison.find_folder(other, folder)
     (folder / "compare.json").write_text('{"complete": true}')
     monkeypatch.setattr(comparison.time, "strftime", lambda form: "later")

@@ -141,7 +141,7 @@ def test_pictures_say_that_they_are_rough():
 
 def test_the_final_losses_with_their_intervals_come_first():
     log = a_log()
-    found = {name.text: loss for name, loss, _, _ in tables.final_losses(log).rows}
+    found = {name.text: loss for name, loss, *_ in tables.final_losses(log).rows}
     for name, cell in found.items():
         losses = [run["evals"][-1]["valid_loss"] for run in log["runs"] if run["name"] == name]
         assert cell.value == pytest.approx(np.median(losses))
@@ -151,6 +151,19 @@ def test_the_final_losses_with_their_intervals_come_first():
     assert "(" not in loss.text, "two seeds have no interval"
     ((_, loss, *_), *_) = tables.final_losses(a_log(seeds=3)).rows
     assert "(" in loss.text
+
+
+def test_final_losses_are_compared_seed_by_seed():
+    log = a_log()
+    for run in log["runs"]:
+        seed_effect, gain = 0.1 * run["seed"], 0.02 * (run["name"] == "phase 2")
+        run["evals"][-1]["valid_loss"] = 3 + seed_effect - gain + 1e-4 * run["seed"] * (run["name"] == "phase 2")
+    mean, low, high = summary.loss_difference(log, "phase 2", "phase 1")
+    assert -0.0202 < low < mean < high < -0.0194  # though the seeds themselves differ by 0.4
+    row = next(row for row in tables.final_losses(log).rows if row[0].text == "phase 2")
+    assert row[2].text == f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+    next(run for run in log["runs"] if run["name"] == "phase 2")["status"] = "diverged"
+    assert summary.loss_difference(log, "phase 2", "phase 1") is None
 
 
 def test_a_diverged_run_has_the_highest_final_loss():

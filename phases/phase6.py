@@ -12,7 +12,7 @@ The ablations remove each of these from phase 6 or add it to phase 5. Three furt
 warm-up is a recipe: in the model of nano they cost more time than they save (RESULTS.md).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -50,6 +50,17 @@ class Model(phase5.Model):
 
 
 _EMBEDDINGS = optim.Paths(r"(.*\.)?(value_)?embedding\.weight")
+_FILTERS = optim.Paths(r".*\.mixer\.([a-z]+_)*(conv\.weight|a_log)")
+
+
+@dataclass(frozen=True)
+class Vectors(optim.Vectors):
+    """Vectors, and the tables of a recurrent mixer, which map no vector to another: filters, decays."""
+
+    def __call__(self, path: str, parameter: mx.array) -> bool:
+        return super().__call__(path, parameter) or _FILTERS(path, parameter)
+
+
 # Optimizer and learning rates are modded-nanogpt's of November 2024, except the head's, which was 0.2 or less.
 _ADAM = optim.AdamW(betas=(0.8, 0.95), eps=1e-10)
 
@@ -61,7 +72,7 @@ RECIPE = replace(
         optim.Group(name="matrices", select=optim.Paths(r".*_proj\.weight"), optimizer=optim.Muon()),
         optim.Group(name="embeddings", select=_EMBEDDINGS, optimizer=_ADAM, lr_multiplier=15.0),
         optim.Group(name="head", select=optim.Paths(r"head\.weight"), optimizer=_ADAM, lr_multiplier=0.4),
-        optim.Group(name="vectors", select=optim.Vectors(), optimizer=_ADAM),
+        optim.Group(name="vectors", select=Vectors(), optimizer=_ADAM),
     ),
 )
 RECIPES = ablations.recipes(RECIPE, phase5.RECIPE)

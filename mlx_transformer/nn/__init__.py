@@ -29,6 +29,7 @@ from mlx_transformer.nn.feedforward import (
 )
 from mlx_transformer.nn.head import CappedHead, Head, TiedHead
 from mlx_transformer.nn.linear import BiasedLinear, Linear
+from mlx_transformer.nn.mixers import RecurrentMixer, ShortConvolution
 from mlx_transformer.nn.model import Model, Slot, leaf
 from mlx_transformer.nn.moe import Dispatch, Experts, MixtureOfExperts, StackedLinear, Switch
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
@@ -68,6 +69,9 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "TransformerXLAttention",
     "WindowAttention",
     "LongformerAttention",
+    # mixers that are not attention
+    "RecurrentMixer",
+    "ShortConvolution",
     # positions
     "Position",
     "SinusoidalPosition",

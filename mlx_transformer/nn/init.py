@@ -38,6 +38,12 @@ def xavier_uniform(value: mx.array, key: mx.array) -> mx.array:
     return mx.random.uniform(-bound, bound, value.shape, key=key, dtype=value.dtype)
 
 
+def fan_in_uniform(value: mx.array, key: mx.array) -> mx.array:
+    """Draw from U(-a, a), a = 1 / sqrt(d), d the last axis: PyTorch's default for linear maps and convolutions."""
+    bound = value.shape[-1] ** -0.5
+    return mx.random.uniform(-bound, bound, value.shape, key=key, dtype=value.dtype)
+
+
 def normal(deviation: float) -> Rule:
     """Return the rule that draws from a normal distribution of mean 0 and this standard deviation."""
 
@@ -53,6 +59,7 @@ _VECTORS: Rules = (
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.bias", zeros),
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.g", keep),
     (r".*_lambda", keep),
+    (r".*\.mixer\.([a-z]+_)*(conv\.(weight|bias)|a_log|dt_bias|skip)", keep),  # as nn/mixers sets them
     (r".*\.value_embedding\.weight", zeros),
 )
 

@@ -13,6 +13,7 @@ from mlx_transformer.nn import config, init
 from mlx_transformer.nn.cache import Cache
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.dropout import Dropout
+from mlx_transformer.nn.mixers.base import check_mixers
 from mlx_transformer.nn.position import Position
 from mlx_transformer.nn.recompute import checkpointed
 from mlx_transformer.utils.trees import by_path
@@ -45,12 +46,13 @@ class Model(nn.Module):
     def __init__(self, config: config.Config, seed: int = 0) -> None:
         """Build the parts, then initialize each parameter. Final: subclasses extend `build`.
 
-        Raises BadInput for hyperparameters that a part does not accept, ValueError for a parameter that several
-        initialization rules match.
+        Raises BadInput for hyperparameters that a part does not accept or a position that a mixer cannot heed,
+        ValueError for a parameter that several initialization rules match.
         """
         super().__init__()
         self.config = config
         self.build(config)
+        check_mixers(self)
 
         def draw(path: str, value: mx.array) -> mx.array:
             key = init.path_key(seed, path)

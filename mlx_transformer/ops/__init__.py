@@ -3,9 +3,10 @@
 The plain form is used on a GPU, on macOS, and everywhere with MLX_TRANSFORMER_PLAIN=1.
 """
 
-from mlx_transformer.ops.activations import gelu_tanh, relu, relu_squared, sigmoid, silu
+from mlx_transformer.ops.activations import elu_plus_one, gelu_tanh, relu, relu_squared, sigmoid, silu
 from mlx_transformer.ops.attention import attention, dense_attention, grouped_attention
 from mlx_transformer.ops.dropout import dropout
+from mlx_transformer.ops.fastmath import exp_decay
 from mlx_transformer.ops.gather import CastWeight, fixed_order, gather_by_distance, gather_matmul, gather_rows
 from mlx_transformer.ops.loss import cross_entropy, mean_cross_entropy
 from mlx_transformer.ops.norms import layer_norm, rms_norm
@@ -17,6 +18,8 @@ __all__ = [
     "cross_entropy",
     "dense_attention",
     "dropout",
+    "elu_plus_one",
+    "exp_decay",
     "fixed_order",
     "gather_by_distance",
     "gather_matmul",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from mlx_transformer.backend import is_plain
-from mlx_transformer.ops.fastmath import exp_nonpositive, fence, on_linux_cpu, with_gradient
+from mlx_transformer.ops.fastmath import exp_decay, exp_nonpositive, fence, on_linux_cpu, with_gradient
 
 _TANH_SCALE, _TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # constants of gelu_tanh
 
@@ -21,6 +21,13 @@ def relu_squared(x: mx.array) -> mx.array:
     if on_linux_cpu() or is_plain():
         return mx.maximum(x, 0).square()
     return _with_slope(_relu_squared_and_slope, x)
+
+
+def elu_plus_one(x: mx.array) -> mx.array:
+    """Return elu(x) + 1 > 0: x + 1 for x > 0, else e^x (Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7)."""
+    if is_plain():
+        return mx.maximum(x, 0) + mx.exp(mx.minimum(x, 0))
+    return _with_slope(_elu_plus_one_and_slope, x)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
@@ -71,6 +78,11 @@ def _with_slope(function: Callable[[mx.array], tuple[mx.array, mx.array]], x: mx
 def _relu_squared_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
     y = mx.maximum(x, 0)
     return y.square(), 2 * y
+
+
+def _elu_plus_one_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    e = exp_decay(mx.minimum(x, 0))
+    return mx.maximum(x, 0) + e, e
 
 
 def _gelu_tanh_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:

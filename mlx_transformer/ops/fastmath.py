@@ -70,6 +70,11 @@ exp_nonpositive = with_gradient(_exp_bits, lambda _, cotangent, output: cotangen
 """
 
 
+def exp_decay(x: mx.array) -> mx.array:
+    """Return e^x of float32 x <= 0, in the fastest form of the device; -inf gives 0, with a gradient of 0."""
+    return exp_nonpositive(x) if on_linux_cpu() else mx.exp(x)
+
+
 def tanh(x: mx.array) -> mx.array:
     """Return tanh of float32 x, within 2e-7 absolute; on a Linux CPU nan for infinite x."""
     if not on_linux_cpu():

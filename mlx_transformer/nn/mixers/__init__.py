@@ -1,0 +1,15 @@
+"""Mixers that are not attention: recurrences whose memory of the past has a constant size."""
+
+from mlx_transformer.nn.mixers.base import RecurrentMixer, check_mixers
+from mlx_transformer.nn.mixers.convolution import ShortConvolution
+from mlx_transformer.nn.mixers.recurrence import chunkwise, linear_recurrence, parallel, recurrent
+
+__all__ = [
+    "RecurrentMixer",
+    "ShortConvolution",
+    "check_mixers",
+    "chunkwise",
+    "linear_recurrence",
+    "parallel",
+    "recurrent",
+]

@@ -15,6 +15,7 @@ from mlx_transformer.nn.block import Block, MixedInputBlock, PostNormBlock, PreN
 from mlx_transformer.nn.cache import Cache, KVCache, LayerCache, State, WindowCache
 from mlx_transformer.nn.config import Config, Hyperparameters
 from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.depth import MixtureOfDepths
 from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.feedforward import (
     GEGLU,
@@ -32,6 +33,7 @@ from mlx_transformer.nn.linear import BiasedLinear, Linear
 from mlx_transformer.nn.mixers import RecurrentMixer, ShortConvolution
 from mlx_transformer.nn.model import Model, Slot, leaf
 from mlx_transformer.nn.moe import Dispatch, Experts, MixtureOfExperts, StackedLinear, Switch
+from mlx_transformer.nn.multitoken import MultiToken, ParallelMultiToken
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
 from mlx_transformer.nn.position import (
     ALiBi,
@@ -52,6 +54,8 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "Hyperparameters",
     "Slot",
     "leaf",
+    "MultiToken",
+    "ParallelMultiToken",
     "init",
     "Ctx",
     # blocks
@@ -59,6 +63,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "PostNormBlock",
     "PreNormBlock",
     "MixedInputBlock",
+    "MixtureOfDepths",
     # attention
     "Attention",
     "GroupedAttention",

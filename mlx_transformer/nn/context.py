@@ -33,6 +33,21 @@ class Ctx:
         cache: Cache | None = self.cache
         return replace(self, layer=layer, cache=None if cache is None else cache.layers[layer])
 
+    def take(self, chosen: mx.array) -> Ctx:
+        """Return the context of some tokens: chosen (B, k) int, their indices in each sequence.
+
+        Raises ValueError with a cache or a mask, which are of all tokens: not implemented.
+        """
+        if self.cache is not None or self.mask is not None:
+            raise ValueError("a part of the tokens of a cache, or of a masked sequence, cannot be taken")
+        positions = mx.broadcast_to(self.positions, self.tokens.shape)
+        return replace(
+            self,
+            tokens=mx.take_along_axis(self.tokens, chosen, axis=1),
+            positions=mx.take_along_axis(positions, chosen, axis=1),
+            x0=None if self.x0 is None else mx.take_along_axis(self.x0, chosen[..., None], axis=1),
+        )
+
     def record(self, name: str, value: mx.array, weight: float = 0.0) -> None:
         """Record a scalar to log; with weight > 0 it is an auxiliary loss and weight * value is added to the loss."""
         self.auxiliary.append((name, value, weight))

@@ -30,6 +30,18 @@ class CappedConfig(nn.Hyperparameters):
             raise BadInput(f"softcap = {self.softcap}: expected a number above 0")
 
 
+class DepthConfig(nn.Hyperparameters):
+    depth_capacity: float = (
+        0.125  # share of the tokens that every other block computes in training (2404.02258, sec. 4)
+    )
+    depth_router_weight: float = 0.01  # weight of the router's loss
+
+
+class MultiTokenConfig(nn.Hyperparameters):
+    n_predict: int = 2  # tokens that training predicts at each token; 1: the next one only
+    further_weight: float = 0.3  # weight of the loss of those after the next (2412.19437, sec. 4.2)
+
+
 def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
     """Return the ablations of phase 6's recipe; `previous` is phase 5's, named `phase_5`."""
     found = {"phase_5": previous}
@@ -49,6 +61,15 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
     class NormedValueAttention(nn.ValueEmbedding, NormedAttention):
         """Normalized queries and keys, and value embeddings."""
 
+    class RoutedBlock(nn.MixtureOfDepths, model.Block):  # type: ignore[name-defined]
+        """A block of the tokens that its router chooses."""
+
+    class MultiToken(nn.MultiToken, model):  # type: ignore[valid-type,misc]
+        """Phase 6 that learns to predict further tokens one after the other."""
+
+    class ParallelMultiToken(nn.ParallelMultiToken, model):  # type: ignore[valid-type,misc]
+        """Phase 6 that learns to predict further tokens, each by itself."""
+
     llama: dict[str, nn.Slot] = {slot: getattr(previous, slot) for slot in CHOSEN_SLOTS.values()}
 
     def before(*numbers: type[nn.Hyperparameters], **slots: nn.Slot) -> type[nn.Model]:
@@ -65,5 +86,9 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         **{f"without_{name}": nn.leaf(model, **{slot: llama[slot]}) for name, slot in CHOSEN_SLOTS.items()},
         "with_qk_norm": nn.leaf(model, Mixer=NormedValueAttention),
         "with_lambdas": nn.leaf(model, Block=nn.MixedInputBlock),  # modded-nanogpt, 2024
+        # Raposo et al. 2024, arXiv 2404.02258
+        "mod": nn.leaf(model, DepthConfig, Block=(model.Block, RoutedBlock)),
+        "mtp": nn.leaf(MultiToken, MultiTokenConfig),  # DeepSeek-V3, arXiv 2412.19437, sec. 2.2
+        "mtp_parallel": nn.leaf(ParallelMultiToken, MultiTokenConfig),  # Gloeckle et al. 2024, arXiv 2404.19737
         "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
     }

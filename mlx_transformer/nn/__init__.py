@@ -30,7 +30,7 @@ from mlx_transformer.nn.feedforward import (
 )
 from mlx_transformer.nn.head import CappedHead, Head, TiedHead
 from mlx_transformer.nn.linear import BiasedLinear, Linear
-from mlx_transformer.nn.mixers import RecurrentMixer, ShortConvolution
+from mlx_transformer.nn.mixers import LinearAttention, RecurrentMixer, ShortConvolution, SquaredReLUAttention
 from mlx_transformer.nn.model import Model, Slot, leaf
 from mlx_transformer.nn.moe import Dispatch, Experts, MixtureOfExperts, StackedLinear, Switch
 from mlx_transformer.nn.multitoken import MultiToken, ParallelMultiToken
@@ -76,6 +76,8 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "LongformerAttention",
     # mixers that are not attention
     "RecurrentMixer",
+    "LinearAttention",
+    "SquaredReLUAttention",
     "ShortConvolution",
     # positions
     "Position",

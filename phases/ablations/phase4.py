@@ -35,6 +35,9 @@ def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
     return {
         "tied": nn.leaf(model, Head=nn.TiedHead),  # Press & Wolf 2017, arXiv 1608.05859
         "window": nn.leaf(model, WindowConfig, Mixer=FusedWindow),  # Beltagy et al. 2020, arXiv 2004.05150; Mistral
+        # Katharopoulos et al. 2020, arXiv 2006.16236: elu(x) + 1 as features, or max(0, x)^2
+        "linear": nn.leaf(model, Mixer=nn.LinearAttention),
+        "linear_relu2": nn.leaf(model, Mixer=nn.SquaredReLUAttention),
         # GLaM: Du et al. 2021, arXiv 2112.06905; Mixtral: Jiang et al. 2024, arXiv 2401.04088
         "moe": nn.leaf(model, MoEConfig, FFN=nn.MixtureOfExperts, count_parameters=count_parameters),
         # Fedus et al. 2021, arXiv 2101.03961

@@ -2,11 +2,14 @@
 
 from mlx_transformer.nn.mixers.base import RecurrentMixer, check_mixers
 from mlx_transformer.nn.mixers.convolution import ShortConvolution
+from mlx_transformer.nn.mixers.linear import LinearAttention, SquaredReLUAttention
 from mlx_transformer.nn.mixers.recurrence import chunkwise, linear_recurrence, parallel, recurrent
 
 __all__ = [
+    "LinearAttention",
     "RecurrentMixer",
     "ShortConvolution",
+    "SquaredReLUAttention",
     "check_mixers",
     "chunkwise",
     "linear_recurrence",

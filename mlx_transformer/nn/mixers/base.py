@@ -19,7 +19,7 @@ class RecurrentMixer(nn.Module):
     """
 
     def __init__(self, config: Any, layer: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not super(): a subclass may be an Attention too, for its projections
         self.layer = layer  # index of the block
         self.build(config)
 

@@ -39,7 +39,7 @@ class Model(phase1.Model):
 
 
 # Tables indexed by tokens, positions or distances.
-TABLES = optim.Paths(r"(embedding|position)\.weight|.*\.relative_(keys|values)")
+TABLES = optim.Paths(r"(embedding|position)\.(step_)?weight|.*\.relative_(keys|values)")
 HEAD = optim.Paths(r"head\.weight")
 
 

@@ -13,6 +13,7 @@ from mlx import nn
 from mlx_transformer import ops
 from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.latent import LatentAttention
 
 
 def decoding_model(module: Any) -> Any:
@@ -26,7 +27,7 @@ def decoding_model(module: Any) -> Any:
     result = copy.copy(module)
     for name, part in module.items():
         result[name] = decoding_model(part)
-    if isinstance(module, Attention):
+    if isinstance(module, Attention) and not isinstance(module, LatentAttention):  # which has other projections
         kind = type(module)
         result.__class__ = (
             FusedQKVAttention if kind is Attention else type(kind.__name__, (kind, FusedQKVAttention), {})

@@ -12,7 +12,7 @@ from mlx.nn import Embedding, Identity, Module
 from mlx_transformer.nn import init
 from mlx_transformer.nn.attention import Attention, FusedAttention, GroupedAttention, QKNorm, ValueEmbedding
 from mlx_transformer.nn.block import Block, MixedInputBlock, PostNormBlock, PreNormBlock
-from mlx_transformer.nn.cache import Cache, KVCache, LayerCache, State, WindowCache
+from mlx_transformer.nn.cache import Cache, KVCache, LayerCache, State, SummaryCache, WindowCache
 from mlx_transformer.nn.config import Config, Hyperparameters
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.depth import MixtureOfDepths
@@ -29,6 +29,7 @@ from mlx_transformer.nn.feedforward import (
     SwiGLU,
 )
 from mlx_transformer.nn.head import CappedHead, Head, TiedHead
+from mlx_transformer.nn.latent import LatentAttention
 from mlx_transformer.nn.linear import BiasedLinear, Linear
 from mlx_transformer.nn.mixers import LinearAttention, RecurrentMixer, ShortConvolution, SquaredReLUAttention
 from mlx_transformer.nn.model import Model, Slot, leaf
@@ -45,7 +46,8 @@ from mlx_transformer.nn.position import (
     T5Position,
 )
 from mlx_transformer.nn.relative import ShawAttention, TransformerXLAttention
-from mlx_transformer.nn.sparse import LongformerAttention, WindowAttention
+from mlx_transformer.nn.sparse import LongformerAttention, SparseAttention, WindowAttention
+from mlx_transformer.nn.universal import Halting, StepPosition
 
 __all__ = [  # noqa: RUF022 - grouped by concept
     # model
@@ -74,6 +76,8 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "TransformerXLAttention",
     "WindowAttention",
     "LongformerAttention",
+    "SparseAttention",
+    "LatentAttention",
     # mixers that are not attention
     "RecurrentMixer",
     "LinearAttention",
@@ -87,6 +91,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "ScaledRotaryPosition",
     "ALiBi",
     "T5Position",
+    "StepPosition",
     # feed-forward
     "FeedForward",
     "GELUFeedForward",
@@ -112,11 +117,13 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "TiedHead",
     "CappedHead",
     "Dropout",
+    "Halting",
     # caches for decoding
     "Cache",
     "LayerCache",
     "KVCache",
     "WindowCache",
+    "SummaryCache",
     "State",
     # from mlx.nn
     "Module",

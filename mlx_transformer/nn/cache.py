@@ -188,6 +188,94 @@ class WindowCache(State):
         return whole
 
 
+class SummaryCache(WindowCache):
+    """Keys and values of the last `window` tokens, and of the last `n_summary` tokens of each block of `window` ones.
+
+    The slot of a summary follows from its position, so sequences of unequal length share slots; one that is not filled
+    stands for a position later than any query. Needs consecutive positions.
+    """
+
+    def __init__(self, window: int, n_summary: int) -> None:
+        super().__init__(window, 0)
+        self.n_summary, self.free_slots = n_summary, 0
+
+    def update(self, k: mx.array, v: mx.array, positions: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Append k and v (B, H, L, d) at positions (L,) or (B, L); return keys, values and positions (B, C).
+
+        C = summaries + window + L: the slots of summaries, the window before the update, the new tokens. In the latter
+        two a summary has EMPTY_POSITION, so that no key counts twice.
+        """
+        positions = mx.broadcast_to(positions, (k.shape[0], k.shape[2]))
+        if not self.arrays:
+            empty = {f"summary_{name}": mx.zeros((*x.shape[:2], 0, x.shape[3]), x.dtype) for name, x in _pairs(k, v)}
+            self.arrays = (
+                self._empty({"k": k, "v": v, "positions": positions.astype(mx.int32)[:, None, :, None]}) | empty
+            )
+        if self.free_slots < k.shape[2]:
+            self.reserve(k.shape[2])
+        self.free_slots -= k.shape[2]
+        slots = self._slot_positions()
+        summaries = {f"summary_{name}": self._summaries(name, x, slots, positions) for name, x in _pairs(k, v)}
+        k, v, k_pos = super().update(k, v, positions)
+        self.arrays |= summaries
+        k_pos = mx.where(k_pos % self.window >= self.window - self.n_summary, EMPTY_POSITION, k_pos)
+        return (
+            mx.concatenate([summaries["summary_k"], k], axis=2),
+            mx.concatenate([summaries["summary_v"], v], axis=2),
+            mx.concatenate([mx.broadcast_to(slots, (len(k_pos), slots.size)), k_pos], axis=1),
+        )
+
+    def _slot_positions(self) -> mx.array:
+        """Return the position that each slot of a summary stands for."""
+        slots = mx.arange(self.arrays["summary_k"].shape[2])
+        return (slots // self.n_summary + 1) * self.window - self.n_summary + slots % self.n_summary
+
+    def _summaries(self, name: str, x: mx.array, slots: mx.array, positions: mx.array) -> mx.array:
+        """Return the summaries, updated with those among the new tokens x (B, H, L, d)."""
+        held = self.arrays[f"summary_{name}"]
+        index = slots - positions[:, :1]  # (B, slots)
+        is_new = (index >= 0) & (index < x.shape[2])
+        index = mx.broadcast_to(mx.where(is_new, index, 0)[:, None, :, None], held.shape)
+        return mx.where(is_new[:, None, :, None], mx.take_along_axis(x, index, axis=2), held)
+
+    def reserve(self, tokens: int) -> None:
+        """Grow the summaries until this many further tokens fit; does nothing while the cache is empty."""
+        if self.free_slots >= tokens or not self.arrays:
+            return
+        needed = -(-(tokens - self.free_slots) // self.window)  # blocks
+        slots = self.arrays["summary_k"].shape[2]
+        blocks = max(needed, -(-max(_STEP, slots // _SHARE) // self.n_summary))
+        self._pad(slots + blocks * self.n_summary)
+
+    def _pad(self, slots: int) -> None:
+        self.free_slots += (slots - self.arrays["summary_k"].shape[2]) // self.n_summary * self.window
+        for name in ("summary_k", "summary_v"):
+            self.arrays[name] = _pad_slots(self.arrays[name], 2, slots, 0)
+
+    def compact(self, tokens: int) -> None:
+        """Drop the summaries' slots beyond those of `tokens` tokens."""
+        blocks = -(-tokens // self.window)
+        for name in ("summary_k", "summary_v"):
+            self.arrays[name] = self.arrays[name][:, :, : blocks * self.n_summary]
+        self.free_slots = blocks * self.window - tokens
+
+    def merged(self, others: Sequence[LayerCache]) -> SummaryCache:
+        """Return one cache with the sequences of all, padded to the most summaries."""
+        caches = [cache._copy() for cache in (self, *others) if isinstance(cache, SummaryCache)]
+        slots = max(cache.arrays["summary_k"].shape[2] for cache in caches)
+        for cache in caches:
+            cache._pad(slots)
+        whole = caches[0]
+        whole.arrays = State.merged(whole, caches[1:]).arrays
+        whole.free_slots = min(cache.free_slots for cache in caches)
+        return whole
+
+    def _copy(self) -> SummaryCache:
+        result = SummaryCache(self.window, self.n_summary)
+        result.arrays, result.free_slots = dict(self.arrays), self.free_slots
+        return result
+
+
 class Cache:
     """Cache of a model for decoding: one LayerCache per depth, the number of cached tokens, an encoder's output."""
 
@@ -248,6 +336,10 @@ class Cache:
         self.offset = state[0]
         for layer, arrays in zip(self.layers, state[1:], strict=True):
             layer.arrays = dict(arrays)
+
+
+def _pairs(k: mx.array, v: mx.array) -> tuple[tuple[str, mx.array], tuple[str, mx.array]]:
+    return ("k", k), ("v", v)
 
 
 def _pad_slots(held: mx.array, axis: int, slots: int, filler: int) -> mx.array:

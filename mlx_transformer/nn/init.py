@@ -80,7 +80,7 @@ def gpt2_rules(d_model: int, n_layers: int) -> Rules:
     """
     deviation = 0.02 * (768 / d_model) ** 0.5
     return (
-        (r"(embedding|head|position)\.weight", normal(deviation)),
+        (r"(embedding|head|position)\.(step_)?weight", normal(deviation)),
         (r".*\.mixer\.(relative_keys|relative_values|content_bias|position_bias)", normal(deviation)),
         (r".*(?<!\.o)(?<!\.down)_proj\.weight", normal(deviation)),
         (r".*\.(o|down)_proj\.weight", normal(deviation / (2 * n_layers) ** 0.5)),

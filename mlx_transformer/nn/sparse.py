@@ -1,4 +1,4 @@
-"""Sparse attention: windows and global tokens, with cost linear in the length."""
+"""Sparse attention: windows, global tokens, blocks with summaries; less than L^2 time and memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.nn.attention import Attention
-from mlx_transformer.nn.cache import EMPTY_POSITION, KVCache, LayerCache, WindowCache
+from mlx_transformer.nn.cache import EMPTY_POSITION, KVCache, LayerCache, SummaryCache, WindowCache
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.utils.errors import BadInput
 
@@ -23,12 +23,13 @@ class WindowAttention(Attention):
     """
 
     n_global = 0  # global tokens at the start of a sequence, for LongformerAttention
+    field = "window"  # the hyperparameter that is the window
 
     def build(self, config: Any) -> None:
         super().build(config)
-        if config.window > MAX_WINDOW:
-            raise BadInput(f"window = {config.window}: expected at most {MAX_WINDOW:,}, which the cache allocates")
-        self.window, self.seq_len = config.window, config.seq_len
+        self.window, self.seq_len = getattr(config, self.field), config.seq_len
+        if self.window > MAX_WINDOW:
+            raise BadInput(f"{self.field} = {self.window}: expected at most {MAX_WINDOW:,}, which the cache allocates")
 
     def make_cache(self, batch: int) -> LayerCache:
         """Return a rolling cache, or one that grows if the window is much wider than the sequences."""
@@ -54,17 +55,18 @@ class WindowAttention(Attention):
         k, v, k_pos = cache.update(k, v, ctx.positions)
         q_pos = mx.broadcast_to(ctx.positions, (batch, length))
         q_ctx = replace(ctx, positions=_as_batch(_blocks(q_pos[:, None, :, None], size, 0))[:, 0, :, 0])
-        k_pos = self._block_keys(k_pos[:, None, :, None], size, EMPTY_POSITION)[:, 0, :, 0]
-        q, k, v = _as_batch(_blocks(q, size, 0)), self._block_keys(k, size, 0), self._block_keys(v, size, 0)
+        n_global = k.shape[2] - self.window - length
+        k_pos = self._block_keys(k_pos[:, None, :, None], n_global, size, EMPTY_POSITION)[:, 0, :, 0]
+        q, k, v = _as_batch(_blocks(q, size, 0)), *(self._block_keys(x, n_global, size, 0) for x in (k, v))
         o = self.mix(q, k, v, self.mask(q, k, k_pos, q_ctx))
         return mx.unflatten(o, 0, (batch, -1)).swapaxes(1, 2).flatten(2, 3)[:, :, :length]
 
-    def _block_keys(self, x: mx.array, size: int, filler: int) -> mx.array:
+    def _block_keys(self, x: mx.array, n_global: int, size: int, filler: int) -> mx.array:
         """Return the keys of each block, (B * blocks, H, n_global + window + size, d).
 
         x: (B, H, n_global + window + L, d), keys, values or positions.
         """
-        first, rest = mx.split(x, [self.n_global], axis=2)
+        first, rest = mx.split(x, [n_global], axis=2)
         own = _blocks(rest[:, :, self.window :], size, filler)
         count = own.shape[2]  # above 1 only if size == window
         before = _blocks(rest[:, :, : count * self.window], self.window, filler)
@@ -85,6 +87,65 @@ class LongformerAttention(WindowAttention):
         if config.n_global > config.seq_len:
             raise BadInput(f"n_global = {config.n_global}: expected at most seq_len = {config.seq_len}")
         self.n_global = config.n_global
+
+
+class SparseAttention(WindowAttention):
+    """Blocks of `stride` tokens, and summaries of earlier blocks (Sparse Transformer: Child et al. 2019, sec. 4.3).
+
+    arXiv 1904.10509, the fixed pattern: a token attends to the tokens of its own block up to itself, and to the last
+    `n_summary` tokens of each earlier block, in one softmax ("merged head", eq. 8). A query has stride + n_summary *
+    L / stride keys: with stride ~ sqrt(n_summary * L) time and memory are O(L^1.5). Decoding keeps one block and the
+    summaries. Differs from the paper: the same pattern in all heads and layers. Raises BadInput for n_summary above
+    stride.
+    """
+
+    field = "stride"
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        if config.n_summary > config.stride:
+            raise BadInput(f"n_summary = {config.n_summary}: expected at most stride = {config.stride}, the block")
+        self.n_summary = config.n_summary
+
+    def make_cache(self, batch: int) -> LayerCache:
+        """Return a cache of one block and the summaries, or of everything if the block is much wider than the text."""
+        cache = super().make_cache(batch)
+        return cache if isinstance(cache, KVCache) else SummaryCache(self.window, self.n_summary)
+
+    def n_keys(self, length: int) -> int:
+        return length if length <= self.window else self.window + self.n_summary * -(-length // self.window)
+
+    def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
+        q_pos, k_pos = q_pos[..., :, None], k_pos[..., None, :]
+        same_block = q_pos // self.window == k_pos // self.window
+        return (k_pos <= q_pos) & (same_block | self.is_summary(k_pos))
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
+        """Attend block by block; without a cache, blocks begin at position 0, and no earlier block is copied."""
+        batch, _, length, _ = q.shape
+        if ctx.mask is not None or ctx.cache is not None or length <= self.window:
+            return super().attend(q, k, v, ctx)
+        positions = mx.broadcast_to(ctx.positions, (batch, length))[:, None, :, None]
+        q_ctx = replace(ctx, positions=_as_batch(_blocks(positions, self.window, 0))[:, 0, :, 0])
+        own = _blocks(positions, self.window, EMPTY_POSITION)
+        k_pos = self._with_summaries(own, mx.where(self.is_summary(own), EMPTY_POSITION, own))[:, 0, :, 0]
+        k, v = (self._with_summaries(own, own) for own in (_blocks(x, self.window, 0) for x in (k, v)))
+        q = _as_batch(_blocks(q, self.window, 0))
+        o = self.mix(q, k, v, self.mask(q, k, k_pos, q_ctx))
+        return mx.unflatten(o, 0, (batch, -1)).swapaxes(1, 2).flatten(2, 3)[:, :, :length]
+
+    def is_summary(self, positions: mx.array) -> mx.array:
+        """Return which positions are among the last n_summary of their block."""
+        return positions % self.window >= self.window - self.n_summary
+
+    def _with_summaries(self, blocks: mx.array, own: mx.array) -> mx.array:
+        """Return the summaries of all blocks, then each block's own tokens: (B * blocks, H, n + stride, d).
+
+        blocks, own: (B, H, blocks, stride, d).
+        """
+        summaries = blocks[:, :, :, -self.n_summary :].flatten(2, 3)[:, :, None]
+        summaries = mx.broadcast_to(summaries, (*own.shape[:3], *summaries.shape[3:]))
+        return _as_batch(mx.concatenate([summaries, own], axis=3))
 
 
 def _blocks(x: mx.array, size: int, filler: int) -> mx.array:

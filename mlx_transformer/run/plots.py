@@ -22,7 +22,14 @@ Record = Mapping[str, Any]
 # Okabe & Ito 2008: distinguishable with any kind of color vision, and in gray by lightness, line style and marker
 VALID_COLOR, TRAIN_COLOR, FLOOR_COLOR, UNIFORM_COLOR = "#0072B2", "#E69F00", "#009E73", "#555555"
 TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
-_PANELS = {"learning_rate": "learning rate", "grad_norm": "gradient norm"}  # key of curve.jsonl: label
+_PANELS: dict[str, dict[str, dict[str, str]]] = {  # label: keys of curve.jsonl, and how each is drawn
+    "learning rate": {"learning_rate": {}},
+    "gradient norm": {"grad_norm": {}},
+    "experts' load": {
+        "router_most_load": {"label": "busiest expert"},
+        "router_least_load": {"label": "idlest expert", "linestyle": "--"},
+    },
+}
 _ONE_AT_A_TIME = threading.RLock()  # matplotlib's settings are those of the process
 
 
@@ -56,12 +63,15 @@ def _import_matplotlib() -> None:
 def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     """Write the picture as a PNG: loss over tokens, the clock along the top, bits per byte on the right.
 
-    Below it the learning rate and the gradient norm before clipping. result is a result.json, curve the lines of a
+    Below it the learning rate, the gradient norm before clipping, and the load of a router's busiest and idlest expert
+    relative to an equal share, where the run has them. result is a result.json, curve the lines of a
     curve.jsonl; null, NaN and infinity leave gaps. The same input gives the same bytes. Raises OSError.
     """
     from matplotlib.figure import Figure  # here: half a second that only plots need
 
-    panels = {key: label for key, label in _PANELS.items() if len(finite(series(curve, "log", key)[1]))}
+    panels = {
+        label: keys for label, keys in _PANELS.items() if any(len(finite(series(curve, "log", key)[1])) for key in keys)
+    }
     figure = Figure(figsize=(7.5, 4.8 + 1.2 * len(panels)), dpi=150, layout="constrained")
     axes, *below = figure.subplots(
         1 + len(panels), sharex=True, height_ratios=(4, *[1] * len(panels)), squeeze=False
@@ -72,10 +82,13 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     _draw_bits(axes, result)
     axes.set_title(f"{title(result)}, {short(result['parameters']['total'])} parameters", pad=10)
     axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)
-    for panel, (key, label) in zip(below, panels.items(), strict=True):
-        panel.plot(*series(curve, "log", key), color=TRAIN_COLOR, linewidth=1)
+    for panel, (label, keys) in zip(below, panels.items(), strict=True):
+        for key, style in keys.items():
+            panel.plot(*series(curve, "log", key), color=TRAIN_COLOR, linewidth=1, **style)
         panel.set_ylim(bottom=0)
         panel.set_ylabel(label)
+        if len(keys) > 1:
+            panel.legend(loc="best", framealpha=1, edgecolor="none", fontsize=8, ncols=len(keys))
     for panel in (axes, *below):
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)

@@ -60,7 +60,7 @@ def write_report(
         _how_good(result),
         "![loss, learning rate and gradient norm over tokens](loss.png)",
         "## Figures",
-        _table(("figure", "value"), _figures(result)),
+        _table(("figure", "value"), [*_figures(result), *_load(curve)]),
         "## Notes",
         "\n".join(f"- {remark}" for remark in _remarks(result, curve)),
         "## Generated text",
@@ -168,6 +168,15 @@ def _figures(result: Record) -> list[tuple[str, str]]:
         ("versions", _settings(result["versions"])),
     ]
     return rows
+
+
+def _load(curve: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return the experts' load at the first and at the last logged step, where the model has a router."""
+    most, least = (finite(series(curve, "log", f"router_{name}_load")[1]) for name in ("most", "least"))
+    if not (len(most) and len(least)):
+        return []
+    first, last = (f"{most[i]:.2f} and {least[i]:.2f}" for i in (0, -1))
+    return [("load of the busiest and the idlest expert", f"{last} of an equal share; at first {first}")]
 
 
 def _target_rows(result: Record) -> list[tuple[str, str]]:

@@ -63,7 +63,13 @@ def test_selecting_sequences_of_the_cache_selects_them_in_the_batch(kind):
     )
 
 
-SHORT = {"window": 4, "n_global": 7, "segment_len": 3}  # so that windows roll, and a prompt is shorter than n_global
+SHORT = {
+    "window": 4,
+    "n_global": 7,
+    "segment_len": 3,
+    "stride": 4,
+    "n_summary": 1,
+}  # so that windows roll, and a prompt is shorter than n_global
 
 
 @everywhere

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_transformer.run import plots, training
 from tests.faults.runs import ROOT, TINY, result, train, write_text
-from tests.run.test_run_report import a_curve, a_result
+from tests.run.test_run_report import a_curve, a_result, report
 
 DRAW_ALL = """
 import json, sys
@@ -94,3 +94,21 @@ def test_the_learning_rate_and_the_gradient_norm_are_below_the_loss(drawn, tmp_p
         assert line.get_xydata().tolist() == [[one["tokens"], one[key]] for one in logs]
     plots.draw_loss(tmp_path / "loss.png", a_result(), [])
     assert not {"learning rate", "gradient norm"} & {axes.get_ylabel() for axes in drawn[1].axes}
+
+
+def test_the_load_of_experts_is_drawn_over_training_and_reported(drawn, tmp_path):
+    curve = [
+        {**line, "router_most_load": 2.5 - 0.01 * i, "router_least_load": 0.1 + 0.01 * i}
+        if line["kind"] == "log"
+        else line
+        for i, line in enumerate(a_curve())
+    ]
+    plots.draw_loss(tmp_path / "loss.png", a_result(), curve)
+    (panel,) = (axes for axes in drawn[0].axes if axes.get_ylabel() == "experts' load")
+    logs = [one for one in curve if one["kind"] == "log"]
+    for line, key in zip(panel.get_lines(), ("router_most_load", "router_least_load"), strict=True):
+        assert line.get_xydata().tolist() == [[one["tokens"], one[key]] for one in logs]
+    first, last = (f"{one['router_most_load']:.2f} and {one['router_least_load']:.2f}" for one in (logs[0], logs[-1]))
+    row = f"| load of the busiest and the idlest expert | {last} of an equal share; at first {first} |"
+    assert row in report(tmp_path, a_result(), curve)
+    assert "idlest" not in report(tmp_path, a_result(), a_curve())

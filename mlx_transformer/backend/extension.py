@@ -1,4 +1,4 @@
-"""Custom MLX primitives for a decoding step on a Linux CPU (primitives.cpp), compiled on first use.
+"""Custom MLX primitives for a Linux CPU (primitives.cpp, scan.cpp), compiled on first use.
 
 A C++ extension as MLX documents it, bound with nanobind in MLX's own domain. It needs g++, Python's headers and a
 nanobind with the same internals as the one that MLX was built with. Where something is missing, or the result is
@@ -49,7 +49,8 @@ def _load_checked() -> tuple[Any, str]:
 
 def _build() -> Path:
     """Return the library's path, compiling it if needed. Raises OSError (CompilerError) and ImportError."""
-    source = Path(__file__).with_name("primitives.cpp").read_text() + "\n#include <nb_combined.cpp>\n"
+    parts = (Path(__file__).with_name(name).read_text() for name in ("primitives.cpp", "scan.cpp"))
+    source = "\n".join([*parts, "#include <nb_combined.cpp>", ""])
     mlx, nanobind = Path(mx.__file__).parent, _folder("nanobind")
     python = sysconfig.get_paths()["include"]
     if not (Path(python) / "Python.h").exists():

@@ -1,10 +1,13 @@
-// MLX primitives for a decoding step on a Linux CPU: attention of one query, and norms. extension.py builds them.
+// MLX primitives for a decoding step on a Linux CPU: attention of one query, and norms. extension.py builds them, together
+// with scan.cpp.
 //
 // With MLX's own operations the attention of a head is two small products and a softmax of four passes, all heads on one
 // thread, and a norm is five operations. In a step of one token the overhead of an operation exceeds its arithmetic.
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -13,10 +16,12 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
 
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/utils.h"
 
@@ -227,8 +232,11 @@ mx::array rms_norm(const mx::array& x, const mx::array& weight, float eps) {
 
 }  // namespace
 
+void add_scan(nb::module_& module);  // scan.cpp
+
 NB_MODULE(primitives, module) {
     module.def("attend", &attend, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("mask").none(), nb::arg("scale"));
     module.def("layer_norm", &layer_norm, nb::arg("x"), nb::arg("weight"), nb::arg("bias").none(), nb::arg("eps"));
     module.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("eps"));
+    add_scan(module);
 }

@@ -50,7 +50,7 @@ class Model(phase5.Model):
 
 
 _EMBEDDINGS = optim.Paths(r"(.*\.)?(value_)?embedding\.weight")
-_FILTERS = optim.Paths(r".*\.mixer\.([a-z]+_)*(conv\.weight|a_log)")
+_FILTERS = optim.Paths(r".*\.mixer\.([a-z]+_)*(conv\.weight|a_log|a_imag|c_real|c_imag)")
 
 
 @dataclass(frozen=True)

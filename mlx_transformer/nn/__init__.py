@@ -31,7 +31,14 @@ from mlx_transformer.nn.feedforward import (
 from mlx_transformer.nn.head import CappedHead, Head, TiedHead
 from mlx_transformer.nn.latent import LatentAttention
 from mlx_transformer.nn.linear import BiasedLinear, Linear
-from mlx_transformer.nn.mixers import LinearAttention, RecurrentMixer, ShortConvolution, SquaredReLUAttention
+from mlx_transformer.nn.mixers import (
+    S4D,
+    LinearAttention,
+    Mamba,
+    RecurrentMixer,
+    ShortConvolution,
+    SquaredReLUAttention,
+)
 from mlx_transformer.nn.model import Model, Slot, leaf
 from mlx_transformer.nn.moe import Dispatch, Experts, MixtureOfExperts, StackedLinear, Switch
 from mlx_transformer.nn.multitoken import MultiToken, ParallelMultiToken
@@ -83,6 +90,8 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "LinearAttention",
     "SquaredReLUAttention",
     "ShortConvolution",
+    "Mamba",
+    "S4D",
     # positions
     "Position",
     "SinusoidalPosition",

@@ -59,7 +59,10 @@ _VECTORS: Rules = (
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.bias", zeros),
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.g", keep),
     (r".*_lambda", keep),
-    (r".*\.mixer\.([a-z]+_)*(conv\.(weight|bias)|a_log|dt_bias|skip)", keep),  # as nn/mixers sets them
+    (
+        r".*\.mixer\.([a-z]+_)*(conv\.(weight|bias)|a_log|a_imag|c_real|c_imag|dt_bias|dt_log|skip)",
+        keep,
+    ),  # as nn/mixers sets them
     (r".*\.value_embedding\.weight", zeros),
 )
 

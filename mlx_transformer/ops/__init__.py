@@ -3,13 +3,14 @@
 The plain form is used on a GPU, on macOS, and everywhere with MLX_TRANSFORMER_PLAIN=1.
 """
 
-from mlx_transformer.ops.activations import elu_plus_one, gelu_tanh, relu, relu_squared, sigmoid, silu
+from mlx_transformer.ops.activations import elu_plus_one, gelu_tanh, relu, relu_squared, sigmoid, silu, softplus
 from mlx_transformer.ops.attention import attention, dense_attention, grouped_attention
 from mlx_transformer.ops.dropout import dropout
 from mlx_transformer.ops.fastmath import exp_decay
 from mlx_transformer.ops.gather import CastWeight, fixed_order, gather_by_distance, gather_matmul, gather_rows
 from mlx_transformer.ops.loss import cross_entropy, mean_cross_entropy
 from mlx_transformer.ops.norms import layer_norm, rms_norm
+from mlx_transformer.ops.scan import linear_scan, selective_scan
 from mlx_transformer.ops.softmax import softmax
 
 __all__ = [
@@ -27,11 +28,14 @@ __all__ = [
     "gelu_tanh",
     "grouped_attention",
     "layer_norm",
+    "linear_scan",
     "mean_cross_entropy",
     "relu",
     "relu_squared",
     "rms_norm",
+    "selective_scan",
     "sigmoid",
     "silu",
     "softmax",
+    "softplus",
 ]

@@ -54,6 +54,13 @@ def silu(x: mx.array) -> mx.array:
     return _with_slope(_silu_and_slope, x)
 
 
+def softplus(x: mx.array) -> mx.array:
+    """Return log(1 + e^x) > 0, a smooth max(x, 0) (Dugas et al. 2001)."""
+    if is_plain():
+        return mx.logaddexp(x, 0)
+    return _with_slope(_softplus_and_slope, x)
+
+
 def _with_slope(function: Callable[[mx.array], tuple[mx.array, mx.array]], x: mx.array) -> mx.array:
     """Apply an elementwise `function(x) -> (value, derivative)`, in float32, with that derivative as its gradient.
 
@@ -99,6 +106,16 @@ def _sigmoid_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
 def _silu_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
     s = _sigmoid(x)
     return x * s, s + x * s * (1 - s)
+
+
+def _softplus_and_slope(x: mx.array) -> tuple[mx.array, mx.array]:
+    if not on_linux_cpu():
+        return mx.logaddexp(x, 0), mx.sigmoid(x)
+    e = exp_nonpositive(-mx.abs(x))
+    s = e / (2 + e)  # log(1 + e) = 2 artanh(s), whose series ends here at 1e-7: s <= 1 / 3
+    s2 = s * s
+    log = 2 * s * (1 + s2 * (1 / 3 + s2 * (1 / 5 + s2 * (1 / 7 + s2 * (1 / 9 + s2 * (1 / 11))))))
+    return mx.maximum(x, 0) + log + 0 * x, mx.where(x < 0, e, 1.0) / (1 + e)
 
 
 def _sigmoid(x: mx.array) -> mx.array:

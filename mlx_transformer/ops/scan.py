@@ -45,7 +45,7 @@ def selective_scan(
     return y, states[-1]
 
 
-def _scan(chunk: int):  # noqa: ANN202 - a function of MLX's
+def _scan(chunk: int):
     """Return the scan as a function of (x, dt, a, b, c, state) to y and the states between chunks (K + 1, B, E, N)."""
     function = mx.custom_function(lambda *inputs: _forward(chunk, *inputs))
     function.vjp(lambda primals, cotangents, outputs: _backward(chunk, primals, cotangents, outputs[1]))

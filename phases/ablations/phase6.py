@@ -42,6 +42,23 @@ class MultiTokenConfig(nn.Hyperparameters):
     further_weight: float = 0.3  # weight of the loss of those after the next (2412.19437, sec. 4.2)
 
 
+class MambaConfig(nn.Hyperparameters):
+    """Configuration of Mamba, by default the paper's (2312.00752, sec. 3.4 and 3.6)."""
+
+    d_state: int = 16  # numbers in the state of a channel
+    expand: int = 2  # channels relative to d_model
+    conv_width: int = 4  # tokens of the short convolution
+    dt_rank: int = 0  # rank of the map to the steps; 0: a sixteenth of d_model, rounded up
+
+    def __post_init__(self) -> None:
+        self.derive("dt_rank", -(-self.d_model // 16))  # type: ignore[attr-defined]
+        super().__post_init__()
+
+
+class S4DConfig(nn.Hyperparameters):
+    d_state: int = 64  # numbers in the state of a channel
+
+
 def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
     """Return the ablations of phase 6's recipe; `previous` is phase 5's, named `phase_5`."""
     found = {"phase_5": previous}
@@ -91,4 +108,9 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         "mtp": nn.leaf(MultiToken, MultiTokenConfig),  # DeepSeek-V3, arXiv 2412.19437, sec. 2.2
         "mtp_parallel": nn.leaf(ParallelMultiToken, MultiTokenConfig),  # Gloeckle et al. 2024, arXiv 2404.19737
         "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
+        "mamba": nn.leaf(model, MambaConfig, Mixer=nn.Mamba),  # Gu & Dao 2023, arXiv 2312.00752
+        "s4d": nn.leaf(model, S4DConfig, Mixer=nn.S4D),  # Gu et al. 2022, arXiv 2206.11893
+        # One layer in four is attention, the second one, so that a model of two layers has one as well: Lieber et al.
+        # 2024 (Jamba), arXiv 2403.19887, which has one in eight.
+        "hybrid": nn.leaf(model, MambaConfig, Mixer=(nn.Mamba, model.Mixer, nn.Mamba, nn.Mamba)),
     }

@@ -4,9 +4,12 @@ from mlx_transformer.nn.mixers.base import RecurrentMixer, check_mixers
 from mlx_transformer.nn.mixers.convolution import ShortConvolution
 from mlx_transformer.nn.mixers.linear import LinearAttention, SquaredReLUAttention
 from mlx_transformer.nn.mixers.recurrence import chunkwise, linear_recurrence, parallel, recurrent
+from mlx_transformer.nn.mixers.ssm import S4D, Mamba
 
 __all__ = [
+    "S4D",
     "LinearAttention",
+    "Mamba",
     "RecurrentMixer",
     "ShortConvolution",
     "SquaredReLUAttention",

@@ -36,6 +36,7 @@ from mlx_transformer.nn.mixers import (
     LinearAttention,
     Mamba,
     RecurrentMixer,
+    Retention,
     ShortConvolution,
     SquaredReLUAttention,
 )
@@ -89,6 +90,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "RecurrentMixer",
     "LinearAttention",
     "SquaredReLUAttention",
+    "Retention",
     "ShortConvolution",
     "Mamba",
     "S4D",

@@ -59,6 +59,10 @@ class S4DConfig(nn.Hyperparameters):
     d_state: int = 64  # numbers in the state of a channel
 
 
+class RetNetConfig(nn.Hyperparameters):
+    expand: int = 2  # width of the values relative to the keys
+
+
 def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
     """Return the ablations of phase 6's recipe; `previous` is phase 5's, named `phase_5`."""
     found = {"phase_5": previous}
@@ -107,6 +111,7 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         "mod": nn.leaf(model, DepthConfig, Block=(model.Block, RoutedBlock)),
         "mtp": nn.leaf(MultiToken, MultiTokenConfig),  # DeepSeek-V3, arXiv 2412.19437, sec. 2.2
         "mtp_parallel": nn.leaf(ParallelMultiToken, MultiTokenConfig),  # Gloeckle et al. 2024, arXiv 2404.19737
+        "retnet": nn.leaf(model, RetNetConfig, Mixer=nn.Retention),  # Sun et al. 2023, arXiv 2307.08621
         "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
         "mamba": nn.leaf(model, MambaConfig, Mixer=nn.Mamba),  # Gu & Dao 2023, arXiv 2312.00752
         "s4d": nn.leaf(model, S4DConfig, Mixer=nn.S4D),  # Gu et al. 2022, arXiv 2206.11893

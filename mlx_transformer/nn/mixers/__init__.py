@@ -4,6 +4,7 @@ from mlx_transformer.nn.mixers.base import RecurrentMixer, check_mixers
 from mlx_transformer.nn.mixers.convolution import ShortConvolution
 from mlx_transformer.nn.mixers.linear import LinearAttention, SquaredReLUAttention
 from mlx_transformer.nn.mixers.recurrence import chunkwise, linear_recurrence, parallel, recurrent
+from mlx_transformer.nn.mixers.retention import Retention
 from mlx_transformer.nn.mixers.ssm import S4D, Mamba
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LinearAttention",
     "Mamba",
     "RecurrentMixer",
+    "Retention",
     "ShortConvolution",
     "SquaredReLUAttention",
     "check_mixers",

@@ -16,7 +16,10 @@ TOOLS = {  # name -> module:function, and what the tool answers
     "memory": ("bench.tools.memory:main", "peak memory of a training step"),
     "sweep": ("bench.tools.sweep:main", "throughput and memory over batch size, sequence length, width and variants"),
     "tune": ("bench.tools.tune:main", "the best learning rate of a phase"),
-    "length": ("bench.tools.length:main", "loss on sequences longer than those trained on"),
+    "length": (
+        "bench.tools.length:main",
+        "loss on sequences longer than those trained on; `length cost`: time and memory",
+    ),
     "precision": ("bench.tools.precision:main", "loss in float16 and bfloat16 against float32"),
     "fables": ("bench.tools.fables:main", "distance to the entropy of the built-in corpus, by phase"),
     "baselines": ("bench.tools.baselines:main", "loss of n-gram models on the same tokens"),

@@ -3,10 +3,11 @@
 `python -m bench length --size nano` trains phase 3 and its branches about positions (finished runs are reused, so the
 same command resumes), cuts the validation text into longer and longer sequences, and writes a JSON log and a plot: nats
 per token at each length, and the extra loss at each position of the longest sequences. All lengths predict the same
-tokens.
+tokens. `python -m bench length cost` measures time and memory over the length instead (`bench/tools/length_cost.py`).
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,7 @@ from bench.compare.command import Phases
 from bench.compare.runs import RUNS, Run, execute
 from bench.compare.variants import Variant
 from bench.options import BUDGETS, Say, TrainFlags, resumable
+from bench.tools import length_cost
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.data.stream import validation_sequences
@@ -44,7 +46,7 @@ _COLORS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e
 
 @dataclass
 class Flags(TrainFlags):
-    """Train at one sequence length, evaluate at one, two and four times that."""
+    """Train at one sequence length, evaluate at one, two and four times that (`length cost`: time and memory)."""
 
     phases: Phases = ()
     """such as 2, 3/BRANCH, 2:RECIPE (default: phase 3 and its branches about positions)"""
@@ -188,7 +190,11 @@ def draw(log: dict[str, Any], path: Path) -> None:
 
 
 def main(prog: str = "python -m bench length", args: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line; `cost` as its first word is `bench.tools.length_cost`."""
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == ["cost"]:
+        length_cost.main(f"{prog} cost", given[1:])
+        return
     end_as_by_ctrl_c()
     flags = parse(Flags, prog, args=args)
     terminal = Terminal(width=100)

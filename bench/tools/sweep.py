@@ -8,13 +8,13 @@ them are the machine's: `bench step` compares. MFU is the share of the machine's
 2048 x 2048) by the formula in bench/workers/passes.py.
 
 The cost of a long context: `python -m bench sweep --phases 3 3/longformer --batch-sizes 1
---seq-lens 256,512,1024,2048,4096 --passes gradients,decode`.
+--seq-lens 256,512,1024,2048,4096 --passes gradients,decode`. `bench length cost` is such a pair of sweeps, with slopes.
 """
 
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,10 @@ class Grid:
         shared: dict[str, Any] = {"branch": variant.branch, "recipe": recipe, "batch_size": setting["batch_size"]}
         return make_task(variant.experiment, self.size, self.device, **shared, **shape, seq_len=setting["seq_len"])
 
+    def is_complete(self, log: Mapping[str, Any]) -> bool:
+        """Whether a log has every setting of every variant."""
+        return len(log["settings"]) >= len(self.settings()) * len(self.variants)
+
     def measure(self, setting: Setting, names: Sequence[str]) -> dict[str, Setting]:
         """Measure these variants in a setting, interleaved; what was found by name."""
         tasks = {name: task for name, task in self.tasks(setting).items() if name in names}
@@ -238,27 +242,46 @@ def show(log: dict[str, Any]) -> Table:
 
 def open_log(path: Path, grid: Grid) -> dict[str, Any]:
     """Read the log of a sweep to resume, or begin one. Raises BadInput if anything else is there."""
-    mine = {name: getattr(grid, name) for name in _SAME}
-    if logfile.exists(path):
-        try:
-            log = json.loads(path.read_text(encoding="utf-8"))
-            theirs = {name: log[name] for name in _SAME if name != "files"} | {"files": log.get("files", {})}
-            machine, now = log["machine"], describe_machine()
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"'{path}' is not the log of a sweep ({error}): give another --out") from error
-        for name in ("device", "versions", "commit"):
-            mine[name], theirs[name] = now[name], machine[name]
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise BadInput(f"'{path}' was begun with {name} {theirs[name]}, now it is {value}: give another --out")
-        return log
+    if not logfile.exists(path):
+        check_folder(path)
+        return begin(grid, best_matmul_gflops())
+    try:
+        log = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"'{path}' is not the log of a sweep ({error}): give another --out") from error
+    check_same(path, log, grid)
+    return log
+
+
+def check_folder(path: Path) -> None:
+    """Raise BadInput if a new log cannot be written there, or its folder holds anything."""
     with as_bad_input(path.parent):
         check_place(path.parent)
         if path.parent.is_dir() and any(path.parent.iterdir()):
             raise BadInput(f"--out '{path.parent}' holds something else than a sweep: give another")
     logfile.check_out(path)
-    log = {"schema_version": 2, "measures": "sweep", "complete": False, "machine": describe_machine(), **mine}
-    return log | {"matmul_gflops": best_matmul_gflops(), "settings": [], "best": []}
+
+
+def begin(grid: Grid, gflops: float) -> dict[str, Any]:
+    """Return the log of a sweep before the first setting. gflops: the machine's matmul throughput."""
+    log = {"schema_version": 2, "measures": "sweep", "complete": False, "machine": describe_machine()}
+    log |= {name: getattr(grid, name) for name in _SAME}
+    return log | {"matmul_gflops": gflops, "settings": [], "best": []}
+
+
+def check_same(path: Path, log: dict[str, Any], grid: Grid) -> None:
+    """Raise BadInput unless a log, read from `path`, is of the same sweep, on the same machine and commit."""
+    mine, now = {name: getattr(grid, name) for name in _SAME}, describe_machine()
+    try:
+        theirs = {name: log[name] for name in _SAME if name != "files"} | {"files": log.get("files", {})}
+        machine = log["machine"]
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"'{path}' is not the log of a sweep ({error}): give another --out") from error
+    for name in ("device", "versions", "commit"):
+        mine[name], theirs[name] = now[name], machine[name]
+    for name, value in mine.items():
+        if theirs[name] != value:
+            raise BadInput(f"'{path}' was begun with {name} {theirs[name]}, now it is {value}: give another --out")
 
 
 def main(prog: str = "python -m bench sweep", args: list[str] | None = None) -> None:
@@ -272,7 +295,7 @@ def main(prog: str = "python -m bench sweep", args: list[str] | None = None) -> 
 
     def save() -> None:
         log["best"] = [{name: one[name] for name in ("name", *AXES)} for one in best(log["settings"])]
-        log["complete"] = len(log["settings"]) >= len(grid.settings()) * len(grid.variants)
+        log["complete"] = grid.is_complete(log)
         logfile.write_log(path, log)
 
     save()

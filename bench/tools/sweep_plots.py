@@ -44,23 +44,39 @@ def draw_lines(log: Mapping[str, Any], names: Sequence[str]) -> Plot:
     panels: dict[str, Callable[[Setting], float]] = {_LABELS[name]: _milliseconds(name) for name in passes}
     unit, size = _memory_unit(done)
     panels[f"peak memory ({unit})"] = lambda one: max(one["peak_bytes"].values()) / size
-    lengths = sorted({one["seq_len"] for one in done})
     figure = Figure(figsize=(2.8 * len(panels), 3), layout="constrained")
     for axes, (label, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for i, name in enumerate(names):
+        lines = {}
+        for name in names:
             own = sorted((one for one in done if one["name"] == name), key=lambda one: one["seq_len"])
-            xs, ys = [one["seq_len"] for one in own], [value(one) for one in own]
-            axes.plot(xs, ys, marker="os^D"[i % 4], color=COLORS[i % len(COLORS)], markersize=4, label=name)
-        axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
-        axes.set_xticks(lengths, map(str, lengths), rotation=45)
-        axes.xaxis.minorticks_off()
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
-        axes.tick_params(which="both", labelsize=7.5)
-        axes.set_title(label, loc="left", fontsize=9)
+            lines[name] = [one["seq_len"] for one in own], [value(one) for one in own]
+        draw_panel(axes, label, lines)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(names), frameon=False)
     return Plot(name="sweep", description="Time and peak memory over the sequence length.", figure=figure)
+
+
+def draw_panel(
+    axes: "Axes",
+    label: str,
+    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    ends: Mapping[str, float | None] | None = None,
+) -> None:
+    """Draw lines by name over the sequence length, both axes logarithmic. ends: a number beside the end of each."""
+    for i, (name, (xs, ys)) in enumerate(lines.items()):
+        color = COLORS[i % len(COLORS)]
+        axes.plot(xs, ys, marker="os^DvPX"[i % 7], color=color, markersize=4, label=name)
+        if ends and xs and (end := ends[name]) is not None:
+            place = {"xytext": (5, -3), "textcoords": "offset points"}
+            axes.annotate(f"{end:.2f}", (xs[-1], ys[-1]), **place, color=color, fontsize=7)  # type: ignore[arg-type]
+    lengths = sorted({x for xs, _ in lines.values() for x in xs})
+    axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
+    axes.set_xticks(lengths, map(str, lengths), rotation=45)
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+    axes.tick_params(which="both", labelsize=7.5)
+    axes.set_title(label, loc="left", fontsize=9)
 
 
 def _memory_unit(settings: Sequence[Setting]) -> tuple[str, float]:

@@ -22,7 +22,7 @@ from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.utils.errors import is_out_of_memory
 
 LEAST_ROUNDS = 3
-_RECORDED = ("status", "why", "predicted_bytes", "flops_per_token", "peak_bytes", "pass_seconds")
+_RECORDED = ("status", "why", "predicted_bytes", "flops_per_token", "peak_bytes", "decoding_bytes", "pass_seconds")
 
 
 @dataclass

@@ -16,7 +16,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -129,16 +129,35 @@ class Passes:
 
     def decode(self) -> float:
         """Decode at the end of the context; seconds per token, without prefill and compilation."""
-        self.model.eval()
-        prompts: Any = self.batch[:, : max(1, self.batch.shape[1] - DECODED - 3)].tolist()
-        tokens = Decoder(self.model)(prompts, DECODED + 2)
-        next(tokens), next(tokens)  # the prefill; the compilation
+        tokens = self._prefilled(Decoder(self.model))
         start = time.perf_counter()
         for _ in range(DECODED):
             next(tokens)
         seconds = (time.perf_counter() - start) / DECODED
         self.model.train()
         return seconds
+
+    def decoding_bytes(self) -> int:
+        """Decode at the end of the context; the peak memory beside the weights, without the prefill: caches."""
+        decoder = Decoder(self.model)
+        mx.eval(decoder.model.parameters(), self._step.state)
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        tokens = self._prefilled(decoder)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        for _ in range(DECODED):
+            next(tokens)
+        self.model.train()
+        return mx.get_peak_memory() - before
+
+    def _prefilled(self, decoder: Decoder) -> Iterator[list[int]]:
+        """Return the tokens that follow most of the batch; the prefill and the compilation are done."""
+        self.model.eval()
+        prompts: Any = self.batch[:, : max(1, self.batch.shape[1] - DECODED - 3)].tolist()
+        tokens = decoder(prompts, DECODED + 2)
+        next(tokens), next(tokens)
+        return tokens
 
     def peak_bytes(self, name: str) -> int:
         """Run a pass twice, the first time compiling; the peak memory."""
@@ -248,4 +267,5 @@ class PassRounds(_Setting):
         peaks = {name: self.passes.peak_bytes(name) for name in passes}
         if self.max_bytes and (peak := max(peaks.values())) > self.max_bytes:
             raise MemoryError(f"{shown_bytes(peak)} at its peak")
-        return {"flops_per_token": flops_per_token(self.passes.model), "peak_bytes": peaks}
+        decoding = {"decoding_bytes": self.passes.decoding_bytes()} if "decode" in passes else {}
+        return {"flops_per_token": flops_per_token(self.passes.model), "peak_bytes": peaks, **decoding}

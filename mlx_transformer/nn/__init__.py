@@ -32,7 +32,9 @@ from mlx_transformer.nn.head import CappedHead, Head, TiedHead
 from mlx_transformer.nn.latent import LatentAttention
 from mlx_transformer.nn.linear import BiasedLinear, Linear
 from mlx_transformer.nn.mixers import (
+    MLSTM,
     S4D,
+    GatedDeltaNet,
     LinearAttention,
     Mamba,
     RecurrentMixer,
@@ -91,6 +93,8 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "LinearAttention",
     "SquaredReLUAttention",
     "Retention",
+    "GatedDeltaNet",
+    "MLSTM",
     "ShortConvolution",
     "Mamba",
     "S4D",

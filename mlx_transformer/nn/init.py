@@ -53,6 +53,15 @@ def normal(deviation: float) -> Rule:
     return rule
 
 
+def log_uniform(low: float, high: float) -> Rule:
+    """Return the rule that draws the logarithm of a number uniform in [low, high]."""
+
+    def rule(value: mx.array, key: mx.array) -> mx.array:
+        return mx.log(mx.random.uniform(low, high, value.shape, key=key, dtype=value.dtype))
+
+    return rule
+
+
 _VECTORS: Rules = (
     (r".*_proj\.bias", zeros),
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.weight", ones),
@@ -60,7 +69,7 @@ _VECTORS: Rules = (
     (r"(.*\.)?(norms\.\d+|[a-z_]*norm)\.g", keep),
     (r".*_lambda", keep),
     (
-        r".*\.mixer\.([a-z]+_)*(conv\.(weight|bias)|a_log|a_imag|c_real|c_imag|dt_bias|dt_log|skip)",
+        r".*\.mixer\.([a-z]+_)*(conv\.(weight|bias)|a_log|a_imag|c_real|c_imag|dt_bias|dt_log|input_bias|forget_bias|skip)",
         keep,
     ),  # as nn/mixers sets them
     (r".*\.value_embedding\.weight", zeros),

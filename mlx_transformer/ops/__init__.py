@@ -12,6 +12,7 @@ from mlx_transformer.ops.loss import cross_entropy, mean_cross_entropy
 from mlx_transformer.ops.norms import layer_norm, rms_norm
 from mlx_transformer.ops.scan import linear_scan, selective_scan
 from mlx_transformer.ops.softmax import softmax
+from mlx_transformer.ops.triangular import unit_lower_inverse
 
 __all__ = [
     "CastWeight",
@@ -38,4 +39,5 @@ __all__ = [
     "silu",
     "softmax",
     "softplus",
+    "unit_lower_inverse",
 ]

@@ -30,10 +30,12 @@ class CappedConfig(nn.Hyperparameters):
             raise BadInput(f"softcap = {self.softcap}: expected a number above 0")
 
 
+class DeltaNetConfig(nn.Hyperparameters):
+    conv_width: int = 4  # tokens of the short convolution
+
+
 class DepthConfig(nn.Hyperparameters):
-    depth_capacity: float = (
-        0.125  # share of the tokens that every other block computes in training (2404.02258, sec. 4)
-    )
+    depth_capacity: float = 0.125  # share of the tokens that a routed block computes in training (sec. 4)
     depth_router_weight: float = 0.01  # weight of the router's loss
 
 
@@ -107,6 +109,9 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         **{f"without_{name}": nn.leaf(model, **{slot: llama[slot]}) for name, slot in CHOSEN_SLOTS.items()},
         "with_qk_norm": nn.leaf(model, Mixer=NormedValueAttention),
         "with_lambdas": nn.leaf(model, Block=nn.MixedInputBlock),  # modded-nanogpt, 2024
+        # Yang et al. 2024, arXiv 2412.06464; Beck et al. 2024, arXiv 2405.04517
+        "deltanet": nn.leaf(model, DeltaNetConfig, Mixer=nn.GatedDeltaNet, Position=nn.Position),
+        "mlstm": nn.leaf(model, Mixer=nn.MLSTM, Position=nn.Position),
         # Raposo et al. 2024, arXiv 2404.02258
         "mod": nn.leaf(model, DepthConfig, Block=(model.Block, RoutedBlock)),
         "mtp": nn.leaf(MultiToken, MultiTokenConfig),  # DeepSeek-V3, arXiv 2412.19437, sec. 2.2

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_transformer.nn import init, model
 from mlx_transformer.nn.cache import Cache
+from mlx_transformer.nn.mixers import RecurrentMixer
 from mlx_transformer.train.optim.groups import assign
 from mlx_transformer.utils.errors import BadInput
 from tests.ladder import PHASES, TINY, V, kinds, modules, tiny, tokens
@@ -42,13 +43,18 @@ def test_a_token_changes_its_own_and_later_logits_only(kind):
     assert change[10:].max() > 1e-4
 
 
+def rounding(net):
+    """The difference allowed to two forms of a model: those of a recurrence sum in other orders, before its norm."""
+    return 1e-4 if any(isinstance(part, RecurrentMixer) for part in net.modules()) else 1e-5
+
+
 @everywhere
 def test_cached_decoding_equals_the_full_forward(kind):
     net, x = tiny(kind), tokens(length=90)
     cache = net.make_cache(2)
     parts = [net(x[:, :8], cache), net(x[:, 8:10], cache)]
     parts += [net(x[:, i : i + 1], cache) for i in range(10, 90)]  # beyond one growth of the buffer
-    np.testing.assert_allclose(mx.concatenate(parts, axis=1), net(x), atol=1e-5)
+    np.testing.assert_allclose(mx.concatenate(parts, axis=1), net(x), atol=rounding(net))
 
 
 @everywhere
@@ -59,7 +65,7 @@ def test_selecting_sequences_of_the_cache_selects_them_in_the_batch(kind):
     cache.select(mx.array([1, 0]))
     exchanged = x[mx.array([1, 0])]
     np.testing.assert_allclose(
-        net(x[:, 8:], cache)[0], net(mx.concatenate([exchanged[:, :8], x[:, 8:]], 1))[0, 8:], atol=1e-5
+        net(x[:, 8:], cache)[0], net(mx.concatenate([exchanged[:, :8], x[:, 8:]], 1))[0, 8:], atol=rounding(net)
     )
 
 
@@ -83,7 +89,7 @@ def test_sequences_of_unequal_length_decode_as_if_alone(kind):
     cache, full = Cache.merge(caches), net(x)
     for i in range(6):
         logits = net(mx.stack([x[0, 5 + i], x[1, 9 + i]])[:, None], cache)[:, 0]
-        np.testing.assert_allclose(logits, mx.stack([full[0, 5 + i], full[1, 9 + i]]), atol=1e-5)
+        np.testing.assert_allclose(logits, mx.stack([full[0, 5 + i], full[1, 9 + i]]), atol=rounding(net))
 
 
 @everywhere

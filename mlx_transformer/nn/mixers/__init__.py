@@ -2,13 +2,17 @@
 
 from mlx_transformer.nn.mixers.base import RecurrentMixer, check_mixers
 from mlx_transformer.nn.mixers.convolution import ShortConvolution
+from mlx_transformer.nn.mixers.delta import GatedDeltaNet
 from mlx_transformer.nn.mixers.linear import LinearAttention, SquaredReLUAttention
+from mlx_transformer.nn.mixers.mlstm import MLSTM
 from mlx_transformer.nn.mixers.recurrence import chunkwise, linear_recurrence, parallel, recurrent
 from mlx_transformer.nn.mixers.retention import Retention
 from mlx_transformer.nn.mixers.ssm import S4D, Mamba
 
 __all__ = [
+    "MLSTM",
     "S4D",
+    "GatedDeltaNet",
     "LinearAttention",
     "Mamba",
     "RecurrentMixer",

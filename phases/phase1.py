@@ -44,14 +44,20 @@ class Model(nn.Model):
     Block: nn.Slot = nn.PostNormBlock
 
 
+TABLES = optim.Paths(r"(embedding|position)\.(step_)?weight|.*\.relative_(keys|values)")  # of tokens, positions, distances
+HEAD = optim.Paths(r"head\.weight")
+INNER = optim.Matrices(but=(TABLES, HEAD))
 ADAM = optim.AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3
+DECAYED = replace(ADAM, weight_decay=0.01)
 
 RECIPE = Recipe(
     batch_tokens=BATCH_TOKENS,
     learning_rate=LEARNING_RATE,
     schedule=optim.InverseSqrt(warmup_tokens=WARMUP_TOKENS),
     groups=(
-        optim.Group(name="matrices", select=optim.Matrices(), optimizer=replace(ADAM, weight_decay=0.01)),
+        optim.Group(name="matrices", select=INNER, optimizer=DECAYED),
+        optim.Group(name="embedding", select=TABLES, optimizer=DECAYED),
+        optim.Group(name="head", select=HEAD, optimizer=DECAYED, optional=True),
         optim.Group(name="vectors", select=optim.Vectors(), optimizer=ADAM),
     ),
     clip=optim.GlobalNorm(max_norm=1.0),

@@ -12,9 +12,7 @@ Changes against phase 1, and what each is for:
 The ablations add one of them to phase 1, remove one from phase 2, or add another idea of those years to either.
 """
 
-from dataclasses import dataclass, replace
-
-import mlx.core as mx
+from dataclasses import replace
 
 import mlx_transformer as mt
 from mlx_transformer.train import BySize, Recipe, optim
@@ -38,31 +36,16 @@ class Model(phase1.Model):
     """The Transformer decoder of 2017, unchanged."""
 
 
-# Tables indexed by tokens, positions or distances.
-TABLES = optim.Paths(r"(embedding|position)\.(step_)?weight|.*\.relative_(keys|values)")
-HEAD = optim.Paths(r"head\.weight")
-
-
-@dataclass(frozen=True)
-class Inner(optim.Matrices):
-    """Every matrix that is neither a table at the input nor the head."""
-
-    def __call__(self, path: str, parameter: mx.array) -> bool:
-        return super().__call__(path, parameter) and not (TABLES(path, parameter) or HEAD(path, parameter))
-
-
-_DECAYED, _PLAIN = (group.optimizer for group in phase1.RECIPE.groups)
-
 RECIPE = replace(
     phase1.RECIPE,
     batch_tokens=BATCH_TOKENS,
     learning_rate=LEARNING_RATE,
     schedule=optim.Linear(warmup_tokens=WARMUP_TOKENS, total_tokens=TOTAL_TOKENS),
     groups=(
-        optim.Group(name="matrices", select=Inner(), optimizer=replace(_DECAYED, weight_decay=0.5)),
-        optim.Group(name="embedding", select=TABLES, optimizer=_DECAYED, lr_multiplier=3.0),
-        optim.Group(name="head", select=HEAD, optimizer=_DECAYED, lr_multiplier=12.0, optional=True),
-        optim.Group(name="vectors", select=optim.Vectors(), optimizer=_PLAIN, lr_multiplier=3.0),
+        optim.Group(name="matrices", select=phase1.INNER, optimizer=replace(phase1.ADAM, weight_decay=0.5)),
+        optim.Group(name="embedding", select=phase1.TABLES, optimizer=phase1.DECAYED, lr_multiplier=3.0),
+        optim.Group(name="head", select=phase1.HEAD, optimizer=phase1.DECAYED, lr_multiplier=12.0, optional=True),
+        optim.Group(name="vectors", select=optim.Vectors(), optimizer=phase1.ADAM, lr_multiplier=3.0),
     ),
     dropout=0.0,
 )

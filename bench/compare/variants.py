@@ -221,15 +221,23 @@ def settings_of(change: tuple[str, float], variant: Variant) -> dict[str, Any]:
         return {name: value}
     part, _, number = name.partition(".")
     changed = f"{part}=replace(recipe.{part}, {number}={value!r})" if number else f"{name}={value!r}"
+    return {"recipe": write_recipe(variant, changed, f"{name}={value!r}")}
+
+
+def write_recipe(variant: Variant, changed: str, name: str) -> str:
+    """Write a file with the variant's recipe changed, such as by "clip=None", to the cache; returns "FILE.py:CHANGED".
+
+    name: of the change, for the file's name.
+    """
     place = variant.phase if variant.file is None else variant.file
     text = f"{place}{'' if variant.recipe == DEFAULT else f':{variant.recipe}'}"
     source = (
         "from dataclasses import replace\n\nfrom mlx_transformer.run.ladder import read_variant\n\n"
         f"experiment, _, name = read_variant({text!r})\n"
-        f"recipe = experiment.find_recipe(name)[0]\nCHANGED = replace(recipe, {changed})\n"
+        f"recipe = experiment.find_recipe(name)[0]\nCHANGED = replace(\n    recipe,\n    {changed},\n)\n"
     )
     folder = cache_dir() / "recipes"
     folder.mkdir(exist_ok=True)
-    path = folder / (re.sub(r"[^\w.=-]+", "_", f"{text}_{name}={value!r}") + ".py")
+    path = folder / (re.sub(r"[^\w.=-]+", "_", f"{text}_{name}") + ".py")
     atomic_write(path, source)
-    return {"recipe": f"{path}:CHANGED"}
+    return f"{path}:CHANGED"

@@ -9,6 +9,7 @@ names one as `{{LOG: PATH | FORMAT}}`, LOG being a file under results/published/
 """
 
 import functools
+import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from bench.compare import summary, tables
 from bench.report.placeholder import Logs, write_ratio
 from bench.tools import floor
+from bench.tools.tune import NAMES
 from bench.workers.machine import ROOT
 from mlx_transformer.run.flags import Switch, parse
 from mlx_transformer.run.plots import short
@@ -178,7 +180,45 @@ def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tune_table(*logs: Mapping[str, Any]) -> str:
-    """Table of logs of `bench tune`: every learning rate with its median loss, the best in bold."""
+    """Table of logs of `bench tune`: the best learning rate and multipliers of each phase, and the losses around."""
+    rows = []
+    for log in logs:
+        best = log["best"] or dict.fromkeys(NAMES, math.nan)
+        losses = sorted(one["median"] for one in log["trials"])
+        numbers = [f"{best[name]:g}" for name in NAMES]
+        settled = "yes" if log["settled"] else "**no**"
+        row = (
+            _tuned(log),
+            log["size"],
+            short(log["budget_tokens"]),
+            *numbers,
+            f"{losses[0]:.4f}",
+            f"{len(losses)}",
+            settled,
+        )
+        rows.append(row)
+    head = (
+        "phase",
+        "size",
+        "tokens per run",
+        "learning rate",
+        "× embedding",
+        "× head",
+        "loss (nats)",
+        "trials",
+        "settled",
+    )
+    return table(head, rows)
+
+
+def _tuned(log: Mapping[str, Any]) -> str:
+    branch = f"/{log['branch']}" if log.get("branch") else ""
+    recipe = f":{log['recipe']}" if log.get("recipe", "default") != "default" else ""
+    return f"phase {log['phase']}{branch}{recipe}"
+
+
+def learning_rate_table(*logs: Mapping[str, Any]) -> str:
+    """Table of older logs of `bench tune`, of the learning rate alone: each with its median loss, the best in bold."""
     rows = []
     for log in logs:
         tried = (f"{one['learning_rate']:g}: {_loss(one['median'])}" for one in log["learning_rates"])
@@ -186,10 +226,7 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
             f"**{text}**" if one["learning_rate"] == log["best"] else text
             for text, one in zip(tried, log["learning_rates"], strict=True)
         )
-        branch = f"/{log['branch']}" if log.get("branch") else ""
-        recipe = f":{log['recipe']}" if log.get("recipe", "default") != "default" else ""
-        name = f"phase {log['phase']}{branch}{recipe}"
-        rows.append((name, log["size"], short(log["budget_tokens"]), ", ".join(marked)))
+        rows.append((_tuned(log), log["size"], short(log["budget_tokens"]), ", ".join(marked)))
     return table(
         ("phase", "size", "tokens per run", "learning rate: median of the best validation losses (nats)"), rows
     )
@@ -300,6 +337,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "baselines": baselines_table,
     "apart": apart_table,
     "tune": tune_table,
+    "learning_rates": learning_rate_table,
     "sweep": sweep_table,
     "precision": precision_table,
     "length": length_table,

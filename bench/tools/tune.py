@@ -1,45 +1,48 @@
-"""Tune the learning rate of a phase, with one procedure and budget for all phases.
+"""Tune a phase's learning rates, with one search and as many trials for every phase.
 
-`python -m bench tune --phase 2 --size small --data stories.txt` trains with five learning rates, a factor of two apart
-around the recipe's own, two seeds each, for 30 % of the size's bench budget. The criterion is the median over the seeds
-of the best validation loss within the budget; a diverged run counts as infinite. While the best learning rate is the
-lowest or the highest one, the next on that side is tried, up to MOST_TRIALS in all. Finished runs are reused, so the
-same command resumes. It writes a JSON log, to which the same command with other --learning-rates adds; the result is
-entered into the phase's RECIPE by hand.
-
-A schedule does not shrink with the budget: a recipe that decays over more tokens is tuned on its beginning.
+`python -m bench tune --phase 2 --size small --data stories.txt` tunes three numbers of the recipe: the peak learning
+rate, and the factors by which the groups `embedding` and `head` multiply it. The search (Hooke & Jeeves 1961, compass
+search) begins at the recipe's own values and looks at both neighbors of the best so far along each number, a factor of
+two apart for the peak and of three for the multipliers, until TRIALS values were tried. Where all six neighbors of the
+best are known before that, the factors shrink to their square roots. A trial is trained over the whole schedule, two
+seeds each; the criterion is the median over the seeds of the best validation loss, and a diverged run counts as
+infinite. Finished runs are reused, so the same command resumes. It writes a JSON log; the result is entered into the
+phase's RECIPE by hand.
 """
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
 from bench import logfile
 from bench.compare.runs import RUNS, Finished, Run, execute
-from bench.compare.variants import DEFAULT, Variant
+from bench.compare.variants import DEFAULT, Variant, write_recipe
 from bench.options import BUDGETS, Say, TrainFlags, resumable
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.run.flags import Extent, File, Text, WholeNumber, parse
 from mlx_transformer.run.settings import Settings
+from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.terminal import Terminal
 
-SHARE = 0.3  # of a comparison's budget, for each run
-STEPS = (-2, -1, 0, 1, 2)  # powers of two around the recipe's own
-MOST_TRIALS = 10
+TRIALS = 20
 SEEDS = 2
+FACTORS = (2.0, 3.0, 3.0)  # between neighbors: peak learning rate, multipliers of embedding and head
+GROUPS = {"embedding": ("embedding", "embeddings"), "head": ("head",)}  # number -> names of its optimizer group
+NAMES = ("learning_rate", *GROUPS)
+_FINEST = 8  # parts of a factor, so that positions are whole numbers: the factors shrink three times
 
 
 @dataclass
 class Flags(TrainFlags):
-    """Tune the learning rate of a phase, with the same procedure and budget for every phase."""
+    """Tune the learning rates of a phase, with the same search and number of trials for every phase."""
 
     phase: WholeNumber = None
     """phase of the ladder (default: 1)"""
@@ -50,20 +53,28 @@ class Flags(TrainFlags):
     batch_size: Extent = None
     """sequences of a step (default: the recipe's)"""
     seeds: WholeNumber = None
-    """runs of each learning rate (default: 2)"""
+    """runs of each trial (default: 2)"""
+    trials: WholeNumber = None
+    """values to try, at least 7 (default: 20)"""
     max_tokens: WholeNumber = None
-    """tokens of each run (default: 600,000 at nano, 1,500,000 at small, 6,000,000 at base)"""
-    learning_rates: Text = None
-    """initial ones, with commas, at least three (default: 1/4, 1/2, 1, 2 and 4 times the recipe's)"""
+    """tokens of each run (default: the whole schedule; where it has no end 2M at nano, 5M at small, 20M at base)"""
     out: File = None
     """the JSON log (default: results/bench/tune_phase<n>_<size>.json)"""
 
 
+class Point(NamedTuple):
+    """A place on the grid: how many eighths of a factor each number is away from the recipe's own value."""
+
+    learning_rate: int = 0
+    embedding: int = 0
+    head: int = 0
+
+
 @dataclass
 class Trial:
-    """A learning rate with its runs so far, one per seed, each with its fingerprint."""
+    """The numbers at a place, with their runs so far, one per seed, each with its fingerprint."""
 
-    learning_rate: float
+    values: dict[str, float]
     runs: list[tuple[str, Finished]] = field(default_factory=list)
 
     @property
@@ -78,7 +89,10 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trial as the log records it; inf becomes null there."""
-        return {"learning_rate": self.learning_rate, "losses": self.losses, "median": self.median}
+        return {**self.values, "losses": self.losses, "median": self.median}
+
+
+Trials = dict[Point, Trial]
 
 
 def _loss(finished: Finished) -> float:
@@ -86,107 +100,135 @@ def _loss(finished: Finished) -> float:
     return finished.result["best_valid_loss"] if finished.status == "done" else math.inf
 
 
-def best_of(trials: list[Trial]) -> int:
-    """Return the index of the lowest median; 0 if all diverged."""
-    return min(range(len(trials)), key=lambda i: trials[i].median)
+def best_of(trials: Mapping[Point, Trial]) -> Point:
+    """Return the place of the lowest median; of equal ones that of the lowest numbers."""
+    return min(trials, key=lambda point: (trials[point].median, point))
 
 
-def next_learning_rate(trials: list[Trial]) -> float | None:
-    """Return the one beyond the edge if the best trial is at an edge, at its neighbor's ratio; else None."""
-    best, rates = best_of(trials), [one.learning_rate for one in trials]
-    if 0 < best < len(rates) - 1 or len(rates) >= MOST_TRIALS:
-        return None
-    edge, inner = (rates[0], rates[1]) if best == 0 else (rates[-1], rates[-2])
-    return rounded(edge * edge / inner)
+def neighbors(point: Point, step: int) -> list[Point]:
+    """Return the places `step` eighths of a factor away along each number: up, then down."""
+    return [point._replace(**{name: getattr(point, name) + sign * step}) for name in NAMES for sign in (1, -1)]
 
 
-def rounded(learning_rate: float) -> float:
-    """Round to three digits, as one would write it into a recipe."""
-    return float(f"{learning_rate:.3g}")
+def is_settled(trials: Mapping[Point, Trial]) -> bool:
+    """Whether the best is at no edge: of each number a higher and a lower value were tried."""
+    columns = zip(best_of(trials), zip(*trials, strict=True), strict=True)
+    return all(min(tried) < best < max(tried) for best, tried in columns)
 
 
-def search(
-    learning_rates: list[float], measure: Callable[[float], Trial], save: Callable[[list[Trial]], None]
-) -> list[Trial]:
-    """Measure these learning rates, and further ones while the best is at the edge; the trials in ascending order."""
-    trials: list[Trial] = []
-    todo = list(learning_rates)
-    while todo:
-        trials = sorted([*trials, measure(todo.pop(0))], key=lambda one: one.learning_rate)
+def search(count: int, measure: Callable[[Point], Trial], save: Callable[[Trials], None]) -> Trials:
+    """Measure `count` places; returns the trials in the order in which they were made."""
+    trials: Trials = {}
+    step, point = _FINEST, Point()
+    while len(trials) < count:
+        trials[point] = measure(point)
         save(trials)
-        if not todo and (more := next_learning_rate(trials)) is not None:
-            todo.append(more)
+        while not (unknown := [point for point in neighbors(best_of(trials), step) if point not in trials]):
+            step //= 2
+            if step == 0:
+                return trials
+        point = unknown[0]
     return trials
 
 
-def verdict(trials: list[Trial]) -> list[str]:
-    """State the best learning rate, and compare each neighbor with it, in sentences."""
+def values_at(point: Point, own: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers at a place, rounded to three digits as one would write them into a recipe."""
+    moved = zip(NAMES, point, FACTORS, strict=True)
+    return {name: float(f"{own[name] * factor ** (eighths / _FINEST):.3g}") for name, eighths, factor in moved}
+
+
+def own_values(recipe: Recipe) -> dict[str, float]:
+    """Return the recipe's own numbers. Raises BadInput where it has no such group."""
+    values = {"learning_rate": recipe.learning_rate}
+    for name, groups in GROUPS.items():
+        found = [group.lr_multiplier for group in recipe.groups if group.name in groups]
+        if len(found) != 1:
+            raise BadInput(f"the recipe has no optimizer group named {groups[0]}, whose learning rate is to be tuned")
+        values[name] = found[0]
+    return values
+
+
+def verdict(trials: Mapping[Point, Trial]) -> list[str]:
+    """State the best numbers, whether the search settled, and how far each neighbor is behind."""
     best = best_of(trials)
     one = trials[best]
     if math.isinf(one.median):
-        return [f"every learning rate diverged, down to {one.learning_rate:g}: there is no best"]
-    sentences = [f"best learning rate: {one.learning_rate:g} (validation loss {one.median:.4f})"]
-    if best in (0, len(trials) - 1):
-        sentences.append(f"it is at the edge of {len(trials)}: not settled; continue with --learning-rates around it")
-    return sentences + [judged(one, trials[i]) for i in (best - 1, best + 1) if 0 <= i < len(trials)]
+        return [f"every one of {len(trials)} trials diverged: there is no best"]
+    numbers = ", ".join(f"{name} {value:g}" for name, value in one.values.items())
+    sentences = [f"best: {numbers} (validation loss {one.median:.4f})"]
+    if not is_settled(trials):
+        sentences.append(f"not settled after {len(trials)} trials: it is at an edge; give more --trials")
+    near = [(name, point) for step in (8, 4, 2, 1) for name, point in _around(best, step) if point in trials]
+    return sentences + [f"{name} {trials[point].values[name]:g} {behind(one, trials[point])}" for name, point in near]
 
 
-def judged(best: Trial, other: Trial) -> str:
+def _around(best: Point, step: int) -> list[tuple[str, Point]]:
+    return [(NAMES[i // 2], point) for i, point in enumerate(neighbors(best, step))]
+
+
+def behind(best: Trial, other: Trial) -> str:
     """State how far a neighbor is behind the best trial, and with how many paired seeds (sign test).
 
     Counted, since with two seeds one outlier makes the standard error so large that no trials differ.
     """
     if math.isinf(other.median):
-        return f"{other.learning_rate:g} diverged"
-    behind, count = f"{other.learning_rate:g} is {other.median - best.median:.4f} behind", len(best.losses)
+        return "diverged"
+    text, count = f"is {other.median - best.median:.4f} behind", len(best.losses)
     if count == 1:
-        return f"{behind}; one seed cannot tell this from noise"
+        return f"{text}; one seed cannot tell this from noise"
     worse = sum(theirs > own for own, theirs in zip(best.losses, other.losses, strict=True))
     if worse == count:
-        return f"{behind}, with every seed: by chance once in {2**count}"
-    return f"{behind}, with {worse} of {count} seeds: within seed noise"
+        return f"{text}, with every seed: by chance once in {2**count}"
+    return f"{text}, with {worse} of {count} seeds: within seed noise"
 
 
-def show(log: dict[str, Any]) -> Table:
-    """Return a table for people, one row per learning rate."""
+def show(log: Mapping[str, Any]) -> Table:
+    """Return a table for people, one row per trial, the best first."""
     name = Variant(phase=log["phase"], branch=log["branch"], recipe=log["recipe"]).name
     title = f"{name}, {log['size']}, {log['corpus']['name']}, {log['budget_tokens']:,} tokens"
-    heads = ("learning rate", *(f"seed {seed}" for seed in log["seeds"]), "median")
-    table = Table(*heads, title=title, caption="best validation loss within the budget, nats per token")
-    for one in log["learning_rates"]:
-        rate, losses = one["learning_rate"], (*one["losses"], one["median"])
-        cells = ("diverged" if math.isinf(loss) else f"{loss:.4f}" for loss in losses)
-        table.add_row(f"{rate:g}", *cells, style="bold" if rate == log["best"] else "")
+    heads = (*(name.replace("_", " ") for name in NAMES), *(f"seed {seed}" for seed in log["seeds"]), "median")
+    table = Table(*heads, title=title, caption="best validation loss, nats per token; multipliers of the learning rate")
+    for i, one in enumerate(sorted(log["trials"], key=lambda one: one["median"])):
+        losses = ("diverged" if math.isinf(loss) else f"{loss:.4f}" for loss in (*one["losses"], one["median"]))
+        table.add_row(*(f"{one[name]:g}" for name in NAMES), *losses, style="" if i else "bold")
     return table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A phase to tune: all runs are those of `flags` except for learning rate and seed."""
+    """A phase to tune: all runs are those of `flags` except for the tuned numbers and the seed."""
 
     variant: Variant
     flags: Settings
-    own: Run  # at the recipe's own learning rate
+    own: Run  # with the recipe's own numbers
     seeds: list[int]
-    learning_rates: list[float]
 
     @classmethod
     def read(cls, flags: Flags, say: Say) -> "Task":
         """Read the flags. Raises BadInput for what cannot be trained."""
         size = flags.choose()
-        recipe = flags.recipe or DEFAULT
-        variant = Variant(phase=flags.phase or 1, branch=flags.branch, recipe=recipe)
-        budget = flags.max_tokens or int(SHARE * BUDGETS[size])
+        variant = Variant(phase=flags.phase or 1, branch=flags.branch, recipe=flags.recipe or DEFAULT)
+        recipe = variant.experiment.find_recipe(variant.recipe_name)[0].at(size)
+        own_values(recipe)
+        budget = flags.max_tokens or getattr(recipe.schedule, "total_tokens", BUDGETS[size])
         train = flags.settings(size, max_tokens=budget, batch_size=flags.batch_size)
-        own = Run.of(variant, train, say)
-        rates = read_learning_rates(flags.learning_rates) or [
-            rounded(own.plan.recipe.learning_rate * 2.0**step) for step in STEPS
-        ]
-        return cls(variant=variant, flags=train, own=own, seeds=list(range(flags.seeds or SEEDS)), learning_rates=rates)
+        return cls(
+            variant=variant, flags=train, own=Run.of(variant, train, say), seeds=list(range(flags.seeds or SEEDS))
+        )
 
-    def runs(self, learning_rate: float) -> list[Run]:
+    def values(self, point: Point) -> dict[str, float]:
+        """Return the numbers at a place."""
+        return values_at(point, own_values(self.own.plan.recipe))
+
+    def runs(self, values: Mapping[str, float]) -> list[Run]:
         """Return one run per seed."""
-        run = Run.of(self.variant, replace(self.flags, learning_rate=learning_rate))
+        multipliers = {group: values[name] for name, groups in GROUPS.items() for group in groups}
+        changed = (
+            f"groups=tuple(replace(g, lr_multiplier={multipliers}.get(g.name, g.lr_multiplier)) for g in recipe.groups)"
+        )
+        name = "_".join(f"{values[name]:g}" for name in GROUPS)
+        settings = replace(self.flags, learning_rate=values["learning_rate"])
+        run = Run.of(replace(self.variant, recipe=write_recipe(self.variant, changed, f"multipliers_{name}")), settings)
         return [run.with_settings(seed=seed) for seed in self.seeds]
 
     def describe(self) -> dict[str, Any]:
@@ -201,79 +243,66 @@ class Task:
             "batch_tokens": plan.recipe.batch_tokens,
             "budget_tokens": plan.limits.max_tokens,
             "seeds": self.seeds,
-            "recipe_learning_rate": plan.recipe.learning_rate,
+            "own": own_values(plan.recipe),
         }
 
 
-def read_learning_rates(text: str | None) -> list[float]:
-    """Read "0.001,0.002,0.004" as numbers, ascending. Raises BadInput unless there are three."""
-    if text is None:
-        return []
-    try:
-        rates = sorted({float(word) for word in text.split(",")})
-    except ValueError:
-        rates = []
-    if len(rates) < 3 or not all(0 < rate < math.inf for rate in rates):
-        raise BadInput(f"--learning-rates {text!r}: expected at least three different numbers above 0, with commas")
-    return rates
-
-
-def measure(task: Task, learning_rate: float, say: Say) -> Trial:
-    """Train, or find, the runs of a learning rate. Raises RunFailed for one that ends without a result."""
-    trial = Trial(learning_rate)
-    for run, seed in zip(task.runs(learning_rate), task.seeds, strict=True):
+def measure(task: Task, point: Point, say: Say) -> Trial:
+    """Train, or find, the runs at a place. Raises RunFailed for one that ends without a result."""
+    trial = Trial(task.values(point))
+    numbers = ", ".join(f"{name} {value:g}" for name, value in trial.values.items())
+    for run, seed in zip(task.runs(trial.values), task.seeds, strict=True):
         finished = execute(run, say=say)
         if finished.status == "failed":
-            raise RunFailed(f"learning rate {learning_rate:g}, seed {seed}: {finished.error}")
+            raise RunFailed(f"{numbers}, seed {seed}: {finished.error}")
         trial.runs.append((run.fingerprint, finished))
         loss = trial.losses[-1]
-        say(f"learning rate {learning_rate:g}, seed {seed}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}")
+        say(f"{numbers}, seed {seed}: {'diverged' if math.isinf(loss) else f'{loss:.4f}'}")
     return trial
 
 
-def record(task: Task, trials: list[Trial], complete: bool) -> dict[str, Any]:
-    """Return the log: every learning rate, and every run with its evaluations."""
+def record(task: Task, trials: Trials, complete: bool) -> dict[str, Any]:
+    """Return the log: every trial, and every run with its evaluations."""
     names = ("seed", "stopped", "best_valid_loss", "tokens", "train_seconds", "versions")
     runs = [
         {
-            "learning_rate": one.learning_rate,
+            **one.values,
             "fingerprint": fingerprint,
             "status": finished.status,
             **{name: finished.result[name] for name in names},
             "evals": finished.evals,
         }
-        for one in trials
+        for one in trials.values()
         for fingerprint, finished in one.runs
         if finished.result is not None
     ]
     best = trials[best_of(trials)]
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "measures": "tune",
         "complete": complete,
         "machine": describe_machine(),
         **task.describe(),
-        "best": None if math.isinf(best.median) else best.learning_rate,
+        "best": None if math.isinf(best.median) else best.values,
+        "settled": is_settled(trials),
         "verdict": verdict(trials),
-        "learning_rates": [one.to_dict() for one in trials],
+        "trials": [one.to_dict() for one in trials.values()],
         "runs": runs,
     }
 
 
-def logged_learning_rates(path: Path, task: Task) -> list[float]:
-    """Return those that the log already has. Raises BadInput for another task's, or where none can be written."""
+def check_log(path: Path, task: Task) -> None:
+    """Raise BadInput if a file is there that is no log of this task, or where none can be written."""
     if not logfile.exists(path):
         logfile.check_out(path)
-        return []
+        return
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
         differs = [name for name, value in task.describe().items() if theirs[name] != value]
-        rates = [float(one["learning_rate"]) for one in theirs["learning_rates"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"--out {path} is not a log of this command: give another name") from error
     if differs:
         raise BadInput(f"--out {path} holds a log with another {differs[0]}: give another name")
-    return rates
 
 
 def main(prog: str = "python -m bench tune", args: list[str] | None = None) -> None:
@@ -282,17 +311,18 @@ def main(prog: str = "python -m bench tune", args: list[str] | None = None) -> N
     flags = parse(Flags, prog, args=args)
     terminal = Terminal(width=120)
     task = Task.read(flags, terminal.say)
+    count = flags.trials or TRIALS
+    if count < 2 * len(NAMES) + 1:
+        raise BadInput(f"--trials {count}: expected at least {2 * len(NAMES) + 1}, a place and its neighbors")
     name = "_".join(filter(None, (f"phase{flags.phase or 1}", flags.branch, flags.recipe, task.own.plan.size)))
     out = flags.out or RUNS.parent / f"tune_{name}.json"
-    logged = logged_learning_rates(out, task)
+    check_log(out, task)
 
-    def save(trials: list[Trial]) -> None:
-        if len(trials) >= len(logged):  # a log never loses trials
-            logfile.write_log(out, record(task, trials, complete=False))
+    def save(trials: Trials) -> None:
+        logfile.write_log(out, record(task, trials, complete=False))
 
     with resumable():
-        rates = list(dict.fromkeys([*logged, *task.learning_rates]))
-        trials = search(rates, lambda rate: measure(task, rate, terminal.say), save)
+        trials = search(count, lambda point: measure(task, point, terminal.say), save)
     log = record(task, trials, complete=True)
     logfile.write_log(out, log)
     terminal.print(show(log))

@@ -23,10 +23,12 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class Matrices:
-    """Selects parameters of two or more axes: linear maps, the embedding, the head."""
+    """Selects parameters of two or more axes (linear maps, the embedding, the head) but those that `but` selects."""
+
+    but: tuple[Selector, ...] = ()
 
     def __call__(self, path: str, parameter: mx.array) -> bool:
-        return parameter.ndim >= 2
+        return parameter.ndim >= 2 and not any(select(path, parameter) for select in self.but)
 
 
 @dataclass(frozen=True)

@@ -224,11 +224,19 @@ def test_steps_are_sorted_by_phase_with_the_measured_workers():
 def test_the_best_tuned_learning_rate_is_bold():
     rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
     log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "learning_rates": rates}
-    assert report.tune_table(log).splitlines()[2:] == [
+    assert report.learning_rate_table(log).splitlines()[2:] == [
         "| phase 6 | nano | 600k | 0.01: 3.1000, **0.02: 3.0500**, 0.04: diverged |"
     ]
-    named = report.tune_table(log | {"branch": "tied", "recipe": "lion"})
+    named = report.learning_rate_table(log | {"branch": "tied", "recipe": "lion"})
     assert named.splitlines()[2].startswith("| phase 6/tied:lion | nano |")
+
+
+def test_the_tuned_numbers_of_a_phase_are_a_row():
+    best = {"learning_rate": 0.004, "embedding": 9.0, "head": 12.0}
+    log = {"phase": 2, "size": "nano", "budget_tokens": 960_000, "best": best, "settled": False}
+    log["trials"] = [{"median": 3.1}, {"median": 3.05}]
+    (row,) = report.tune_table(log).splitlines()[2:]
+    assert row == "| phase 2 | nano | 960k | 0.004 | 9 | 12 | 3.0500 | 2 | **no** |"
 
 
 def test_a_sweep_shows_the_fastest_setting_of_each_width():

@@ -81,7 +81,8 @@ def test_its_state_is_in_the_checkpoint(own, tmp_path):
     ],
 )
 def test_a_parameter_in_no_group_or_in_two_is_bad_input(select, message):
-    matrices, vectors = phase1.RECIPE.groups
+    *_, vectors = phase1.RECIPE.groups
+    matrices = replace(vectors, name="matrices", select=optim.Matrices())
     recipe = replace(RECIPE, groups=(matrices, replace(vectors, select=select)))
     for attempt in (lambda: check_groups(recipe, make_model()), lambda: train(recipe=recipe)):
         with pytest.raises(BadInput, match=message):

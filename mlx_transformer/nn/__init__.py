@@ -43,7 +43,16 @@ from mlx_transformer.nn.mixers import (
     SquaredReLUAttention,
 )
 from mlx_transformer.nn.model import Model, Slot, leaf
-from mlx_transformer.nn.moe import Dispatch, Experts, MixtureOfExperts, StackedLinear, Switch
+from mlx_transformer.nn.moe import (
+    Dispatch,
+    Experts,
+    GatedExperts,
+    MixtureOfExperts,
+    ReLUSquaredMixture,
+    StackedLinear,
+    SwiGLUMixture,
+    Switch,
+)
 from mlx_transformer.nn.multitoken import MultiToken, ParallelMultiToken
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
 from mlx_transformer.nn.position import (
@@ -118,8 +127,11 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "GEGLU",
     "SwiGLU",
     "MixtureOfExperts",
+    "SwiGLUMixture",
+    "ReLUSquaredMixture",
     "Switch",
     "Experts",
+    "GatedExperts",
     "StackedLinear",
     "Dispatch",
     # norms, linear maps, heads, dropout

@@ -55,6 +55,29 @@ class Experts(nn.Module):
         return self.down_proj(self.activate(x, expert_ids), expert_ids)
 
 
+class GatedExperts(Experts):
+    """Experts with a gate, as in `GatedFeedForward`: activation(x W) * (x V)."""
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.gate_proj = StackedLinear(config.n_experts, config.d_model, config.d_ff)
+
+    def activate(self, x: mx.array, expert_ids: mx.array | None) -> mx.array:
+        return self.activation(self.gate_proj(x, expert_ids)) * self.up_proj(x, expert_ids)
+
+
+class SwiGLUExperts(GatedExperts):
+    """Each expert is a SwiGLU (Mixtral: Jiang et al. 2024, arXiv 2401.04088, sec. 2.1)."""
+
+    activation = staticmethod(ops.silu)
+
+
+class ReLUSquaredExperts(Experts):
+    """Each expert is a ReLUSquaredFeedForward."""
+
+    activation = staticmethod(ops.relu_squared)
+
+
 class MixtureOfExperts(nn.Module):
     """Sum of each token's experts_per_token most probable experts, weighted by the router: x (B, L, D) -> (B, L, D).
 
@@ -126,6 +149,18 @@ class Switch(MixtureOfExperts):
 
     def gates(self, p: mx.array) -> mx.array:
         return p
+
+
+class SwiGLUMixture(MixtureOfExperts):
+    """MixtureOfExperts whose experts are SwiGLUs: Mixtral's (Jiang et al. 2024, arXiv 2401.04088, sec. 2.1)."""
+
+    Experts = SwiGLUExperts
+
+
+class ReLUSquaredMixture(MixtureOfExperts):
+    """MixtureOfExperts whose experts are phase 6's feed-forward layers."""
+
+    Experts = ReLUSquaredExperts
 
 
 @dataclass(frozen=True)

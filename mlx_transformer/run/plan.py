@@ -15,6 +15,7 @@ from mlx_transformer.data.tokens import Tokens, tokenize_corpus
 from mlx_transformer.generate import encode_prompt
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.config import SIZES, Config, choose_size
+from mlx_transformer.nn.growth import grow
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import put_weights
 from mlx_transformer.run.flags import read_sampling
@@ -57,15 +58,21 @@ class Plan:
     tokens: Tokens
     weights: tuple[dict[str, mx.array], Path] | None  # of --init-from, and where they are from
 
-    def make_model(self) -> Model:
-        """Initialize the model. Raises BadInput if it does not fit the device, the recipe's groups or --init-from."""
+    def make_model(self, say: Callable[[str], None] = lambda _: None) -> Model:
+        """Initialize the model, and say how it grew from the weights of --init-from.
+
+        Raises BadInput if it does not fit the device, the recipe's groups or --init-from.
+        """
         flags = tuple(self.settings.to_dict())
         check_dimensions(self.config, self.recipe, flags)
         model = self.kind(self.config, self.seed)
         check_groups(self.recipe, model)
         check_memory(model, self.recipe, self.seed, flags)
         if self.weights is not None:
-            put_weights(model, *self.weights)
+            arrays, notes = grow(model, *self.weights)
+            put_weights(model, arrays, self.weights[1])
+            for note in notes:
+                say(f"note: {note}")
         return model
 
     def bits_per_byte(self, loss: float | None) -> float | None:

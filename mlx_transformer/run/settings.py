@@ -65,7 +65,7 @@ class Settings(DataFlags, SamplingFlags):
     dropout: Number = None
     """dropout probability in training"""
     init_from: Folder = None
-    """initialize weights and tokenizer from this run"""
+    """initialize weights and tokenizer from this run; a deeper model, or one with experts, grows from it"""
     stories: WholeNumber = None
     """number of documents to train on"""
     tokenizer: Place = None

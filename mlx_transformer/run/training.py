@@ -71,7 +71,7 @@ def train(experiment: Experiment, settings: Settings) -> Path:
     check_folder(settings)
     check_loggers(settings.log)
     plan = make_plan(experiment, settings, console.say)
-    model = plan.make_model()
+    model = plan.make_model(console.say)
     folder = settings.resume or settings.out or new_folder(experiment, settings.branch)
     failures = report_failures(resume_command(experiment.command, folder), folder)
     with lock_folder(folder, settings) as locked, failures:

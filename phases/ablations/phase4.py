@@ -63,12 +63,20 @@ class SwitchConfig(MoEConfig):
     experts_per_token: int = 1  # experts that compute a token
 
 
-def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
-    """Return the branches of phase 4's model."""
+def with_experts(
+    model: type[nn.Model], experts: type[nn.MixtureOfExperts], numbers: type[MoEConfig] = MoEConfig
+) -> type[nn.Model]:
+    """Return the branch of a model that has experts in place of its feed-forward layers."""
 
     def count_parameters(self: nn.Model) -> dict[str, int]:
         counts = model.count_parameters(self)
         return counts | {"active": counts["total"] - sum(block.ffn.inactive_parameters() for block in self.blocks)}
+
+    return nn.leaf(model, numbers, FFN=experts, count_parameters=count_parameters)
+
+
+def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
+    """Return the branches of phase 4's model."""
 
     class Universal(model):  # type: ignore[valid-type,misc]
         """One block for all steps, until each token halts (Dehghani et al. 2018, arXiv 1807.03819)."""
@@ -108,7 +116,7 @@ def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
         "mla": nn.leaf(model, LatentConfig, Mixer=FusedLatent, Position=nn.RotaryPosition),  # arXiv 2405.04434
         "universal": Universal,
         # GLaM: Du et al. 2021, arXiv 2112.06905; Mixtral: Jiang et al. 2024, arXiv 2401.04088
-        "moe": nn.leaf(model, MoEConfig, FFN=nn.MixtureOfExperts, count_parameters=count_parameters),
+        "moe": with_experts(model, nn.MixtureOfExperts),
         # Fedus et al. 2021, arXiv 2101.03961
-        "switch": nn.leaf(model, SwitchConfig, FFN=nn.Switch, count_parameters=count_parameters),
+        "switch": with_experts(model, nn.Switch, SwitchConfig),
     }

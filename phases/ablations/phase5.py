@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from mlx_transformer import nn
 from mlx_transformer.train import BySize, Recipe, optim
+from phases.ablations.phase4 import with_experts
 
 # Tuned at nano: results/published/tune/phase5_lion_nano.json and phase5_sophia_nano.json.
 # fmt: off
@@ -51,5 +52,6 @@ def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
         "mistral": mistral,
         "mistral_tied": nn.leaf(mistral, Head=nn.TiedHead),
         "qwen3": qwen3,
+        "moe": with_experts(model, nn.SwiGLUMixture),  # Mixtral: Jiang et al. 2024, arXiv 2401.04088
         "qwen3_tied": nn.leaf(qwen3, Head=nn.TiedHead),
     }

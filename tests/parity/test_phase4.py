@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlx_transformer import ops
-from mlx_transformer.nn.moe import Experts, MixtureOfExperts, StackedLinear
+from mlx_transformer.nn.moe import SwiGLUMixture
 from phases import phase4
 from tests.ladder import TINY, tiny, tokens
 
@@ -21,23 +20,6 @@ from transformers.models.mixtral.modeling_mixtral import (  # noqa: E402
 D, F = TINY["d_model"], TINY["d_ff"]
 
 
-class SwiGLUExperts(Experts):
-    """Mixtral's (Jiang et al. 2024, arXiv 2401.04088, sec. 2.1): each is a SwiGLU."""
-
-    activation = staticmethod(ops.silu)
-
-    def build(self, config):
-        super().build(config)
-        self.gate_proj = StackedLinear(config.n_experts, config.d_model, config.d_ff)
-
-    def activate(self, x, expert_ids):
-        return self.activation(self.gate_proj(x, expert_ids)) * self.up_proj(x, expert_ids)
-
-
-class Ours(MixtureOfExperts):
-    Experts = SwiGLUExperts
-
-
 def theirs(x):
     return torch.from_numpy(np.array(x))
 
@@ -46,7 +28,7 @@ def theirs(x):
 def pair(request):
     n_experts, per_token = request.param
     numbers = {"n_experts": n_experts, "experts_per_token": per_token, "capacity_factor": n_experts}
-    ours = Ours(phase4.BRANCHES["moe"].Config(**TINY, **numbers))
+    ours = SwiGLUMixture(phase4.BRANCHES["moe"].Config(**TINY, **numbers))
     ours.update(tree_map(lambda w: mx.random.normal(w.shape) * 0.3, ours.parameters()))
     config = MixtralConfig(
         hidden_size=D, intermediate_size=F, num_local_experts=n_experts, num_experts_per_tok=per_token

@@ -37,6 +37,7 @@ from mlx_transformer.nn.mixers import (
     GatedDeltaNet,
     LinearAttention,
     Mamba,
+    Mamba2,
     RecurrentMixer,
     Retention,
     ShortConvolution,
@@ -106,6 +107,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "MLSTM",
     "ShortConvolution",
     "Mamba",
+    "Mamba2",
     "S4D",
     # positions
     "Position",

@@ -58,6 +58,12 @@ class MambaConfig(nn.Hyperparameters):
         super().__post_init__()
 
 
+class Mamba2Config(nn.Hyperparameters):
+    d_state: int = 64  # numbers that a head keeps of each of its channels
+    expand: int = 2  # channels relative to d_model
+    conv_width: int = 4  # tokens of the short convolution
+
+
 class S4DConfig(nn.Hyperparameters):
     d_state: int = 64  # numbers in the state of a channel
 
@@ -121,6 +127,9 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
         "moe": with_experts(model, nn.ReLUSquaredMixture),  # --init-from a dense run: 2212.05055
         "mamba": nn.leaf(model, MambaConfig, Mixer=nn.Mamba),  # Gu & Dao 2023, arXiv 2312.00752
+        "mamba2": nn.leaf(
+            model, Mamba2Config, Mixer=nn.Mamba2, Position=nn.Position
+        ),  # Dao & Gu 2024, arXiv 2405.21060
         "s4d": nn.leaf(model, S4DConfig, Mixer=nn.S4D),  # Gu et al. 2022, arXiv 2206.11893
         # One layer in four is attention, the second one, so that a model of two layers has one as well: Lieber et al.
         # 2024 (Jamba), arXiv 2403.19887, which has one in eight.

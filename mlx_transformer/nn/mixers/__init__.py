@@ -4,6 +4,7 @@ from mlx_transformer.nn.mixers.base import RecurrentMixer, check_mixers
 from mlx_transformer.nn.mixers.convolution import ShortConvolution
 from mlx_transformer.nn.mixers.delta import GatedDeltaNet
 from mlx_transformer.nn.mixers.linear import LinearAttention, SquaredReLUAttention
+from mlx_transformer.nn.mixers.mamba2 import Mamba2
 from mlx_transformer.nn.mixers.mlstm import MLSTM
 from mlx_transformer.nn.mixers.recurrence import chunkwise, linear_recurrence, parallel, recurrent
 from mlx_transformer.nn.mixers.retention import Retention
@@ -15,6 +16,7 @@ __all__ = [
     "GatedDeltaNet",
     "LinearAttention",
     "Mamba",
+    "Mamba2",
     "RecurrentMixer",
     "Retention",
     "ShortConvolution",

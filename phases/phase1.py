@@ -8,7 +8,8 @@ What the paper combines, and what each part is for:
 - Adam with a linear warm-up and an inverse square-root decay of the learning rate (sec. 5.3).
 
 Differs from the paper: the decoder alone, as a language model has no source text; an untied head; weight decay of
-matrices (AdamW, Loshchilov & Hutter 2017, arXiv 1711.05101); gradient clipping.
+matrices (AdamW, Loshchilov & Hutter 2017, arXiv 1711.05101); gradient clipping. The branch `translator` is the paper's
+own encoder-decoder (docs/translator.md).
 """
 
 from dataclasses import replace
@@ -16,6 +17,7 @@ from dataclasses import replace
 import mlx_transformer as mt
 from mlx_transformer import nn
 from mlx_transformer.train import BySize, Recipe, optim
+from phases.ablations import phase1 as ablations
 
 NAME = "attention_is_all_you_need"
 
@@ -64,7 +66,7 @@ RECIPE = Recipe(
     stop=optim.Plateau(patience=5, min_improvement=0.001),
     eval_tokens=EVAL_TOKENS,
 )
-RECIPES: dict[str, Recipe] = {}
-BRANCHES: dict[str, type[Model]] = {}
+RECIPES: dict[str, Recipe] = ablations.recipes(RECIPE)
+BRANCHES: dict[str, type[Model]] = ablations.branches(Model)
 
 mt.main(__name__)

@@ -64,7 +64,7 @@ class Variant:
 
     def recipe(self, size: str) -> Recipe:
         """Return the recipe for a model size."""
-        return self.experiment.find_recipe(self.recipe_name)[0].at(size)
+        return self.experiment.find_recipe(self.recipe_name, self.branch)[0].at(size)
 
     def __str__(self) -> str:
         branch, recipe = self.branch and f"/{self.branch}", self.recipe_name and f":{self.recipe_name}"
@@ -134,17 +134,17 @@ def fields_used(kind: type[nn.Model]) -> set[str]:
             return super().__getattribute__(name)
 
     net = kind(Watched(**SIZES["nano"]))
-    tokens = mx.zeros((1, 9), mx.int32)
-    net.loss(tokens)
+    net.loss(net.example(1, 8))
     net.eval()
-    net(tokens[:, :1], net.make_cache(1))
+    net(mx.zeros((1, 1), mx.int32), net.make_cache(1))
     return found
 
 
 def _recipe(variant: Variant, size: str) -> Iterator[tuple[str, Cells]]:
     """Give each field with the earliest phase from which on it has had this value."""
     experiment = variant.experiment
-    name = str(experiment) if variant.recipe_name is None else f"recipe {variant.recipe_name}"
+    own = variant.recipe_name or (variant.branch if variant.branch in experiment.recipes else None)
+    name = str(experiment) if own is None else f"recipe {own}"
     recipes = {name: variant.recipe(size)}
     recipes |= {f"phase {n}": find_phase(n).RECIPE.at(size) for n in range(experiment.phase or 0, 0, -1)}
     sources, chain = list(recipes), [_fields(recipe) for recipe in recipes.values()]
@@ -164,7 +164,7 @@ def _parameters(variant: Variant, config: nn.Config, size: str) -> dict[str, Cel
     groups = assign(variant.recipe(size).groups, parameters)
     alike: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for path, value in parameters.items():
-        alike.setdefault((re.sub(r"^blocks\.\d+\.", "blocks.*.", path), value.shape), []).append(path)
+        alike.setdefault((re.sub(r"\bblocks\.\d+\.", "blocks.*.", path), value.shape), []).append(path)
     patterns = Counter(pattern for pattern, _ in alike)
     rows: dict[str, Cells] = {}
     for (pattern, shape), paths in alike.items():

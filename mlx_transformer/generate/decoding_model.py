@@ -49,9 +49,11 @@ class TransposedLinear(nn.Module):
 
 
 class FusedQKVAttention(Attention):
-    """Attention with one product for queries, keys and values; the heads of a single token need no transposition."""
+    """Self-attention with one product for queries, keys and values; heads of a single token need no transposition."""
 
     def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
+        if ctx.memory is not None:
+            return super().project(x, ctx)
         heads = self.split(self.qkv_proj(x))
         n_kv_heads = (heads.shape[1] - self.n_heads) // 2
         q, k, v = mx.split(heads, [self.n_heads, self.n_heads + n_kv_heads], axis=1)

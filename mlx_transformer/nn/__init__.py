@@ -67,6 +67,16 @@ from mlx_transformer.nn.position import (
 )
 from mlx_transformer.nn.relative import ShawAttention, TransformerXLAttention
 from mlx_transformer.nn.sparse import LongformerAttention, SparseAttention, WindowAttention
+from mlx_transformer.nn.translator import (
+    PAD,
+    CrossBlock,
+    CrossCache,
+    CrossPostNormBlock,
+    CrossPreNormBlock,
+    Encoder,
+    SeparateEncoder,
+    Translator,
+)
 from mlx_transformer.nn.universal import Halting, StepPosition
 
 __all__ = [  # noqa: RUF022 - grouped by concept
@@ -86,6 +96,14 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "PreNormBlock",
     "MixedInputBlock",
     "MixtureOfDepths",
+    # encoder-decoder
+    "Translator",
+    "Encoder",
+    "SeparateEncoder",
+    "CrossBlock",
+    "CrossPostNormBlock",
+    "CrossPreNormBlock",
+    "PAD",
     # attention
     "Attention",
     "GroupedAttention",
@@ -151,6 +169,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "Cache",
     "LayerCache",
     "KVCache",
+    "CrossCache",
     "WindowCache",
     "SummaryCache",
     "State",

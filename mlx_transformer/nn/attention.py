@@ -7,7 +7,7 @@ from mlx import nn
 
 from mlx_transformer import ops
 from mlx_transformer.nn import linear
-from mlx_transformer.nn.cache import KVCache, LayerCache
+from mlx_transformer.nn.cache import EMPTY_POSITION, KVCache, LayerCache
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import BiasedLinear
@@ -16,10 +16,11 @@ from mlx_transformer.utils.errors import BadInput
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention, softmax(q k^T / sqrt(head_dim)) v (Vaswani et al. 2017, sec. 3.2, eq. 1).
+    """Multi-head attention, softmax(q k^T / sqrt(head_dim)) v (Vaswani et al. 2017, sec. 3.2, eq. 1).
 
-    x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), softmax in float32. Subclasses override one step and call
-    super(), so that they combine: `class Mixer(WindowAttention, QKNorm, FusedAttention): pass`.
+    x (B, L, D) -> (B, L, D); scores (B, n_heads, L, L), softmax in float32. Causal self-attention, unless the context
+    has a memory (B, S, D), which keys and values are then made of, or says that it is not causal. Subclasses override
+    one step and call super(), so that they combine: `class Mixer(WindowAttention, QKNorm, FusedAttention): pass`.
     """
 
     Linear: type[linear.Linear] = BiasedLinear  # slot: with or without bias
@@ -57,12 +58,13 @@ class Attention(nn.Module):
         return self.merge(self.attend(q, k, v, ctx))
 
     def project(self, x: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
-        """Return q, k and v of x (B, L, D), each (B, heads, L, head_dim)."""
-        return self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
+        """Return q of x (B, L, D), and k and v of x or of the memory, each (B, heads, its length, head_dim)."""
+        y = x if ctx.memory is None else ctx.memory
+        return self.split(self.q_proj(x)), self.split(self.k_proj(y)), self.split(self.v_proj(y))
 
     def split(self, x: mx.array) -> mx.array:
         """Split heads: (B, L, heads * head_dim) -> (B, heads, L, head_dim)."""
-        return x.reshape(*x.shape[:2], -1, self.head_dim).swapaxes(1, 2)
+        return x.reshape(*x.shape[:2], x.shape[-1] // self.head_dim, self.head_dim).swapaxes(1, 2)
 
     def condition(self, q: mx.array, k: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
         """Transform queries and keys (B, heads, L, head_dim) before the scores: the model's Position rotates them."""
@@ -79,9 +81,10 @@ class Attention(nn.Module):
 
     def recall(self, k: mx.array, v: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
         """Return all keys, values and key positions: the cached ones, if there is a cache, then this call's."""
+        positions = ctx.positions if ctx.memory_positions is None else ctx.memory_positions
         if ctx.cache is None:
-            return k, v, ctx.positions
-        return ctx.cache.update(k, v, ctx.positions)
+            return k, v, positions
+        return ctx.cache.update(k, v, positions)
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array | None:
         """Return which keys a query attends to: positions (.., Lq), (.., Lk) -> bool (.., Lq, Lk); None: all."""
@@ -89,7 +92,7 @@ class Attention(nn.Module):
 
     def mask(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array | None:
         """Return the mask of the scores, ([B, heads,] Lq, Lk): bool (True: visible), float (added), or None."""
-        visible = self.visible(ctx.positions, k_pos)
+        visible = self.visible(ctx.positions, k_pos) if ctx.causal else (k_pos < EMPTY_POSITION)[..., None, :]
         if visible is not None and visible.ndim == 3:
             visible = visible[:, None]  # shared by all heads
         if ctx.mask is not None:

@@ -47,6 +47,8 @@ class KVCache:
         length = k.shape[2]
         if not self.arrays:
             self._start(k, v, positions)
+        if not length:
+            return self.arrays["k"], self.arrays["v"], self.arrays["positions"]
         if self.free_slots < length:
             self.reserve(length)
         held, start = self.arrays, self.arrays["used"]
@@ -277,12 +279,11 @@ class SummaryCache(WindowCache):
 
 
 class Cache:
-    """Cache of a model for decoding: one LayerCache per depth, the number of cached tokens, an encoder's output."""
+    """Cache of a model for decoding: one LayerCache per depth, and the number of cached tokens."""
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
         self.layers = list(layers)
         self.offset = mx.array(0)  # cached tokens: a scalar, or (B,) for sequences of unequal length
-        self.memory: mx.array | None = None
 
     def reserve(self, tokens: int) -> None:
         """Allocate slots for this many further tokens in every layer."""
@@ -310,8 +311,6 @@ class Cache:
             layer.select(sequences)
         if self.offset.ndim:
             self.offset = self.offset[sequences]
-        if self.memory is not None:
-            self.memory = self.memory[sequences]
 
     @staticmethod
     def merge(caches: Sequence[Cache]) -> Cache:
@@ -322,8 +321,6 @@ class Cache:
         first, *others = caches
         whole = Cache([layer.merged([cache.layers[i] for cache in others]) for i, layer in enumerate(first.layers)])
         whole.offset = mx.concatenate([cache.offset.reshape(-1) for cache in caches])
-        if first.memory is not None:
-            whole.memory = mx.concatenate([cache.memory for cache in caches if cache.memory is not None])
         return whole
 
     @property

@@ -24,8 +24,10 @@ class Ctx:
     layer: int = 0  # depth at which the block runs; differs from its index if blocks are shared
     cache: Any = None  # the model's Cache; within a block the LayerCache of its depth
     x0: mx.array | None = None  # (B, L, D): output of Model.embed
-    memory: mx.array | None = None  # (B, S, D): encoder output
-    mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): False hides a key, on top of causality
+    memory: mx.array | None = None  # (B, S, D): what attention makes keys and values of, instead of its own input
+    memory_positions: mx.array | None = None  # (B, S) int32: of the memory's tokens; EMPTY_POSITION hides padding
+    causal: bool = True  # False: a query sees the later keys too, as in an encoder
+    mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): False hides a key, beside what is hidden already
     auxiliary: list[tuple[str, mx.array, float]] = field(default_factory=list)  # (name, value, weight in the loss)
 
     def at(self, layer: int) -> Ctx:

@@ -76,7 +76,7 @@ _VECTORS: Rules = (
 )
 
 RULES: Rules = (
-    (r"embedding\.weight", unit_rows),
+    (r"(encoder\.)?embedding\.weight", unit_rows),
     (r"(head|position)\.weight", unit_rows),
     (r".*_proj\.weight", xavier_uniform),
     *_VECTORS,

@@ -41,6 +41,7 @@ class Model(nn.Module):
     Block: Slot
 
     label_smoothing: float = 0.0  # of the training loss only; set by the trainer from the Recipe
+    parallel: bool = False  # whether a batch holds pairs of a source and its translation (nn.translator)
     checkpoint: str = "none"  # gradient checkpointing, none or block; set by the trainer from the Recipe
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:
@@ -110,6 +111,10 @@ class Model(nn.Module):
         """Return an empty cache for decoding `batch` sequences, with one LayerCache per depth."""
         return Cache([block.make_cache(batch) for block in self.stack()])
 
+    def example(self, batch: int, length: int) -> mx.array:
+        """Return a batch of zeros, as `loss` takes it, for predicting `length` tokens of each sequence."""
+        return mx.zeros((batch, length + 1), mx.int32)
+
     def count_parameters(self) -> dict[str, int]:
         """Return the counts `total`, `embedding` (input embedding) and `active` (used for one token)."""
         total = sum(value.size for value in by_path(self.parameters()).values())
@@ -123,9 +128,10 @@ class Model(nn.Module):
 
     def last_hidden(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
         """Return the last hidden states (B, L, D); cache as in `__call__`. Decoding unembeds only the last token's."""
-        h = self.hidden(self.context(tokens, cache))
+        ctx = self.context(tokens, cache)
+        h = self.hidden(ctx)
         if cache is not None:
-            cache.offset = cache.offset + tokens.shape[1]
+            cache.offset = cache.offset + ctx.tokens.shape[1]
         return h
 
     def context(self, tokens: mx.array, cache: Cache | None = None) -> Ctx:
@@ -134,7 +140,7 @@ class Model(nn.Module):
         if cache is None:
             return Ctx(tokens=tokens, positions=positions, position=self.position)
         positions = cache.offset[..., None] + positions
-        return Ctx(tokens=tokens, positions=positions, position=self.position, cache=cache, memory=cache.memory)
+        return Ctx(tokens=tokens, positions=positions, position=self.position, cache=cache)
 
     def inputs(self, batch: mx.array) -> tuple[Ctx, mx.array]:
         """Split a batch (B, L + 1) into the context of its first L tokens and the targets (B, L) that follow them."""

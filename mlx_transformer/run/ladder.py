@@ -83,13 +83,14 @@ class Experiment:
             raise BadInput(f"branch '{branch}' is unknown in {self}: it has {_listed(self.branches)}")
         return self.branches[branch]
 
-    def find_recipe(self, name: str | None) -> tuple[Recipe, Code | None]:
+    def find_recipe(self, name: str | None, branch: str | None = None) -> tuple[Recipe, Code | None]:
         """Return its recipe, or a named one; "FILE.py:NAME" runs a file and returns the recipe with the file.
 
-        Raises BadInput for an unknown one.
+        A branch with a recipe of its own name is trained by that one unless another is named. Raises BadInput for an
+        unknown one.
         """
         if name is None:
-            return self.recipe, None
+            return self.recipes.get(branch or "", self.recipe), None
         if name in self.recipes:
             return self.recipes[name], None
         if (named := split_recipe(name)) is not None:

@@ -1,0 +1,47 @@
+"""The branches of phase 1: the encoder-decoder of the paper, with the recipe of its own name that trains it."""
+
+from dataclasses import replace
+from typing import Any
+
+from mlx_transformer import nn
+from mlx_transformer.train import BySize, Recipe, optim
+
+# fmt: off
+BATCH_TOKENS   = BySize(nano=  2_048, small=  4_096, base=   16_384)
+LEARNING_RATE  = BySize(nano=   4e-3, small=   2e-3, base=     1e-3)  # the peak
+WARMUP_TOKENS  = BySize(nano=500_000, small=1_000_000, base=4_000_000)
+AVERAGE_TOKENS = BySize(nano=500_000, small=1_000_000, base=4_000_000)  # the horizon of the averaged weights
+EVAL_TOKENS    = BySize(nano=250_000, small=  250_000, base=1_000_000)
+# fmt: on
+
+
+def branches(model: Any) -> dict[str, Any]:
+    """Return the encoder-decoder with the paper's shared embeddings (sec. 3.4), and with separate ones."""
+
+    class Translator(nn.Translator, model):
+        """The Transformer of 2017: one matrix for both embeddings and the head."""
+
+        Head: nn.Slot = nn.TiedHead
+
+    class SeparateTranslator(Translator):
+        """An embedding for the source, one for the target, and a head."""
+
+        Head: nn.Slot = nn.Head
+        Encoder: nn.Slot = nn.SeparateEncoder
+
+    return {"translator": Translator, "translator_separate": SeparateTranslator}
+
+
+def recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """Return the recipes by branch: warm-up and inverse square root (sec. 5.3), label smoothing 0.1 (sec. 5.4)."""
+    translator = replace(
+        recipe,
+        batch_tokens=BATCH_TOKENS,
+        learning_rate=LEARNING_RATE,
+        schedule=optim.InverseSqrt(warmup_tokens=WARMUP_TOKENS),
+        label_smoothing=0.1,
+        average=optim.EMA(horizon_tokens=AVERAGE_TOKENS),
+        stop=optim.NoStop(),
+        eval_tokens=EVAL_TOKENS,
+    )
+    return {"translator": translator, "translator_separate": translator}

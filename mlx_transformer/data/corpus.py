@@ -88,15 +88,17 @@ def load_corpus(
 
 
 @dataclass
-class _Tally:
+class Tally:
+    """Sizes of a split that is being written."""
+
     documents: int = 0
     bytes: int = 0
     duplicates: int = 0
 
 
-def _write(path: Path, parts: Iterable[Part], banned: Set[bytes], advance: Callable[[int], None]) -> _Tally:
+def _write(path: Path, parts: Iterable[Part], banned: Set[bytes], advance: Callable[[int], None]) -> Tally:
     """Write documents with their separators, except those with a banned digest, which count as duplicates."""
-    tally, start, digest = _Tally(), 0, hashlib.blake2b(digest_size=16)
+    tally, start, digest = Tally(), 0, hashlib.blake2b(digest_size=16)
     with open(path, "wb") as out:
         for text, ends in parts:
             raw = text.encode()
@@ -128,10 +130,11 @@ def _prepare(
             f"nothing is left to train on: {plural(kept.duplicates, 'training document')}, each of them a validation "
             "document too; give another --valid"
         )
-    _write_facts(folder, name, kept, held_out, floor_bits=None)
+    write_facts(folder, name, kept, held_out, floor_bits=None)
 
 
-def _write_facts(folder: Path, name: str, train: _Tally, valid: _Tally, floor_bits: float | None) -> None:
+def write_facts(folder: Path, name: str, train: Tally, valid: Tally, floor_bits: float | None) -> None:
+    """Write corpus.json, which `open_prepared` reads, beside train.txt and valid.txt."""
     train_sha = sha256_of(folder / "train.txt")
     facts = {
         "name": name,
@@ -147,7 +150,7 @@ def _write_facts(folder: Path, name: str, train: _Tally, valid: _Tally, floor_bi
     write_json(folder / "corpus.json", facts)
 
 
-def _open(folder: Path, source: str) -> Corpus:
+def open_prepared(folder: Path, source: str) -> Corpus:
     """Open the corpus prepared in `folder`; `source` says in words where it comes from."""
     facts = json.loads((folder / "corpus.json").read_text())
     valid_documents = plural(facts["valid_documents"], "validation document")
@@ -157,7 +160,8 @@ def _open(folder: Path, source: str) -> Corpus:
     return Corpus(**facts, train=folder / "train.txt", valid=folder / "valid.txt", note=note)
 
 
-def _key(*parts: object) -> str:
+def cache_key(*parts: object) -> str:
+    """Return the key of a prepared corpus."""
     return hashlib.sha256(repr((_VERSION, *parts)).encode()).hexdigest()[:20]
 
 
@@ -174,14 +178,14 @@ def _fables(stories: int | None, why: str) -> Corpus:
     def build(folder: Path) -> None:
         info = fables.write_corpus(folder, stories=stories, valid_stories=FABLES_VALID_STORIES, seed=FABLES_SEED)
         train, valid = (_count(folder / name) for name in ("train.txt", "valid.txt"))
-        _write_facts(folder, "fables", train, valid, info.valid_bits)
+        write_facts(folder, "fables", train, valid, info.valid_bits)
 
-    key = _key(sources, stories, FABLES_VALID_STORIES, FABLES_SEED)
-    return _open(cached_folder("corpora", f"fables-{key}", build), f"fables, the built-in stories, {why}")
+    key = cache_key(sources, stories, FABLES_VALID_STORIES, FABLES_SEED)
+    return open_prepared(cached_folder("corpora", f"fables-{key}", build), f"fables, the built-in stories, {why}")
 
 
-def _count(path: Path) -> _Tally:
-    tally = _Tally()
+def _count(path: Path) -> Tally:
+    tally = Tally()
     for text, ends in read_parts(path):
         tally.bytes += len(text.encode())
         tally.documents += ends
@@ -207,8 +211,8 @@ def _tinystories(stories: int | None, say: Say) -> Corpus:
         size = source.train.stat().st_size + source.valid.stat().st_size
         _prepare(folder, "tinystories", train, read_parts(source.valid, errors="replace"), banned, size)
 
-    folder = cached_folder("corpora", f"tinystories-{_key(source.identity, stories)}", build)
-    return _open(folder, f"TinyStories, the first {plural(stories, 'story')}, {source.how}")
+    folder = cached_folder("corpora", f"tinystories-{cache_key(source.identity, stories)}", build)
+    return open_prepared(folder, f"TinyStories, the first {plural(stories, 'story')}, {source.how}")
 
 
 def _own(train: Source, valid: Source | None, stories: int | None) -> Corpus:
@@ -224,11 +228,11 @@ def _own(train: Source, valid: Source | None, stories: int | None) -> Corpus:
         else:
             _split_lines(folder, train, stories)
 
-    key = _key(train.identity, "" if valid is None else valid.identity, stories)
+    key = cache_key(train.identity, "" if valid is None else valid.identity, stories)
     folder = cached_folder("corpora", f"text-{key}", build)
     label = f"{train.label}" + (f" and {valid.label}" if valid is not None else ", its end held out")
     column = train.column or (valid.column if valid is not None else None)
-    corpus = _open(folder, label if column is None else f"{label}, texts of the column {column!r}")
+    corpus = open_prepared(folder, label if column is None else f"{label}, texts of the column {column!r}")
     return replace(corpus, name=train.name, text_column=column)
 
 

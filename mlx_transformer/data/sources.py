@@ -89,7 +89,7 @@ def _open_files(files: Sequence[Path], label: str, name: str, column: str | None
     column = (column or DEFAULT_COLUMN) if columned else None
     identities, size = [], 0
     for path in files:
-        digest, length = _check(path)
+        digest, length = check_file(path)
         identities.append(digest if _kind(path) == "text" else f"{_kind(path)} {column} {digest}")
         size += length
     if not size:
@@ -121,14 +121,15 @@ def _kind(path: Path) -> str:
     return "json" if suffix in _JSON else "csv" if suffix in _CSV else "text"
 
 
-def _open(path: Path, mode: str, **options: Any) -> Any:
+def open_file(path: Path, mode: str, **options: Any) -> Any:
+    """Open a file, also a .gz."""
     return (gzip.open if path.name.lower().endswith(".gz") else open)(path, mode, **options)
 
 
 def _read(path: Path, column: str | None) -> Iterator[str]:
     """Yield the lines of a file; CRLF and CR become LF, a byte order mark is removed."""
     kind = _kind(path)
-    with _open(path, "rt", encoding="utf-8-sig", newline="" if kind == "csv" else None) as file:
+    with open_file(path, "rt", encoding="utf-8-sig", newline="" if kind == "csv" else None) as file:
         if kind == "text":
             yield from lines_of(file)
             return
@@ -192,7 +193,7 @@ def _no_column(where: str, column: str, columns: list[str]) -> BadInput:
 # Checking
 
 
-def _check(path: Path) -> tuple[str, int]:
+def check_file(path: Path) -> tuple[str, int]:
     """Return what identifies the content of a file, and its bytes. Raises BadInput unless it is readable UTF-8."""
     if _suffix(path) in _BINARY:
         raise BadInput(f"{path} cannot be read here, which would need pyarrow; write it as .jsonl or give {TAKEN}")
@@ -207,7 +208,7 @@ def _check(path: Path) -> tuple[str, int]:
 def _digest_utf8(path: Path) -> tuple[str, int]:
     """Hash a file. Raises BadInput with the offset of the first byte that is not UTF-8 text."""
     digest, decoder, offset, within = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")(), 0, False
-    with _open(path, "rb") as file:
+    with open_file(path, "rb") as file:
         while True:
             block = file.read(1 << 16) + file.readline(1 << 16)
             within = within or _has_separator_within(block)

@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Batches(Iterator[np.ndarray]):
 
     def _seek(self, epoch: int, sequence: int) -> None:
         self._epoch, self._sequence = epoch, sequence
-        self._order = _permutation(self.sequences_per_epoch, self.seed, epoch)
+        self._order = permutation(self.sequences_per_epoch, self.seed, epoch)
 
     def __next__(self) -> np.ndarray:
         chosen: list[np.ndarray] = []
@@ -72,7 +73,7 @@ class Batches(Iterator[np.ndarray]):
         self._seek(state["epoch"], state["row"])
 
 
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """Return a random order of range(n): the ranks of random 64-bit keys (equal keys keep their order)."""
     keys = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(n)
     return np.argsort(keys, kind="stable")
@@ -92,13 +93,43 @@ def validation_sequences(valid: np.ndarray, seq_len: int) -> tuple[np.ndarray, n
     return sequences, mask
 
 
+def validation_batches(valid: np.ndarray, seq_len: int, tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the validation sequences and their mask in batches of one shape, each of about so many tokens.
+
+    The last batch is filled with sequences that do not count.
+    """
+    sequences, mask = validation_sequences(valid, seq_len)
+    size = min(len(sequences), max(1, tokens // seq_len))
+    short = -len(sequences) % size
+    sequences = np.concatenate([sequences, np.repeat(sequences[:1], short, 0)])
+    mask = np.concatenate([mask, np.zeros((short, seq_len), bool)])
+    return [(sequences[i : i + size], mask[i : i + size]) for i in range(0, len(sequences), size)]
+
+
+def predicted_tokens(batch: np.ndarray) -> int:
+    """Count the targets of a batch (B, L + 1) or of pairs (B, 2, n): the last rows without the first and padding."""
+    return int((batch.reshape(len(batch), -1, batch.shape[-1])[:, -1, 1:] >= 0).sum())
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """A batch and the position after it, or the error that drawing it raised."""
 
     batch: np.ndarray | None
-    state: dict[str, int]
+    state: dict[str, Any]
     error: BaseException | None = None
+
+
+class Stream(Protocol):
+    """An endless stream of batches that can tell and restore its position."""
+
+    def __next__(self) -> np.ndarray: ...
+
+    def state(self) -> dict[str, Any]:
+        """Return the position after the last batch."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a position that `state` returned."""
 
 
 class Prefetch(Iterator[np.ndarray]):
@@ -108,7 +139,7 @@ class Prefetch(Iterator[np.ndarray]):
     raised. `close` ends the thread and may be called twice.
     """
 
-    def __init__(self, batches: Batches, depth: int = 2):
+    def __init__(self, batches: Stream, depth: int = 2):
         self._batches, self._position = batches, batches.state()
         self._queue: queue.Queue[_Drawn] = queue.Queue(depth)
         self._closed = threading.Event()
@@ -143,7 +174,7 @@ class Prefetch(Iterator[np.ndarray]):
         self._position = drawn.state
         return drawn.batch
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         return dict(self._position)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from mlx_transformer.data.chunks import Chunk, chunks, encode_chunks
 from mlx_transformer.data.corpus import Corpus
 from mlx_transformer.data.documents import Part, read_parts
 from mlx_transformer.data.store import cached_folder, progress
+from mlx_transformer.data.stream import Batches, validation_batches
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.utils.files import write_json
 from mlx_transformer.utils.text import plural
@@ -45,6 +46,27 @@ class Tokens:
     unknown_rate: float  # share of unknown tokens in `valid`, EOS and BOS not counted
     lossless: bool  # every validation document is decoded unchanged, so that bits per byte are meaningful
     tokenizer: Tokenizer | None = None  # the tokenizer of the token ids
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Targets of an epoch: the first separator is never predicted."""
+        return len(self.train) - 1
+
+    @property
+    def valid_tokens(self) -> int:
+        """Targets of an evaluation."""
+        return len(self.valid) - 1
+
+    def batches(self, batch_size: int | Callable[[int], int], seq_len: int, seed: int) -> Batches:
+        """Return the training stream."""
+        return Batches(self.train, batch_size, seq_len, seed)
+
+    def validation(self, seq_len: int, tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the validation sequences (B, seq_len + 1) and the masks (B, seq_len) of the targets that count.
+
+        All batches have one shape, of about so many tokens.
+        """
+        return validation_batches(self.valid, seq_len, tokens)
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> Tokens:

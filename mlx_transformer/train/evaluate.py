@@ -1,6 +1,7 @@
 """Evaluation: the loss of a model over a whole text."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from mlx_transformer.backend import divided_blas, split
 from mlx_transformer.data.sources import check_column, open_source
-from mlx_transformer.data.stream import validation_sequences
+from mlx_transformer.data.stream import validation_batches
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.nn.model import Model
+from mlx_transformer.utils.errors import BadInput
 
 _BATCH_TOKENS = {"cpu": 8192, "gpu": 32_768}  # of an evaluation batch; a training step at base has 32,768
 
@@ -37,12 +39,14 @@ def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path, *, text_colum
     text_column: key or column of .jsonl and .csv that holds the text; None: "text".
 
     The logits are computed in chunks, without dropout; the model's weights and mode do not change. Raises BadInput if
-    the text is missing, not UTF-8, or empty.
+    the text is missing, not UTF-8, or empty, and for a translator.
     """
+    if model.parallel:
+        raise BadInput("this model translates and has no loss over a text: use python -m mlx_transformer evaluate")
     source = open_source(str(text), text_column, say=lambda message: None)
     check_column(text_column, source)
     tokens, facts = encode_text(source.parts(), tokenizer)
-    evaluator = Evaluator(model, tokens, model.config.seq_len)
+    evaluator = Evaluator(model, validation_batches(tokens, model.config.seq_len, batch_tokens()))
     with divided_blas():
         nats = evaluator()
     bits = nats * evaluator.tokens / math.log(2)
@@ -55,22 +59,24 @@ def evaluate(model: Model, tokenizer: Tokenizer, text: str | Path, *, text_colum
     )
 
 
+def batch_tokens() -> int:
+    """Return the tokens of an evaluation batch on this device."""
+    return _BATCH_TOKENS["gpu" if on_gpu() else "cpu"]
+
+
 def on_gpu() -> bool:
     """Whether MLX computes on a GPU by default."""
     return mx.default_device().type == mx.DeviceType.gpu
 
 
 class Evaluator:
-    """The loss of a model over token ids valid (V,), cut into sequences of seq_len: every token but the first."""
+    """The loss of a model over batches of sequences, each with the mask of the targets that count."""
 
-    def __init__(self, model: Model, valid: np.ndarray, seq_len: int, *, compiled: bool = True) -> None:
-        sequences, mask = validation_sequences(valid, seq_len)
-        size = min(len(sequences), max(1, _BATCH_TOKENS["gpu" if on_gpu() else "cpu"] // seq_len))
-        short = -len(sequences) % size  # full batches only: one shape, one compiled graph
-        self.sequences = np.concatenate([sequences, np.repeat(sequences[:1], short, 0)])
-        self.mask = np.concatenate([mask, np.zeros((short, seq_len), bool)])
-        self.batch_size, self.tokens = size, int(mask.sum())
-        self.model = model
+    def __init__(
+        self, model: Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], *, compiled: bool = True
+    ) -> None:
+        self.model, self.batches = model, batches
+        self.tokens = sum(int(mask.sum()) for _, mask in batches)
         self._function = mx.compile(self._total, inputs=[model.state]) if compiled else self._total
 
     def __call__(self) -> float:
@@ -80,9 +86,8 @@ class Evaluator:
         # A GPU works through a queue of batches and is waited for once; on a CPU all would be in memory at once.
         compute = mx.async_eval if on_gpu() else mx.eval
         totals = []
-        for i in range(0, len(self.sequences), self.batch_size):
-            batch = slice(i, i + self.batch_size)
-            totals.append(self._totals(mx.array(self.sequences[batch]), mx.array(self.mask[batch])))
+        for sequences, mask in self.batches:
+            totals.append(self._totals(mx.array(sequences), mx.array(mask)))
             compute(totals[-1])
         self.model.train(training)
         total = 0.0
@@ -92,10 +97,10 @@ class Evaluator:
         return total / self.tokens
 
     def context_used(self) -> float:
-        """Compute the mean share of seq_len that precedes a predicted token."""
-        seq_len = self.mask.shape[1]
-        before = np.arange(1, seq_len + 1)  # the inputs that a sequence's target j follows
-        return float((self.mask.sum(axis=0) * before).sum() / self.tokens / seq_len)
+        """Compute the mean share of seq_len that precedes a predicted token, of sequences of one length."""
+        counted = sum(mask.sum(axis=0) for _, mask in self.batches)
+        before = np.arange(1, len(counted) + 1)  # the inputs that a sequence's target j follows
+        return float((counted * before).sum() / self.tokens / len(counted))
 
     def _total(self, sequences: mx.array, mask: mx.array) -> mx.array:
         ctx, targets = self.model.inputs(sequences)

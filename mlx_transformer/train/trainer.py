@@ -14,25 +14,27 @@ import numpy as np
 from mlx.utils import tree_map_with_path
 
 from mlx_transformer.backend import divided_blas
-from mlx_transformer.data.stream import Batches, Prefetch
+from mlx_transformer.data.pairs import PairTokens
+from mlx_transformer.data.stream import Prefetch, predicted_tokens
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.checkpoint import load_newest, save_checkpoint
-from mlx_transformer.train.evaluate import Evaluator, on_gpu
+from mlx_transformer.train.evaluate import Evaluator, batch_tokens, on_gpu
 from mlx_transformer.train.events import Eval, Event, Limits, Progress, Resumed, RunOptions, Saved, Step, Stopped
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import Tree, by_path
 
+Data = Tokens | PairTokens
 _UNTIMED_STEPS = 5  # excluded from the throughput: the first steps warm caches
 
 
 def fit(
     model: Model,
     recipe: Recipe,
-    data: Tokens,
+    data: Data,
     *,
     seed: int = 0,
     limits: Limits | None = None,
@@ -67,20 +69,21 @@ def _dropout(model: Model, p: float | None) -> Iterator[None]:
             part.p = own
 
 
-def default_eval_every(recipe: Recipe, data: Tokens, seq_len: int) -> int:
+def default_eval_every(recipe: Recipe, data: Data, seq_len: int) -> int:
     """Return the steps between evaluations: those of eval_tokens, but at least one pass over the validation tokens.
 
     A forward pass is a third of a step, so evaluation takes at most a quarter of the time. On a GPU, whose runs last
     minutes, it is at least three passes: at most a tenth of the time.
     """
     passes = 3 if on_gpu() else 1
-    return -(-max(recipe.eval_tokens, passes * len(data.valid)) // (recipe.batch_size(seq_len) * seq_len))
+    return -(-max(recipe.eval_tokens, passes * data.valid_tokens) // (recipe.batch_size(seq_len) * seq_len))
 
 
 @dataclass(frozen=True)
 class _Begun:
     """A step whose results may not be computed yet."""
 
+    shape: tuple[int, ...]  # of the batch
     step_tokens: int
     tokens: int  # predicted up to its end
     learning_rate: float
@@ -92,22 +95,23 @@ class _Run:
     """The state of one call of `fit`."""
 
     def __init__(
-        self, model: Model, recipe: Recipe, data: Tokens, seed: int, limits: Limits, options: RunOptions
+        self, model: Model, recipe: Recipe, data: Data, seed: int, limits: Limits, options: RunOptions
     ) -> None:
         self.model, self.recipe, self.limits, self.options = model, recipe, limits, options
         seq_len = model.config.seq_len
-        self.epoch_tokens = len(data.train) - 1  # the first separator is never predicted
+        self.epoch_tokens = data.epoch_tokens
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         mx.random.seed(seed)
-        self.batches = Batches(data.train, partial(recipe.batch_size, seq_len), seq_len, seed)
-        self.evaluate = Evaluator(model, data.valid, seq_len, compiled=options.compile)
+        self.batches = data.batches(partial(recipe.batch_size, seq_len), seq_len, seed)
+        self.evaluate = Evaluator(model, data.validation(seq_len, batch_tokens()), compiled=options.compile)
         self.take_step = TrainingStep(model, recipe, compiled=options.compile, deterministic=options.deterministic)
         self.progress = Progress()
         self.best: Tree = model.trainable_parameters()
         self.saved_at = options.clock()
         self.ahead: _Begun | None = None  # the step after the one that is waited for
         self.step_seconds = 0.0  # of the last step
-        self.compiled_tokens, self.compiling_seconds = 0, 0.0  # of the last step that compiled
+        self.compiled: set[tuple[int, ...]] = set()  # shapes of the batches so far
+        self.compiling: tuple[tuple[int, ...], float] = (), 0.0  # shape and seconds of the last step that compiled
 
     def __enter__(self) -> _Run:
         return self
@@ -156,14 +160,14 @@ class _Run:
         waiting = clock()
         batch = next(self.prefetch)
         self.progress.data_seconds += clock() - waiting
-        step_tokens = batch[:, 1:].size
+        step_tokens = predicted_tokens(batch)
         tokens += step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
         metrics, norm = self.take_step(mx.array(batch), learning_rate, share)
         if on_gpu():
             mx.async_eval(metrics, norm, self.take_step.state)
-        return _Begun(step_tokens, tokens, learning_rate, metrics, norm)
+        return _Begun(batch.shape, step_tokens, tokens, learning_rate, metrics, norm)
 
     def _may_begin_next(self, step: _Begun) -> bool:
         """Whether the next step may begin before this one has ended: a GPU would else wait for Python.
@@ -174,7 +178,8 @@ class _Run:
         if not on_gpu() or self.options.should_stop():
             return False
         n, seq_len = self.progress.step + 1, self.model.config.seq_len
-        if not self.recipe.batch_size(seq_len, step.tokens) * seq_len == step.step_tokens == self.compiled_tokens:
+        following = (self.recipe.batch_size(seq_len, step.tokens), seq_len + 1)  # pairs of another width may follow
+        if step.shape != following or step.shape not in self.compiled:
             return False
         saves = self.options.checkpoints is not None and self._save_is_due(n)
         epochs, seconds = step.tokens / self.epoch_tokens, self.progress.train_seconds + 2 * self.step_seconds
@@ -188,7 +193,7 @@ class _Run:
         before, self.mark = self.mark, self.options.clock()
         self.step_seconds = self.mark - before
         now.step, now.tokens, now.epochs = now.step + 1, step.tokens, step.tokens / self.epoch_tokens
-        self._time(self.step_seconds, step.step_tokens)
+        self._time(self.step_seconds, step)
         return Step(
             step=now.step,
             tokens=now.tokens,
@@ -201,24 +206,26 @@ class _Run:
             data_wait_share=now.data_seconds / now.train_seconds if now.train_seconds else 0.0,
         )
 
-    def _time(self, spent: float, step_tokens: int) -> None:
+    def _time(self, spent: float, step: _Begun) -> None:
         """Count one step's seconds.
 
-        The first step of a process, and the first of another batch size, compiles. The training in it is taken to last
-        as long as the next step; until that is known all of it counts as compilation.
+        The first step of a process, and the first of another shape, compiles. The training in it is taken to last
+        as long as the next step, if that has the same shape; until that is known all of it counts as compilation.
         """
         now = self.progress
         now.peak_memory_bytes = max(now.peak_memory_bytes, mx.get_peak_memory())
-        if step_tokens != self.compiled_tokens:
-            self.compiled_tokens, self.compiling_seconds = step_tokens, spent
+        if step.shape not in self.compiled:
+            self.compiled.add(step.shape)
+            self.compiling = step.shape, spent
             now.compile_seconds += spent
             return
-        training = min(spent, self.compiling_seconds)
-        self.compiling_seconds = 0.0
+        shape, seconds = self.compiling
+        training = min(spent, seconds) if shape == step.shape else 0.0
+        self.compiling = (), 0.0
         now.compile_seconds -= training
         now.train_seconds += training + spent
         if now.step > _UNTIMED_STEPS:
-            now.timed_tokens += step_tokens
+            now.timed_tokens += step.step_tokens
             now.timed_seconds += spent
 
     def _evaluation_is_due(self, step: int | None = None) -> bool:

@@ -125,10 +125,10 @@ def test_the_cache_of_texts_with_separators_on_their_lines_stays_valid(tmp_path)
     """The key of a text that a former version prepared, and another one where that version found fewer documents."""
     content = stories("one", " two\n", "three").replace("\n", "\r\n")
     folder = load(text_file(tmp_path, content)).train.parent
-    assert folder.name == f"text-{corpus._key(hashlib.sha256(content.encode()).hexdigest(), '', None)}"
+    assert folder.name == f"text-{corpus.cache_key(hashlib.sha256(content.encode()).hexdigest(), '', None)}"
     content = stories("one", f"two{END}", "three")
     folder = load(text_file(tmp_path, content)).train.parent
-    assert folder.name != f"text-{corpus._key(hashlib.sha256(content.encode()).hexdigest(), '', None)}"
+    assert folder.name != f"text-{corpus.cache_key(hashlib.sha256(content.encode()).hexdigest(), '', None)}"
 
 
 def test_prepared_corpora_are_cached_by_content(tmp_path, cache):

@@ -56,26 +56,26 @@ def test_a_gpu_is_waited_for_once_and_the_result_is_the_same(texts, monkeypatch)
     monkeypatch.setattr(module, "_BATCH_TOKENS", {"cpu": 64, "gpu": 64})
     queued, evaluated = [], []
     monkeypatch.setattr(mx, "async_eval", queued.append)
-    expected = Evaluator(model, tokens.valid, 16)()
+    expected = Evaluator(model, tokens.validation(16, module.batch_tokens()))()
     monkeypatch.setattr(module, "on_gpu", lambda: True)
-    evaluator = Evaluator(model, tokens.valid, 16)
+    evaluator = Evaluator(model, tokens.validation(16, module.batch_tokens()))
     monkeypatch.setattr(mx, "eval", evaluated.append)
     assert evaluator() == expected, "bit for bit"
-    assert len(queued) == len(evaluator.sequences) // 4 > 3
+    assert len(queued) == len(evaluator.batches) > 3
     assert not evaluated
 
 
 def test_a_gpu_evaluates_larger_batches_and_a_tenth_of_the_time(texts, monkeypatch):
     tokens = load(texts)
     recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=64, eval_tokens=1)
-    model, long = make_model(tokens.tokenizer.vocab_size), np.resize(tokens.valid, 100_000)
+    long = replace(tokens, valid=np.resize(tokens.valid, 100_000))
     found = {}
     for name in ("cpu", "gpu"):
         monkeypatch.setattr(module, "on_gpu", lambda name=name: name == "gpu")
         monkeypatch.setattr(trainer, "on_gpu", module.on_gpu)
         steps = trainer.default_eval_every(recipe, tokens, 16)
         cost = len(tokens.valid) / 3  # of a pass, in tokens of a training step
-        found[name] = Evaluator(model, long, 16).batch_size, cost / (cost + 64 * steps)
+        found[name] = len(long.validation(16, module.batch_tokens())[0][0]), cost / (cost + 64 * steps)
     assert [size for size, _ in found.values()] == [512, 2048]
     assert 0.2 < found["cpu"][1] <= 0.25
     assert 0.08 < found["gpu"][1] <= 0.1

@@ -237,7 +237,9 @@ def test_the_validation_loss_predicts_each_token_once(valid):
     assert len(losses) == valid - 1
     model.train()
     for compiled in (True, False):
-        assert Evaluator(model, data.valid, L, compiled=compiled)() == pytest.approx(np.mean(losses), rel=1e-5)
+        assert Evaluator(model, data.validation(L, 8192), compiled=compiled)() == pytest.approx(
+            np.mean(losses), rel=1e-5
+        )
     assert model.training
 
 

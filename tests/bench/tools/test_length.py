@@ -9,6 +9,7 @@ import pytest
 from bench.compare.runs import Finished, Run
 from bench.compare.variants import Variant
 from bench.tools import length
+from mlx_transformer.data.stream import validation_batches
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.utils.errors import BadInput, RunFailed
@@ -23,7 +24,7 @@ def test_the_loss_at_a_length_is_the_evaluator_s():
     for seq_len in (17, 34):
         nats = length.losses(net, VALID, seq_len)
         assert len(nats) == len(VALID) - 1
-        assert nats.mean() == pytest.approx(Evaluator(net, VALID, seq_len)(), rel=1e-5)
+        assert nats.mean() == pytest.approx(Evaluator(net, validation_batches(VALID, seq_len, 8192))(), rel=1e-5)
 
 
 def test_the_curve_is_the_extra_loss_by_position():

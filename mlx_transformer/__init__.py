@@ -5,6 +5,7 @@
     model, tokenizer = mt.load("results/mine")                          # a run folder, or what save wrote
     mt.evaluate(model, tokenizer, "held_out.txt")                       # nats per token, perplexity, bits per byte
     mt.generate(model, tokenizer, ["Once upon a time"], max_tokens=200)
+    mt.translate(model, tokenizer, ["three plus four is seven"])        # an encoder-decoder
     for event in mt.fit(model, recipe, data): ...                       # Step, Eval, Saved, Stopped
     mt.save("folder", model, tokenizer)
     mt.main(__name__)                                                   # the command line of a file with a Model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlx_transformer import nn as nn
     from mlx_transformer import train as train
     from mlx_transformer.generate import generate as generate
+    from mlx_transformer.generate import translate as translate
     from mlx_transformer.nn.config import Config as Config
     from mlx_transformer.nn.model import Model as Model
     from mlx_transformer.run.saved import load as load
@@ -49,6 +51,7 @@ _LAZY = {  # name -> module, or module:attribute
     "optim": "train.optim",
     "save": "run.saved:save",
     "train": "train",
+    "translate": "generate:translate",
 }
 __all__ = ["__version__", "main", *_LAZY]
 

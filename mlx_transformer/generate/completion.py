@@ -74,6 +74,7 @@ def complete(
     seed: int = 0,
 ) -> list[Completion]:
     """Continue a batch of prompts as `generate` does."""
+    _check(model)
     encoded = [encode_prompt(tokenizer, prompt, model.config.seq_len) for prompt in prompts]
     return _complete(model, tokenizer, prompts, encoded, max_tokens, sampling, seed)
 
@@ -91,10 +92,16 @@ def stream_completion(
 
     Text is yielded in whole characters, of which a token may be a part. Raises before the first text is asked for.
     """
+    _check(model)
     ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
     (limit,), context = _limits([ids], max_tokens, model.config.seq_len)
     drawn = decode(model, [ids], limit, sampling=sampling, seed=seed, context=context)
     return _stream(tokenizer, prompt, ids, drawn, model.config.seq_len)
+
+
+def _check(model: Model) -> None:
+    if model.parallel:
+        raise BadInput("this model translates and does not continue text: use translate")
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, context: int) -> list[int]:

@@ -47,6 +47,8 @@ class Variant:
             experiment, branch, recipe = read_variant(text)
         except BadInput as error:
             raise BadInput(f"--phases '{text}': {error}") from None
+        if experiment.find_branch(branch).parallel:
+            raise BadInput(f"--phases '{text}': it translates pairs, and a comparison trains all on one text")
         if (named := split_recipe(recipe or "")) is not None:
             recipe = f"{named[0].resolve()}:{named[1]}"
         file = experiment.code.path if experiment.code else None
@@ -126,8 +128,9 @@ def _rank(variant: Variant) -> tuple[Any, ...]:
 def ablation(phase: Variant, say: Callable[[str], None]) -> list[Variant]:
     """Return the phase, each branch and each recipe; before them the previous phase, where an idea adds to it."""
     experiment, previous = phase.experiment, f"phase_{(phase.phase or 0) - 1}"
-    ideas = [replace(phase, branch=name) for name in experiment.branches if name != previous]
-    recipes = [name for name in experiment.recipes if name != previous]
+    translators = {name for name, kind in experiment.branches.items() if kind.parallel}
+    ideas = [replace(phase, branch=name) for name in experiment.branches if name not in {previous, *translators}]
+    recipes = [name for name in experiment.recipes if name not in {previous, *translators}]
     ideas += [replace(phase, recipe=name) for name in recipes if not _emulated(name, experiment, say)]
     if not ideas:
         raise BadInput(f"{phase.name} has no branch or recipe to ablate: give --phases with another")

@@ -79,7 +79,7 @@ def _measure(
     step = TrainingStep(model, recipe)
     peaks = []
     for size in batches:
-        batch = mx.zeros((size * recipe.accumulate, config.seq_len + 1), mx.int32)
+        batch = model.example(size * recipe.accumulate, config.seq_len)
         mx.eval(batch, step.state)
         mx.clear_cache()
         before = mx.get_active_memory()

@@ -9,10 +9,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.backend import use_device
-from mlx_transformer.data.corpus import Corpus, load_corpus
+from mlx_transformer.data.corpus import Corpus
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
-from mlx_transformer.data.tokens import Tokens, tokenize_corpus
-from mlx_transformer.generate import encode_prompt
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.config import SIZES, Config, choose_size
 from mlx_transformer.nn.growth import grow
@@ -24,19 +22,12 @@ from mlx_transformer.run.memory import check_dimensions, check_memory
 from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.saved import find_weights, model_folder, read_config
 from mlx_transformer.run.settings import ENDS, Settings, decide, resume_settings
+from mlx_transformer.run.task import TextTask, task_of
 from mlx_transformer.train.recipe import Recipe, check_groups
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput
-from mlx_transformer.utils.text import plural
 
 DEFAULT_SECONDS = 240.0  # without a --max flag
-PROMPTS = (
-    "Once upon a time",
-    "There was a little",
-    "The brave princess",
-    "In a magical forest",
-    "A small cat",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +36,7 @@ class Plan:
 
     experiment: Experiment
     kind: type[Model]
+    task: TextTask
     settings: Settings  # without "auto" and relative paths
     size: str
     seed: int
@@ -55,7 +47,7 @@ class Plan:
     sampling: Sampling
     corpus: Corpus
     tokenizer: Tokenizer
-    tokens: Tokens
+    tokens: Any  # Tokens, or PairTokens of a translator
     weights: tuple[dict[str, mx.array], Path] | None  # of --init-from, and where they are from
 
     def make_model(self, say: Callable[[str], None] = lambda _: None) -> Model:
@@ -79,14 +71,7 @@ class Plan:
         """Convert validation loss from nats per token to bits per UTF-8 byte; None for a lossy tokenizer."""
         if loss is None or not self.tokens.lossless:
             return None
-        return loss * (len(self.tokens.valid) - 1) / math.log(2) / self.tokens.valid_bytes
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts given, else the default ones that fit the context."""
-        if self.settings.prompt:
-            return list(self.settings.prompt)
-        return [p for p in PROMPTS if len(self.tokenizer.encode(p)) + 1 < self.config.seq_len]
+        return loss * self.tokens.valid_tokens / math.log(2) / self.tokens.valid_bytes
 
 
 def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], None]) -> Plan:
@@ -97,14 +82,15 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     kind = experiment.find_branch(settings.branch)
     source = None if settings.init_from is None else model_folder(settings.init_from)
     size = choose_size(settings.size) if source is None else _size_of(source, settings.size)
-    recipe, recipe_code = experiment.find_recipe(settings.recipe)
+    recipe, recipe_code = experiment.find_recipe(settings.recipe, settings.branch)
     recipe = _change_recipe(recipe.at(size), settings)
     config = _make_config(experiment, kind, settings, size, recipe, source)
     recipe.check_dropout(config.dropout)
     if settings.batch_size is not None:
         recipe = replace(recipe, batch_tokens=settings.batch_size * config.seq_len)
     limits, sampling = _limits(settings), read_sampling(settings)
-    corpus = load_corpus(settings.data or "auto", settings.valid, settings.stories, say, settings.text_column)
+    task = task_of(kind)
+    corpus = task.load(settings, say)
     weights = None
     if source is None:
         explicit = settings.vocab_size is not None
@@ -119,6 +105,7 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     plan = Plan(
         experiment=experiment,
         kind=kind,
+        task=task,
         settings=decide(settings, size, corpus.name),
         size=size,
         seed=settings.seed or 0,
@@ -129,10 +116,10 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
         sampling=sampling,
         corpus=corpus,
         tokenizer=tokenizer,
-        tokens=tokenize_corpus(corpus, tokenizer, say),
+        tokens=task.tokenize(corpus, tokenizer, config, say),
         weights=weights,
     )
-    _check_text(plan)
+    task.check(plan)
     return plan
 
 
@@ -192,15 +179,3 @@ def _numbers_of(source: Path, kind: type[Model]) -> dict[str, Any]:
     """Return the hyperparameters of the run that weights come from, but for dropout, which only training uses."""
     numbers = read_config(source)["config"]
     return {f.name: numbers[f.name] for f in fields(kind.Config) if f.name in numbers and f.name != "dropout"}
-
-
-def _check_text(plan: Plan) -> None:
-    """Raise BadInput for a prompt longer than the context, and for a training text shorter than one sequence."""
-    for prompt in plan.settings.prompt:
-        encode_prompt(plan.tokenizer, prompt, plan.config.seq_len)
-    tokens = len(plan.tokens.train)
-    if tokens <= plan.config.seq_len:
-        raise BadInput(
-            f"the training text has {plural(tokens, 'token')}: one sequence needs {plan.config.seq_len + 1:,}; "
-            "give a longer text or a smaller --seq-len"
-        )

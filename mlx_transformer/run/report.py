@@ -73,7 +73,8 @@ def write_report(
 
 def write_stories(folder: Path, stories: Sequence[Record], quality: Record) -> None:
     """Write stories.md: the quality figures, then each {"prompt", "text"} with its prompt in bold. Raises OSError."""
-    rows = [(label, _share(quality[key]), meaning) for key, (label, meaning) in FIGURES.items() if key in quality]
+    rows = [(label, value, meaning) for label, value, meaning in translation_rows(quality)]
+    rows += [(label, _share(quality[key]), meaning) for key, (label, meaning) in FIGURES.items() if key in quality]
     if "longest_copied_span" in quality:
         rows.append(("longest copied span", plural(quality["longest_copied_span"], "word"), _copied(quality)))
     sections = ["# Generated texts", "The prompt is in **bold**."]
@@ -117,7 +118,7 @@ def _how_good(result: Record) -> str:
     text += f", **{bpb:.3f} bits per byte**" if bpb is not None else ""
     text += f": perplexity {_perplexity(loss)}"
     text += f", against {vocab:,} of a uniform guess (ln {vocab:,} = {math.log(vocab):.3f} nats)."
-    if bpb is not None and floor:
+    if bpb is not None and floor:  # not 0, as of the built-in pairs
         text += f" The entropy of the text, a lower bound for any model, is {floor:.3f} bits per byte"
         text += f": this is {_above(bpb / floor)}."
     return text
@@ -145,6 +146,7 @@ def _figures(result: Record) -> list[tuple[str, str]]:
         ("last validation loss", _nats(result["final_valid_loss"])),
         ("entropy floor, bits per byte", _number(corpus["floor_bpb"], "not known")),
         ("uniform guess", _nats(math.log(tokenizer["vocab_size"]))),
+        *((label, value) for label, value, _ in translation_rows(result["quality"])),
         *_target_rows(result),
         ("parameters", f"{parameters['total']:,} ({parameters['embedding']:,} in embeddings)"),
         (
@@ -177,6 +179,19 @@ def _load(curve: Sequence[Record]) -> list[tuple[str, str]]:
         return []
     first, last = (f"{most[i]:.2f} and {least[i]:.2f}" for i in (0, -1))
     return [("load of the busiest and the idlest expert", f"{last} of an equal share; at first {first}")]
+
+
+def translation_rows(quality: Record) -> list[tuple[str, str, str]]:
+    """Return label, value and definition of each figure of a translator; none for other models."""
+    rows = []
+    for name, scores in quality.get("translations", {}).items():
+        how = f"of {plural(scores['pairs'], 'sentence')}, by beam search ({quality['beam']})"
+        rows.append((f"exact match, {name}", _share(scores["exact_match"]), how))
+        rows.append((f"exact match, {name}, greedy", _share(scores["greedy"]["exact_match"]), "without beam search"))
+        for key, label in (("chrf", "chrF"), ("bleu", "BLEU")):
+            score = "needs sacrebleu" if scores[key] is None else f"{scores[key]:.2f}"
+            rows.append((f"{label}, {name}", score, "by sacrebleu, of 100"))
+    return rows
 
 
 def _target_rows(result: Record) -> list[tuple[str, str]]:
@@ -262,7 +277,12 @@ def _next_commands(folder: Path, result: Record, command: str, limits: Limits) -
     place = shlex.quote(str(folder))
     resume = resume_command(command, folder)
     code = " --code kept" if result["code"] else ""
-    commands = [f"Generate text:\n\n    python -m mlx_transformer.generate {place}{code} --prompt 'Once upon a time'"]
+    what, prompt = (
+        ("Translate", "three plus four is seven")
+        if "translations" in result["quality"]
+        else ("Generate text", "Once upon a time")
+    )
+    commands = [f"{what}:\n\n    python -m mlx_transformer.generate {place}{code} --prompt '{prompt}'"]
     if result["stopped"] == "interrupted":
         commands.append(f"Resume training:\n\n    {resume}")
     elif result["stopped"].startswith("max_") and result["final_valid_loss"] == result["best_valid_loss"]:

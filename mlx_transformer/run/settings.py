@@ -236,7 +236,7 @@ def decide(settings: Settings, size: str, corpus: str) -> Settings:
     for name in ("valid", "tokenizer", "init_from"):
         decided[name] = getattr(settings, name)
     for name, value in decided.items():
-        if value is not None and value not in ("fables", "tinystories", "bpe", "word"):
+        if value is not None and value not in ("fables", "tinystories", "pairs", "bpe", "word"):
             path = Path(value).expanduser()
             decided[name] = type(value)(path.resolve()) if path.exists() else value
     if (named := split_recipe(settings.recipe or "")) is not None:

@@ -14,8 +14,6 @@ import mlx.core as mx
 
 from mlx_transformer.backend import device_info
 from mlx_transformer.data.tokenizers import Tokenizer
-from mlx_transformer.generate import complete, generate_unconditional
-from mlx_transformer.generate.quality import quality
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.console import Console
 from mlx_transformer.run.curve import Curve
@@ -46,7 +44,6 @@ from mlx_transformer.utils.text import plural
 from mlx_transformer.utils.trees import by_path
 
 _LOG_STEPS_PER_EVALUATION = 10  # lines of curve.jsonl between two evaluations
-_UNCONDITIONAL_SAMPLES = 100
 
 
 def main(module: ModuleType) -> None:
@@ -151,9 +148,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
     figures: dict[str, Any] = {}
     if stopped.why not in ("interrupted", "diverged"):
         model.eval()
-        completions = complete(model, plan.tokenizer, plan.prompts, sampling=plan.sampling, seed=plan.seed)
-        stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
-        figures = quality(stories, plan.tokens.train, plan.tokenizer, _unconditional(plan, model))
+        stories, figures = plan.task.write(plan, model)
         write_stories(folder, stories, figures)
     save_model(folder / "model", *_saved_as(plan, model))
     result = make_result(plan, model, stopped, figures)
@@ -173,14 +168,6 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
 def _saved_as(plan: Plan, model: Model) -> tuple[Model, Tokenizer, int | None, str | None, Code | None]:
     experiment = plan.experiment
     return model, plan.tokenizer, experiment.phase, plan.settings.branch, experiment.code
-
-
-def _unconditional(plan: Plan, model: Model) -> list[str]:
-    """Sample the texts that the grammar of the fables can judge; none for another corpus."""
-    if plan.settings.data != "fables":
-        return []
-    samples = generate_unconditional(model, plan.tokenizer, _UNCONDITIONAL_SAMPLES, seed=plan.seed)
-    return [sample.text for sample in samples]
 
 
 @contextmanager
@@ -210,12 +197,13 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
     if plan.experiment.code is not None and not is_own(type(model).__module__) and type(model).__module__ != "__main__":
         console.say(f"{plan.experiment} defines no Model: the one of phase {plan.experiment.phase} is trained")
     console.say(
-        f"{plural(corpus.train_documents, 'document')}, {len(plan.tokens.train):,} training tokens, "
-        f"{len(plan.tokens.valid):,} validation tokens; {plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,}"
+        f"{plural(corpus.train_documents, 'document')}, {plan.tokens.epoch_tokens + 1:,} training tokens, "
+        f"{plan.tokens.valid_tokens + 1:,} validation tokens; "
+        f"{plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,}"
     )
     groups: dict[str, int] = {}
     for path, value in by_path(model.parameters()).items():
-        name = re.sub(r"\.(weight|bias)$", "", re.sub(r"^blocks\.\d+\.", "blocks.", path))
+        name = re.sub(r"\.(weight|bias)$", "", re.sub(r"\bblocks\.\d+\.", "blocks.", path))
         groups[name] = groups.get(name, 0) + value.size
     for name, count in groups.items():
         console.say(f"  {name:<24}{count:>12,}")

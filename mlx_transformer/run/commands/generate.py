@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_transformer.backend import use_device
-from mlx_transformer.generate import Completion, complete, stream_completion
+from mlx_transformer.data.tokenizers import Tokenizer
+from mlx_transformer.generate import Completion, complete, stream_completion, translate
+from mlx_transformer.generate.beam import Beam
+from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands.model import load_model
 from mlx_transformer.run.flags import (
     Device,
+    Number,
     Place,
     RunArgument,
     SamplingFlags,
@@ -20,19 +24,25 @@ from mlx_transformer.run.flags import (
     parse,
     read_sampling,
 )
+from mlx_transformer.run.task import check_no_sampling
 from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 
 
 @dataclass(kw_only=True)
 class Flags(SamplingFlags):
-    """Generate text with a trained model; without --prompt, from one line at a time of standard input."""
+    """Continue text with a trained model, or translate it; without --prompt, one line at a time of standard input."""
 
     run: RunArgument
     """a run folder, or its model/"""
     prompt: Words = ()
-    """text to continue (repeatable)"""
+    """text to continue, or sentence to translate (repeatable)"""
     max_tokens: WholeNumber = None
-    """tokens to generate at most; past the context, older text is forgotten (default: up to the context)"""
+    """tokens to generate at most; past the context, older text is forgotten (default: up to the context; for a
+    translation 50 more than its source has)"""
+    beam: WholeNumber = None
+    """hypotheses of a translator's beam search; 1 is greedy (default: 4)"""
+    length_penalty: Number = None
+    """exponent of a translator's length penalty; 0: none (default: 0.6)"""
     seed: Seed = 0
     """random seed of sampling (default: 0)"""
     code: Place = None
@@ -50,6 +60,12 @@ def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | Non
     use_device(flags.device or "auto")
     sampling, seed = read_sampling(flags), flags.seed or 0
     model, tokenizer = load_model(flags.run, flags.code)
+    if model.parallel:
+        _translate(model, tokenizer, flags)
+        return
+    for name in ("beam", "length_penalty"):
+        if (value := getattr(flags, name)) is not None:
+            raise BadInput(f"--{name.replace('_', '-')} {value}: '{flags.run}' holds no translator; leave it out")
     options: dict[str, Any] = {"max_tokens": flags.max_tokens, "sampling": sampling, "seed": seed}
     if flags.prompt and not flags.stream:
         completions = complete(model, tokenizer, flags.prompt, **options)
@@ -69,6 +85,23 @@ def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | Non
     _note_slides(completions, model.config.seq_len)
     if refused and not sys.stdin.isatty():  # on a terminal the error has been seen already
         raise BadInput(f"{refused} of the lines could not be continued: see above")
+
+
+def _translate(model: Model, tokenizer: Tokenizer, flags: Flags) -> None:
+    """Print the translation of each prompt, or of each line."""
+    check_no_sampling(flags)
+    if flags.stream:
+        raise BadInput("--stream: a translation is searched as a whole; leave it out")
+    usual = Beam()
+    options: dict[str, Any] = {
+        "beam": flags.beam or usual.size,
+        "length_penalty": usual.alpha if flags.length_penalty is None else flags.length_penalty,
+        "max_tokens": flags.max_tokens,
+    }
+    if flags.prompt:
+        print("\n".join(one.text for one in translate(model, tokenizer, flags.prompt, **options)))
+    for line in () if flags.prompt else _lines():
+        print(translate(model, tokenizer, line, **options)[0].text, flush=True)
 
 
 def _lines() -> Iterator[str]:

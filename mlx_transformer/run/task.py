@@ -1,0 +1,114 @@
+"""What a model is trained on, and what a run writes at its end: continuations of a text, or translations."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlx_transformer.data import pairs
+from mlx_transformer.data.corpus import Corpus, load_corpus
+from mlx_transformer.data.tokenizers import Tokenizer
+from mlx_transformer.data.tokens import tokenize_corpus
+from mlx_transformer.generate import complete, encode_prompt, generate_unconditional, translate
+from mlx_transformer.generate.beam import Beam
+from mlx_transformer.generate.quality import quality
+from mlx_transformer.generate.translation import judge
+from mlx_transformer.nn.config import Config
+from mlx_transformer.nn.model import Model
+from mlx_transformer.run.settings import Settings
+from mlx_transformer.train.trainer import Data
+from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.text import plural
+
+Say = Callable[[str], None]
+Record = dict[str, Any]
+
+PROMPTS = (
+    "Once upon a time",
+    "There was a little",
+    "The brave princess",
+    "In a magical forest",
+    "A small cat",
+)
+_UNCONDITIONAL_SAMPLES = 100
+_JUDGED_PAIRS = 500  # of each test split
+
+
+class TextTask:
+    """A language model: trained on a text, it continues prompts. `plan` is a Plan (run/plan.py)."""
+
+    def load(self, settings: Settings, say: Say) -> Corpus:
+        """Prepare the corpus. Raises BadInput."""
+        return load_corpus(settings.data or "auto", settings.valid, settings.stories, say, settings.text_column)
+
+    def tokenize(self, corpus: Corpus, tokenizer: Tokenizer, config: Config, say: Say) -> Data:
+        """Tokenize the corpus. Raises BadInput."""
+        return tokenize_corpus(corpus, tokenizer, say)
+
+    def check(self, plan: Any) -> None:
+        """Raise BadInput for a prompt longer than the context, and for a training text shorter than one sequence."""
+        for prompt in plan.settings.prompt:
+            encode_prompt(plan.tokenizer, prompt, plan.config.seq_len)
+        if plan.tokens.epoch_tokens < plan.config.seq_len:
+            raise BadInput(
+                f"the training text has {plural(plan.tokens.epoch_tokens + 1, 'token')}: one sequence needs "
+                f"{plan.config.seq_len + 1:,}; give a longer text or a smaller --seq-len"
+            )
+
+    def prompts(self, plan: Any) -> list[str]:
+        """Return the prompts given, else the default ones that fit the context."""
+        given = list(plan.settings.prompt)
+        return given or [p for p in PROMPTS if len(plan.tokenizer.encode(p)) + 1 < plan.config.seq_len]
+
+    def write(self, plan: Any, model: Model) -> tuple[list[Record], Record]:
+        """Return {"prompt", "text", "ended"} of each prompt, and the quality figures of result.json."""
+        completions = complete(model, plan.tokenizer, self.prompts(plan), sampling=plan.sampling, seed=plan.seed)
+        stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
+        samples = []
+        if plan.settings.data == "fables":  # whose grammar can judge them
+            samples = generate_unconditional(model, plan.tokenizer, _UNCONDITIONAL_SAMPLES, seed=plan.seed)
+        train = plan.tokens.train
+        return stories, quality(stories, train, plan.tokenizer, [s.text for s in samples])
+
+
+class PairsTask(TextTask):
+    """A translator: trained on pairs, it translates sentences."""
+
+    def load(self, settings: Settings, say: Say) -> Corpus:
+        if settings.text_column is not None:
+            raise BadInput(f"--text-column {settings.text_column} goes with .jsonl and .csv; pairs have no columns")
+        return pairs.load_pairs(settings.data or "auto", settings.valid, settings.stories, say)
+
+    def tokenize(self, corpus: Corpus, tokenizer: Tokenizer, config: Config, say: Say) -> Data:
+        return pairs.tokenize_pairs(corpus, tokenizer, config.seq_len, say)
+
+    def check(self, plan: Any) -> None:
+        """Raise BadInput for an empty prompt, and for settings of sampling."""
+        check_no_sampling(plan.settings)
+        for prompt in plan.settings.prompt:
+            if not prompt.strip():
+                raise BadInput(f"prompt {prompt!r} is empty: expected a sentence to translate")
+
+    def prompts(self, plan: Any) -> list[str]:
+        """Return the sentences given, else some held-out ones."""
+        held_out = plan.tokens.tests["held out"]
+        return list(plan.settings.prompt) or [source for source, _ in held_out[: len(PROMPTS)]]
+
+    def write(self, plan: Any, model: Model) -> tuple[list[Record], Record]:
+        beam, tests = Beam(), plan.tokens.tests
+        made = translate(model, plan.tokenizer, self.prompts(plan), beam=beam.size, length_penalty=beam.alpha)
+        stories = [{"prompt": one.source, "text": f"{one.source}\n{one.text}", "ended": one.ended} for one in made]
+        judged = {name: judge(model, plan.tokenizer, test[:_JUDGED_PAIRS], beam) for name, test in tests.items()}
+        return stories, {"beam": beam.size, "length_penalty": beam.alpha, "translations": judged}
+
+
+def task_of(kind: type[Model]) -> TextTask:
+    """Return the task of a model's class."""
+    return PairsTask() if kind.parallel else TextTask()
+
+
+def check_no_sampling(flags: Any, names: Sequence[str] = ("temperature", "top_k", "top_p", "min_p")) -> None:
+    """Raise BadInput if a flag of sampling is given: a translator searches."""
+    for name in names:
+        if (value := getattr(flags, name)) is not None:
+            raise BadInput(
+                f"--{name.replace('_', '-')} {value}: a translator searches and does not sample; leave it out"
+            )

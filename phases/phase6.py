@@ -49,7 +49,7 @@ class Model(phase5.Model):
         return super().init_weight(path, value, key)
 
 
-_EMBEDDINGS = optim.Paths(r"(.*\.)?(value_)?embedding\.weight")
+_EMBEDDINGS = optim.Paths(r"(.*\.)?((value|gram)_)?embedding\.weight")
 _FILTERS = optim.Paths(r".*\.mixer\.([a-z]+_)*(conv\.weight|a_log|a_imag|c_real|c_imag)")
 
 

@@ -4,12 +4,15 @@ import importlib
 import importlib.util
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map
 
 from tests.ideas import IDEAS
 
 PHASES = [n for n in range(1, 7) if importlib.util.find_spec(f"phases.phase{n}")]
 V = 67
+TEXT = np.minimum(np.random.default_rng(1).geometric(0.15, 600) - 1, V - 1)  # tokens, many of them repeated
+TEXT[0] = 0
 TINY = {"vocab_size": V, "d_model": 32, "n_layers": 4, "n_heads": 4, "d_ff": 48, "seq_len": 17, "dropout": 0.0}
 
 
@@ -59,6 +62,7 @@ def tiny(kind, **numbers):
     model = kind(kind.Config(**{**TINY, **numbers}))
     mx.random.seed(5)
     model.update(tree_map(lambda w: w + 0.1 * mx.random.normal(w.shape), model.parameters()))
+    model.prepare(TEXT % model.config.vocab_size, 0)
     model.eval()
     return model
 

@@ -66,7 +66,7 @@ def losses(model: Model, valid: np.ndarray, length: int) -> np.ndarray:
     size, found = max(1, _BATCH_TOKENS // length), []
     for start in range(0, len(sequences), size):
         ctx, targets = model.inputs(mx.array(sequences[start : start + size]))
-        found.append(np.array(model.token_loss(model.hidden(ctx), targets)))
+        found.append(np.array(model.evaluation_loss(model.hidden(ctx), targets, ctx)))
     return np.concatenate(found)[mask]
 
 

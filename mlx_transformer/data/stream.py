@@ -16,7 +16,7 @@ from mlx_transformer.utils.errors import BadInput
 
 
 class Batches(Iterator[np.ndarray]):
-    """An endless stream of batches (batch_size, seq_len + 1) int32 from tokens (T,).
+    """An endless stream of batches (batch_size, seq_len + 1) int32 from tokens (T,); (batch_size, C, seq_len + 1) from (T, C).
 
     Sequence i holds tokens i * seq_len ... (i + 1) * seq_len: the last of one sequence is the first of the next, so
     that with inputs [:, :-1] and targets [:, 1:] an epoch predicts each token once (except fewer than seq_len at the
@@ -53,7 +53,8 @@ class Batches(Iterator[np.ndarray]):
             self._sequence += len(taken)
             missing -= len(taken)
         starts = np.concatenate(chosen) * self.seq_len
-        return self._tokens[starts[:, None] + self._columns].astype(np.int32)
+        batch = self._tokens[starts[:, None] + self._columns].astype(np.int32)
+        return batch if batch.ndim == 2 else np.moveaxis(batch, -1, 1)
 
     def _predicted(self) -> int:
         """Number of tokens that the batches so far predict."""

@@ -86,7 +86,7 @@ class Decoder:
 
     def _step(self, tokens: mx.array, state: list) -> tuple[mx.array, list]:
         self.cache.state = state
-        return self.model.unembed(self.model.last_hidden(tokens[:, None], self.cache)[:, -1]), self.cache.state
+        return self.model.last_logits(tokens[:, None], self.cache), self.cache.state
 
     def step(self, tokens: mx.array, cache: Cache) -> mx.array:
         """Return the logits (B, V) after tokens (B,) and update the cache, which grows first where it is full."""
@@ -160,6 +160,6 @@ def _prefill(model: Model, prompts: Sequence[Sequence[int]]) -> tuple[mx.array, 
     """Compute the logits (B, V) after each prompt, and one cache of all."""
     if len({len(prompt) for prompt in prompts}) == 1:
         cache = model.make_cache(len(prompts))
-        return model.unembed(model.last_hidden(mx.array([list(prompt) for prompt in prompts]), cache)[:, -1]), cache
+        return model.last_logits(mx.array([list(prompt) for prompt in prompts]), cache), cache
     parts = [_prefill(model, [prompt]) for prompt in prompts]
     return mx.concatenate([logits for logits, _ in parts]), Cache.merge([cache for _, cache in parts])

@@ -55,6 +55,7 @@ from mlx_transformer.nn.moe import (
     Switch,
 )
 from mlx_transformer.nn.multitoken import MultiToken, ParallelMultiToken
+from mlx_transformer.nn.ngrams import NGramExpert, NGramTable
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
 from mlx_transformer.nn.position import (
     ALiBi,
@@ -154,6 +155,9 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "GatedExperts",
     "StackedLinear",
     "Dispatch",
+    # n-grams
+    "NGramTable",
+    "NGramExpert",
     # norms, linear maps, heads, dropout
     "LayerNorm",
     "RMSNorm",

@@ -28,6 +28,8 @@ class Ctx:
     memory_positions: mx.array | None = None  # (B, S) int32: of the memory's tokens; EMPTY_POSITION hides padding
     causal: bool = True  # False: a query sees the later keys too, as in an encoder
     mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): False hides a key, beside what is hidden already
+    recent: mx.array | None = None  # (B, L, Model.n_recent): the last tokens up to each one, oldest first
+    target_log_prob: mx.array | None = None  # (B, L) float32: of each target, known before training (Model.prepare)
     auxiliary: list[tuple[str, mx.array, float]] = field(default_factory=list)  # (name, value, weight in the loss)
 
     def at(self, layer: int) -> Ctx:
@@ -42,13 +44,19 @@ class Ctx:
         """
         if self.cache is not None or self.mask is not None:
             raise ValueError("a part of the tokens of a cache, or of a masked sequence, cannot be taken")
-        positions = mx.broadcast_to(self.positions, self.tokens.shape)
-        return replace(
-            self,
-            tokens=mx.take_along_axis(self.tokens, chosen, axis=1),
-            positions=mx.take_along_axis(positions, chosen, axis=1),
-            x0=None if self.x0 is None else mx.take_along_axis(self.x0, chosen[..., None], axis=1),
-        )
+        per_token = {
+            "tokens": self.tokens,
+            "positions": mx.broadcast_to(self.positions, self.tokens.shape),
+            "x0": self.x0,
+            "recent": self.recent,
+            "target_log_prob": self.target_log_prob,
+        }
+        taken: dict[str, Any] = {
+            name: mx.take_along_axis(array, chosen if array.ndim == 2 else chosen[..., None], axis=1)
+            for name, array in per_token.items()
+            if array is not None
+        }
+        return replace(self, **taken)
 
     def record(self, name: str, value: mx.array, weight: float = 0.0) -> None:
         """Record a scalar to log; with weight > 0 it is an auxiliary loss and weight * value is added to the loss."""
@@ -63,3 +71,12 @@ class Ctx:
             if weight:
                 total = total + weight * value
         return total, {name: sum(values[1:], values[0]) / len(values) for name, values in by_name.items()}
+
+
+NO_TOKEN = -1  # in Ctx.recent, before the first token of a sequence
+
+
+def recent_tokens(tokens: mx.array, n: int, before: mx.array) -> mx.array:
+    """Return the last n tokens up to each of tokens (B, L), oldest first: (B, L, n) int32; before: (B, n - 1)."""
+    whole = mx.concatenate([before, tokens.astype(mx.int32)], axis=1)
+    return mx.stack([whole[:, i : i + tokens.shape[1]] for i in range(n)], axis=-1)

@@ -72,7 +72,8 @@ _VECTORS: Rules = (
         r".*\.mixer\.([a-z]+_)*(conv\.(weight|bias)|a_log|a_imag|c_real|c_imag|dt_bias|dt_log|input_bias|forget_bias|skip)",
         keep,
     ),  # as nn/mixers sets them
-    (r".*\.value_embedding\.weight", zeros),
+    (r".*\.(value|gram)_embedding\.weight", zeros),
+    (r"expert\.gate_(weight|bias)", zeros),
 )
 
 RULES: Rules = (

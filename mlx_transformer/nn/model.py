@@ -5,13 +5,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx.utils import tree_map_with_path
 
 from mlx_transformer import ops
 from mlx_transformer.nn import config, init
-from mlx_transformer.nn.cache import Cache
-from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.cache import Cache, State
+from mlx_transformer.nn.context import NO_TOKEN, Ctx, recent_tokens
 from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.mixers.base import check_mixers
 from mlx_transformer.nn.position import Position
@@ -42,6 +43,7 @@ class Model(nn.Module):
 
     label_smoothing: float = 0.0  # of the training loss only; set by the trainer from the Recipe
     parallel: bool = False  # whether a batch holds pairs of a source and its translation (nn.translator)
+    n_recent: int = 0  # last tokens in ctx.recent, for a part that looks up n-grams
     checkpoint: str = "none"  # gradient checkpointing, none or block; set by the trainer from the Recipe
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:
@@ -67,10 +69,15 @@ class Model(nn.Module):
         """Make the parts; subclasses extend this by super().build(config)."""
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position = self.make_position()
-        self.blocks = [self.make_block(i) for i in range(config.n_layers)]
+        self.blocks = [self.make_block(i) for i in range(self.n_blocks(config))]
         self.final_norm = self.make_final_norm()
         self.head = self.Head(config)
         self.dropout = Dropout(config.dropout)
+
+    @classmethod
+    def n_blocks(cls, config: config.Config) -> int:
+        """Return the number of blocks with weights of their own; `stack` may repeat them."""
+        return config.n_layers
 
     def make_norm(self) -> nn.Module:
         """Return a norm over the residual stream."""
@@ -108,8 +115,13 @@ class Model(nn.Module):
         return init.rule_for(path)(value, key)
 
     def make_cache(self, batch: int) -> Cache:
-        """Return an empty cache for decoding `batch` sequences, with one LayerCache per depth."""
-        return Cache([block.make_cache(batch) for block in self.stack()])
+        """Return an empty cache for decoding `batch` sequences: one per depth, then the last tokens if n_recent."""
+        layers = [block.make_cache(batch) for block in self.stack()]
+        return Cache([*layers, State(tokens=self._before(batch))] if self.n_recent else layers)
+
+    def _before(self, batch: int) -> mx.array:
+        """Return what stands for the n_recent - 1 tokens before the first one."""
+        return mx.full((batch, self.n_recent - 1), NO_TOKEN, mx.int32)
 
     def example(self, batch: int, length: int) -> mx.array:
         """Return a batch of zeros, as `loss` takes it, for predicting `length` tokens of each sequence."""
@@ -120,27 +132,64 @@ class Model(nn.Module):
         total = sum(value.size for value in by_path(self.parameters()).values())
         return {"total": total, "embedding": self.embedding.weight.size, "active": total}
 
+    # Data beside the parameters: what a model takes from the training text.
+
+    def prepare(self, train: np.ndarray, eos_id: int) -> np.ndarray:
+        """Take from the training text (T,) what training needs, and return what batches are cut from.
+
+        That is the text itself, or (T, C) int32: further numbers of each token, then the token, which `inputs` finds in
+        the rows of a batch (B, C, L + 1). Called before the first step, in the time of training.
+        """
+        return train
+
+    def tables(self) -> dict[str, mx.array]:
+        """Return the arrays that `prepare` made for evaluation and decoding, to be saved with the weights."""
+        return {}
+
+    def load_tables(self, arrays: dict[str, mx.array]) -> None:
+        """Set what `tables` returned. Raises BadInput for arrays that do not fit."""
+
     # Steps: compute the forward pass.
 
     def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
         """Return logits (B, L, V). With a cache, tokens continue the cached sequences and are appended to it."""
-        return self.unembed(self.last_hidden(tokens, cache))
+        ctx = self.context(tokens, cache)
+        return self.predict(self._advance(ctx), ctx)
+
+    def last_logits(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
+        """Return the logits (B, V) after the last token, for decoding; cache as in `__call__`."""
+        ctx = self.context(tokens, cache)
+        h = self._advance(ctx)[:, -1:]
+        return self.predict(h, replace(ctx, recent=None if ctx.recent is None else ctx.recent[:, -1:]))[:, 0]
 
     def last_hidden(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
-        """Return the last hidden states (B, L, D); cache as in `__call__`. Decoding unembeds only the last token's."""
-        ctx = self.context(tokens, cache)
+        """Return the last hidden states (B, L, D); cache as in `__call__`."""
+        return self._advance(self.context(tokens, cache))
+
+    def _advance(self, ctx: Ctx) -> mx.array:
+        """Return the last hidden states, and count the tokens as cached."""
         h = self.hidden(ctx)
-        if cache is not None:
-            cache.offset = cache.offset + ctx.tokens.shape[1]
+        if ctx.cache is not None:
+            ctx.cache.offset = ctx.cache.offset + ctx.tokens.shape[1]
         return h
 
     def context(self, tokens: mx.array, cache: Cache | None = None) -> Ctx:
         """Return the context passed to every block for these tokens (B, L)."""
         positions = mx.arange(tokens.shape[1], dtype=mx.int32)
+        ctx = Ctx(tokens=tokens, positions=positions, position=self.position, recent=self._recent(tokens, cache))
         if cache is None:
-            return Ctx(tokens=tokens, positions=positions, position=self.position)
-        positions = cache.offset[..., None] + positions
-        return Ctx(tokens=tokens, positions=positions, position=self.position, cache=cache)
+            return ctx
+        return replace(ctx, positions=cache.offset[..., None] + positions, cache=cache)
+
+    def _recent(self, tokens: mx.array, cache: Cache | None) -> mx.array | None:
+        """Return ctx.recent of these tokens, and keep the last of them in the cache."""
+        if not self.n_recent:
+            return None
+        before = self._before(len(tokens)) if cache is None else cache.layers[-1].arrays["tokens"]
+        if cache is not None:
+            whole = mx.concatenate([before, tokens.astype(mx.int32)], axis=1)
+            cache.layers[-1].arrays = {"tokens": whole[:, tokens.shape[1] :]}
+        return recent_tokens(tokens, self.n_recent, before)
 
     def inputs(self, batch: mx.array) -> tuple[Ctx, mx.array]:
         """Split a batch (B, L + 1) into the context of its first L tokens and the targets (B, L) that follow them."""
@@ -178,6 +227,14 @@ class Model(nn.Module):
     def token_loss(self, h: mx.array, targets: mx.array) -> mx.array:
         """Return the cross-entropy of each token in nats (B, L), as evaluation sums it, in chunks of logits."""
         return ops.cross_entropy(h, self.head.matrix(self.embedding), targets, softcap=self.head.softcap)
+
+    def predict(self, h: mx.array, ctx: Ctx) -> mx.array:
+        """Return the logits (B, L, V) after the tokens of ctx, for decoding; h (B, L, D): their last hidden states."""
+        return self.unembed(h)
+
+    def evaluation_loss(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
+        """Return the loss of each target in nats (B, L) under what `predict` predicts."""
+        return self.token_loss(h, targets)
 
     def objective(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
         """Return the scalar training loss of h (B, L, D) and targets (B, L), without auxiliary losses."""

@@ -13,7 +13,7 @@ from mlx_transformer.utils.files import sync_path
 from mlx_transformer.utils.text import plural
 from mlx_transformer.utils.trees import by_path
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, TABLES = "model.safetensors", "tables.safetensors"
 
 
 def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
@@ -45,6 +45,20 @@ def load_weights(model: Model, folder: Path) -> None:
     put_weights(model, read_weights(folder), folder / WEIGHTS)
 
 
+def load_tables(model: Model, folder: Path) -> None:
+    """Load what a model took from its training text, if it did. Raises BadInput if that cannot be read."""
+    path = folder / TABLES
+    try:
+        arrays: dict[str, mx.array] = mx.load(str(path)) if path.exists() else {}  # type: ignore[assignment]
+        mx.eval(arrays)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"'{path}' cannot be read ({error}): it is damaged") from error
+    try:
+        model.load_tables(arrays)
+    except (KeyError, ValueError) as error:
+        raise BadInput(f"'{path}' does not fit this model: {error}") from error
+
+
 def put_weights(model: Model, arrays: dict[str, mx.array], path: Path) -> None:
     """Set every parameter of a model; `path` is named in errors.
 
@@ -61,12 +75,12 @@ def put_weights(model: Model, arrays: dict[str, mx.array], path: Path) -> None:
     mx.eval(model.parameters())
 
 
-def check_depth(n_layers: int, arrays: dict[str, mx.array], path: Path) -> None:
-    """Raise BadInput if the weights have another number of blocks than n_layers; call it before building the model."""
+def check_depth(n_blocks: int, arrays: dict[str, mx.array], path: Path) -> None:
+    """Raise BadInput if the weights have another number of blocks; call it before building the model."""
     layers = {int(match[1]) for name in arrays if (match := re.match(r"blocks\.(\d+)\.", name))}
-    if len(layers) != n_layers:
+    if len(layers) != n_blocks:
         raise BadInput(
-            f"'{path}' does not fit this model: {plural(len(layers), 'layer')} in it, {n_layers} in config.json"
+            f"'{path}' does not fit this model: {plural(len(layers), 'layer')} in it, {n_blocks} in config.json"
         )
 
 

@@ -8,7 +8,7 @@ from mlx_transformer.ops.attention import attention, dense_attention, grouped_at
 from mlx_transformer.ops.dropout import dropout
 from mlx_transformer.ops.fastmath import exp_decay
 from mlx_transformer.ops.gather import CastWeight, fixed_order, gather_by_distance, gather_matmul, gather_rows
-from mlx_transformer.ops.loss import cross_entropy, mean_cross_entropy
+from mlx_transformer.ops.loss import cross_entropy, mean_and_token_losses, mean_cross_entropy
 from mlx_transformer.ops.norms import layer_norm, rms_norm
 from mlx_transformer.ops.scan import linear_scan, selective_scan
 from mlx_transformer.ops.softmax import softmax
@@ -30,6 +30,7 @@ __all__ = [
     "grouped_attention",
     "layer_norm",
     "linear_scan",
+    "mean_and_token_losses",
     "mean_cross_entropy",
     "relu",
     "relu_squared",

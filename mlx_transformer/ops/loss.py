@@ -10,6 +10,7 @@ s is `label_smoothing` (Szegedy et al. 2015, arXiv 1512.00567, sec. 7: the targe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -77,23 +78,42 @@ def mean_cross_entropy(
     is needed. For evaluation use `cross_entropy`.
     """
     options = _Options(label_smoothing, softcap, chunk)
+    return _mean_and_losses(h, weight, targets, weights, options)[0]
+
+
+def mean_and_token_losses(
+    h: mx.array, weight: mx.array, targets: mx.array, *, softcap: float | None = None, chunk: int | None = None
+) -> tuple[mx.array, mx.array]:
+    """Return `mean_cross_entropy`, and the losses of the tokens (...), which have no gradient."""
+    mean, losses = _mean_and_losses(h, weight, targets, None, _Options(0.0, softcap, chunk))
+    return mean, mx.stop_gradient(losses).reshape(targets.shape)
+
+
+def _mean_and_losses(
+    h: mx.array, weight: mx.array, targets: mx.array, weights: mx.array | None, options: _Options
+) -> tuple[mx.array, mx.array]:
+    """Return the mean loss, and the losses (N,) of all tokens, whose gradient is not defined."""
     y = targets.reshape(-1)
     w = mx.ones(y.shape) if weights is None else mx.stop_gradient(weights.reshape(-1).astype(mx.float32))
     inverse = 1 / mx.maximum(mx.sum(w), 1e-30)
     if is_plain():
-        return mx.sum(_plain(h, weight, targets, options).reshape(-1) * w) * inverse
+        losses = _plain(h, weight, targets, options).reshape(-1)
+        return mx.sum(losses * w) * inverse, losses
     kept: list[mx.array] = []
 
-    def mean(*parameters: mx.array) -> mx.array:
+    def mean(*parameters: mx.array) -> list[mx.array]:
         losses, parts = _in_chunks(parameters, y, options, w)
         kept[:] = parts
-        return mx.sum(losses * w) * inverse
+        return [mx.sum(losses * w) * inverse, losses]
 
-    def gradients(primals: Sequence[mx.array], cotangent: mx.array, _: mx.array) -> tuple[mx.array, ...]:
-        scale = cotangent * inverse
+    def gradients(primals: Sequence[mx.array], cotangents: Sequence[mx.array], _: object) -> tuple[mx.array, ...]:
+        scale = cotangents[0] * inverse
         return tuple((part * scale).astype(primal.dtype) for part, primal in zip(kept, primals, strict=True))
 
-    return with_gradient(mean, gradients)(h.reshape(-1, h.shape[-1]), weight)
+    custom = mx.custom_function(mean)
+    custom.vjp(gradients)
+    result: Any = custom(h.reshape(-1, h.shape[-1]), weight)
+    return result[0], result[1]
 
 
 def _plain(h: mx.array, weight: mx.array, y: mx.array, options: _Options) -> mx.array:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mlx_transformer.train.trainer import Eval, Event, Limits, Resumed, Saved, Step, Stopped
+from mlx_transformer.train.trainer import Eval, Event, Limits, Prepared, Resumed, Saved, Step, Stopped
 from mlx_transformer.utils.terminal import Terminal
 from mlx_transformer.utils.text import clock, plural
 
@@ -92,6 +92,8 @@ class Console:
             for note in event.notes:
                 self.say(note)
             self.say(f"resuming from step {event.step}")
+        elif isinstance(event, Prepared):
+            self.say(f"prepared from the training text in {event.seconds:.1f} s, a part of the training time")
         elif isinstance(event, Saved):
             self._write(f"step {event.step}: saved {event.path.name}")
         elif isinstance(event, Stopped):

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
-from mlx_transformer.nn.weights import WEIGHTS, check_depth, put_weights, read_weights, save_arrays
+from mlx_transformer.nn.weights import TABLES, WEIGHTS, check_depth, load_tables, put_weights, read_weights, save_arrays
 from mlx_transformer.run.ladder import Experiment, find_experiment
 from mlx_transformer.run.own_code import Code, record
 from mlx_transformer.run.settings import SETTINGS, read_result
@@ -39,9 +39,10 @@ def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokeni
     kind = _find_experiment(described, folder, code).find_branch(described.get("branch"))
     config = read_numbers(kind, described, folder)
     arrays, path, notes = find_weights(folder)
-    check_depth(config.n_layers, arrays, path)
+    check_depth(kind.n_blocks(config), arrays, path)
     model = kind(config)
     put_weights(model, arrays, path)
+    load_tables(model, folder)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     model.eval()
@@ -108,7 +109,16 @@ def save_model(
     temporary = folder / ".model.safetensors"
     save_arrays(temporary, by_path(model.parameters()))
     temporary.replace(folder / WEIGHTS)
+    save_tables(folder, model)
     save_description(folder, model, tokenizer, phase, branch, code)
+
+
+def save_tables(folder: Path, model: Model) -> None:
+    """Write what the model took from its training text, if anything. Raises OSError."""
+    if arrays := model.tables():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_arrays(folder / f".{TABLES}", arrays)
+        (folder / f".{TABLES}").replace(folder / TABLES)
 
 
 def save_description(

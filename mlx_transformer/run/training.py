@@ -34,10 +34,10 @@ from mlx_transformer.run.own_code import Code, is_own
 from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.run.result import make_result
-from mlx_transformer.run.saved import CODE, save_description, save_model
+from mlx_transformer.run.saved import CODE, save_description, save_model, save_tables
 from mlx_transformer.run.settings import Settings, read_result, settings_type
 from mlx_transformer.train.checkpoint import list_checkpoints
-from mlx_transformer.train.trainer import RunOptions, Stopped, default_eval_every, fit
+from mlx_transformer.train.trainer import Prepared, RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json
 from mlx_transformer.utils.text import plural
@@ -135,6 +135,8 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threa
             stack.callback(writer.close)
         for event in fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, options=options):
             curve.write(event)
+            if isinstance(event, Prepared):
+                save_tables(folder / "model", model)
             for writer in writers:
                 writer.write(event)
             console.show(event, mx.get_peak_memory())

@@ -1,7 +1,18 @@
 """Training: `fit` and what it takes and yields, `evaluate`, and the optimizers (train.optim)."""
 
 from mlx_transformer.train.evaluate import Evaluation, evaluate
-from mlx_transformer.train.events import Eval, Event, Limits, Progress, Resumed, RunOptions, Saved, Step, Stopped
+from mlx_transformer.train.events import (
+    Eval,
+    Event,
+    Limits,
+    Prepared,
+    Progress,
+    Resumed,
+    RunOptions,
+    Saved,
+    Step,
+    Stopped,
+)
 from mlx_transformer.train.recipe import BySize, Recipe, check_groups
 from mlx_transformer.train.trainer import fit
 
@@ -11,6 +22,7 @@ __all__ = [
     "Evaluation",
     "Event",
     "Limits",
+    "Prepared",
     "Progress",
     "Recipe",
     "Resumed",

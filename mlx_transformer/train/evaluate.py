@@ -104,7 +104,7 @@ class Evaluator:
 
     def _total(self, sequences: mx.array, mask: mx.array) -> mx.array:
         ctx, targets = self.model.inputs(sequences)
-        return (self.model.token_loss(self.model.hidden(ctx), targets) * mask).sum()
+        return (self.model.evaluation_loss(self.model.hidden(ctx), targets, ctx) * mask).sum()
 
     def _totals(self, sequences: mx.array, mask: mx.array) -> list[mx.array]:
         """Sum the losses, in nats, of each stream's part of the sequences, lazily."""

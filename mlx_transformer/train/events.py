@@ -117,4 +117,11 @@ class Resumed:
     notes: list[str] = field(default_factory=list)
 
 
-Event = Step | Eval | Saved | Stopped | Resumed
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The model took from the training text what it needs (Model.prepare); seconds: how long, as part of training."""
+
+    seconds: float
+
+
+Event = Step | Eval | Saved | Stopped | Resumed | Prepared

@@ -123,7 +123,7 @@ class TrainingStep:
         _, means, _ = self._mean_gradients(gradients_of, mean_of, batch)
         for (stream, _), mean in zip(self.shares, means, strict=True):
             with mx.stream(stream):
-                observe(mean, batch[:, 1:].size)
+                observe(mean, batch.shape[0] * (batch.shape[-1] - 1))
 
     def _changing(self) -> list[Any]:
         """Copy the trees that an update changes; the arrays are shared."""

@@ -21,7 +21,18 @@ from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.checkpoint import load_newest, save_checkpoint
 from mlx_transformer.train.evaluate import Evaluator, batch_tokens, on_gpu
-from mlx_transformer.train.events import Eval, Event, Limits, Progress, Resumed, RunOptions, Saved, Step, Stopped
+from mlx_transformer.train.events import (
+    Eval,
+    Event,
+    Limits,
+    Prepared,
+    Progress,
+    Resumed,
+    RunOptions,
+    Saved,
+    Step,
+    Stopped,
+)
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
@@ -99,6 +110,7 @@ class _Run:
     ) -> None:
         self.model, self.recipe, self.limits, self.options = model, recipe, limits, options
         seq_len = model.config.seq_len
+        data = self._prepare(data)
         self.epoch_tokens = data.epoch_tokens
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         mx.random.seed(seed)
@@ -113,6 +125,18 @@ class _Run:
         self.compiled: set[tuple[int, ...]] = set()  # shapes of the batches so far
         self.compiling: tuple[tuple[int, ...], float] = (), 0.0  # shape and seconds of the last step that compiled
 
+    def _prepare(self, data: Data) -> Data:
+        """Return the data with what the model prepared as its training text."""
+        self.prepared: Prepared | None = None
+        if not isinstance(data, Tokens):
+            return data
+        started = self.options.clock()
+        train = self.model.prepare(data.train, data.eos_id)
+        if train is data.train:
+            return data
+        self.prepared = Prepared(seconds=self.options.clock() - started)
+        return replace(data, train=train)
+
     def __enter__(self) -> _Run:
         return self
 
@@ -122,7 +146,11 @@ class _Run:
 
     def events(self) -> Iterator[Event]:
         if self.options.checkpoints is not None and (found := load_newest(self.options.checkpoints)):
-            yield self._restore(*found)
+            yield self._restore(*found)  # its clock has the time of preparing already
+        elif self.prepared is not None:
+            self.progress.train_seconds += self.prepared.seconds
+        if self.prepared is not None:
+            yield self.prepared
         self.prefetch = Prefetch(self.batches)
         mx.reset_peak_memory()
         self.model.train()

@@ -84,9 +84,12 @@ def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
         Position = nn.StepPosition
         Config = type("Config", (UniversalConfig, model.Config), {"__module__": model.__module__})
 
+        @classmethod
+        def n_blocks(cls, config: nn.Config) -> int:
+            return 1
+
         def build(self, config: Any) -> None:
             super().build(config)
-            self.blocks = self.blocks[:1]  # type: ignore[has-type]
             self.halting = nn.Halting(config)
 
         def stack(self) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from typing import Any
 from mlx_transformer import nn
 from mlx_transformer.train import BySize, Recipe, optim
 from mlx_transformer.utils.errors import BadInput
-from phases.ablations import take
+from phases.ablations import ngrams, take
 from phases.ablations.phase4 import with_experts
 
 RAMP_TOKENS = BySize(nano=30_000, small=150_000, base=600_000)  # until the batch has its full size
@@ -124,6 +124,8 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         "mtp": nn.leaf(MultiToken, MultiTokenConfig),  # DeepSeek-V3, arXiv 2412.19437, sec. 2.2
         "mtp_parallel": nn.leaf(ParallelMultiToken, MultiTokenConfig),  # Gloeckle et al. 2024, arXiv 2404.19737
         "retnet": nn.leaf(model, RetNetConfig, Mixer=nn.Retention),  # Sun et al. 2023, arXiv 2307.08621
+        "ngram_tables": ngrams.tables(model),  # modded-nanogpt, 2024; Engram, arXiv 2601.07372
+        "ngram_expert": ngrams.expert(model),
         "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
         "moe": with_experts(model, nn.ReLUSquaredMixture),  # --init-from a dense run: 2212.05055
         "mamba": nn.leaf(model, MambaConfig, Mixer=nn.Mamba),  # Gu & Dao 2023, arXiv 2312.00752

@@ -7,6 +7,7 @@ from mlx import nn
 
 from mlx_transformer.generate.decoding_model import FusedQKVAttention, TransposedLinear, decoding_model
 from mlx_transformer.nn.attention import Attention
+from mlx_transformer.nn.latent import LatentAttention
 from mlx_transformer.utils.trees import by_path
 from tests.ladder import kinds, tiny, tokens
 
@@ -28,4 +29,5 @@ def test_every_linear_map_and_every_attention_is_replaced(name):
     parts = decoding_model(tiny(kinds()[name])).modules()
     assert any(isinstance(part, TransposedLinear) for part in parts)
     assert not any(isinstance(part, nn.Linear) for part in parts)
-    assert all(isinstance(part, FusedQKVAttention) for part in parts if isinstance(part, Attention))
+    attention = (part for part in parts if isinstance(part, Attention) and not isinstance(part, LatentAttention))
+    assert all(isinstance(part, FusedQKVAttention) for part in attention)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.tools.baselines import FALLBACK_DISCOUNTS, bits_per_byte, kneser_ney, main
+from bench.tools.baselines import bits_per_byte, main
+from mlx_transformer.data.ngrams import FALLBACK_DISCOUNTS, kneser_ney
 from mlx_transformer.utils.errors import BadInput
 
 VOCAB, SEPARATOR = 6, 0

@@ -1,0 +1,159 @@
+"""Interpolated Kneser-Ney n-gram models, counted with NumPy."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from mlx_transformer.utils.errors import BadInput
+
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where there are too few counts of counts; as in KenLM's lmplz
+
+
+@dataclass(frozen=True)
+class Level:
+    """N-grams of one order k >= 2. A row is an index into `keys`; contexts h are rows of order k - 1."""
+
+    keys: np.ndarray  # (n,) int64, ascending: context row * vocab_size + token
+    gains: np.ndarray  # (n,) (a(hw) - D) / A(h): the n-gram's own share of the probability
+    backoffs: np.ndarray  # (contexts,) gamma(h): the share left to order k - 1; 1 where h was never a context
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """Return the row of each key, -1 for an unseen one."""
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[places] == keys, places, -1)
+
+
+@dataclass(frozen=True)
+class NGram:
+    """Interpolated n-gram model, made by `kneser_ney`.
+
+        P_k(w | h) = gain(hw) + gamma(h) P_{k-1}(w | h without its oldest token)
+
+    and P_k = P_{k-1} where h was never seen or would reach back beyond the separator before the document.
+    """
+
+    eos_id: int
+    unigram: np.ndarray  # (vocab_size,) P_1; uniform in a model of order 0
+    levels: tuple[Level, ...]  # of orders 2, 3, ...
+
+    def log_prob(self, tokens: np.ndarray) -> np.ndarray:
+        """Return ln P (n - 1,) of tokens[1:]. tokens (n,): documents, each between two separators."""
+        tokens = _checked(tokens, len(self.unigram), self.eos_id)
+        room = _room(tokens, self.eos_id)
+        probability = self.unigram[tokens]
+        rows = tokens
+        for order, level in enumerate(self.levels, 2):
+            ends = np.flatnonzero(room >= order - 1)
+            ends = ends[rows[ends - 1] >= 0]
+            contexts = rows[ends - 1]
+            found = level.rows(contexts * len(self.unigram) + tokens[ends])
+            gains = np.where(found >= 0, level.gains[found], 0.0)
+            probability[ends] = gains + level.backoffs[contexts] * probability[ends]
+            rows = _scatter(len(tokens), ends, found)
+        return np.log(probability[1:])
+
+
+def kneser_ney(train: np.ndarray, vocab_size: int, eos_id: int, order: int = 5) -> NGram:
+    """Fit an interpolated modified Kneser-Ney model (Chen & Goodman 1998, sec. 4.1.6), over 1 / vocab_size.
+
+    train (n,): separator, document, separator, document ... separator. The highest order counts occurrences; a lower
+    order counts the distinct tokens before its n-gram, or occurrences if it begins with the separator (Heafield et al.
+    2013, sec. 3.2: contexts are padded with one separator). order 0 is the uniform model. Raises BadInput on a negative
+    order, tokens outside the vocabulary, and a text that does not begin with a separator.
+    """
+    if order < 0:
+        raise BadInput(f"order {order} of an n-gram model: expected 0 (uniform) or more.")
+    tokens = _checked(train, vocab_size, eos_id)
+    if order == 0:
+        return NGram(eos_id, np.full(vocab_size, 1 / vocab_size), ())
+    keys, counts = _count(tokens, vocab_size, eos_id, order)
+    gains, backoffs = _interpolate(keys[0], counts[0], 1, vocab_size)
+    levels = (
+        Level(keys[k], *_interpolate(keys[k], counts[k], len(keys[k - 1]), vocab_size)) for k in range(1, len(keys))
+    )
+    return NGram(eos_id, gains + backoffs[0] / vocab_size, tuple(levels))
+
+
+def held_out_log_prob(train: np.ndarray, vocab_size: int, eos_id: int, order: int, folds: int) -> np.ndarray:
+    """Return ln P (n,) of each token of a text from counts of the text without the token's own fold.
+
+    The folds are equal parts of the text, one after the other; each begins like a document.
+    """
+    bounds = np.linspace(0, len(train), folds + 1).astype(int)
+    parts = [np.concatenate([[eos_id], train[start:end]]) for start, end in pairwise(bounds)]
+    found = []
+    for i, part in enumerate(parts):
+        others = np.concatenate([*parts[:i], *parts[i + 1 :], [eos_id]])
+        found.append(kneser_ney(others, vocab_size, eos_id, order).log_prob(part))
+    return np.concatenate(found)
+
+
+def _checked(tokens: np.ndarray, vocab_size: int, eos_id: int) -> np.ndarray:
+    tokens = np.asarray(tokens, np.int64)
+    if len(tokens) < 2 or tokens[0] != eos_id:
+        raise BadInput(f"{len(tokens)} tokens for an n-gram model: expected a separator ({eos_id}), then documents.")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise BadInput(f"tokens {tokens.min()} to {tokens.max()}: expected 0 to {vocab_size - 1}, the vocabulary.")
+    return tokens
+
+
+def _room(tokens: np.ndarray, eos_id: int) -> np.ndarray:
+    """Return (n,): the tokens of context of each position, the separator before its document included."""
+    positions = np.arange(len(tokens))
+    opened = np.maximum.accumulate(np.where(tokens == eos_id, positions, 0))
+    room = np.zeros(len(tokens), np.int64)
+    room[1:] = positions[1:] - opened[:-1]
+    return room
+
+
+def _scatter(length: int, places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    rows = np.full(length, -1, np.int64)
+    rows[places] = values
+    return rows
+
+
+def _count(tokens: np.ndarray, vocab_size: int, eos_id: int, order: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the keys of each order and their (adjusted) counts.
+
+    A key contains the row of the n-gram's context in the order below, so every order fits 64 bits.
+    """
+    room = _room(tokens, eos_id)
+    keys, counts = [np.arange(vocab_size)], [np.bincount(tokens[1:], minlength=vocab_size)]
+    rows = tokens  # of the order below, the row of the n-gram that ends at each position
+    for k in range(2, order + 1):
+        ends = np.flatnonzero(room >= k - 1)
+        if not len(ends):  # no document is that long: the order below is the highest
+            break
+        grams = rows[ends - 1] * vocab_size + tokens[ends]
+        unique, first, inverse, occurrences = np.unique(
+            grams, return_index=True, return_inverse=True, return_counts=True
+        )
+        extensions = np.bincount(rows[ends[first]], minlength=len(counts[-1]))
+        counts[-1] = np.where(extensions > 0, extensions, counts[-1])
+        keys.append(unique)
+        counts.append(occurrences)
+        rows = _scatter(len(tokens), ends, inverse)
+    return keys, counts
+
+
+def _interpolate(
+    keys: np.ndarray, counts: np.ndarray, n_contexts: int, vocab_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return gains and backoffs of one order: a context's backoff is the sum of the discounts of its counts."""
+    discounts = np.array([0.0, *_discounts(counts)])[np.minimum(counts, 3)]
+    contexts = keys // vocab_size
+    totals = np.bincount(contexts, counts, minlength=n_contexts)
+    given_up = np.bincount(contexts, discounts, minlength=n_contexts)
+    backoffs = np.where(totals > 0, given_up / np.maximum(totals, 1), 1.0)
+    return (counts - discounts) / np.maximum(totals, 1)[contexts], backoffs
+
+
+def _discounts(counts: np.ndarray) -> tuple[float, ...]:
+    """Estimate D1, D2, D3+ from the counts of counts n1 ... n4 (Chen & Goodman 1998, eq. 26)."""
+    n1, n2, n3, n4 = (int(np.count_nonzero(counts == c)) for c in (1, 2, 3, 4))
+    if not (n1 and n2 and n3 and n4):
+        return FALLBACK_DISCOUNTS
+    y = n1 / (n1 + 2 * n2)
+    estimates = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return estimates if min(estimates) > 0 else FALLBACK_DISCOUNTS

@@ -16,7 +16,7 @@ from mlx_transformer.utils.errors import BadInput
 
 
 class Batches(Iterator[np.ndarray]):
-    """An endless stream of batches (batch_size, seq_len + 1) int32 from tokens (T,); (batch_size, C, seq_len + 1) from (T, C).
+    """An endless stream of batches (batch_size, seq_len + 1) int32 from tokens (T,); from (T, C), with C rows each.
 
     Sequence i holds tokens i * seq_len ... (i + 1) * seq_len: the last of one sequence is the first of the next, so
     that with inputs [:, :-1] and targets [:, 1:] an epoch predicts each token once (except fewer than seq_len at the

@@ -1,72 +1,10 @@
-// Selective scan (Gu & Dao 2023, arXiv 2312.00752, alg. 2) and its gradient on a Linux CPU; follows primitives.cpp.
+// Selective scan (Gu & Dao 2023, arXiv 2312.00752, alg. 2) and its gradient float32; included by primitives.cpp.
 //
 // With MLX's operations each token's state, N numbers per channel, goes to memory several times, and forward and backward
-// pass keep it for all tokens. Here it stays in registers and the first-level cache: sixteen channels at a time, one per
+// pass keep it for all tokens. Here it stays in registers and the first-level cache: as many channels at a time as a vector has lanes, one per
 // lane. The gradient starts at the states between chunks and computes those within a chunk again.
 
-namespace {
-
-constexpr int kLanes = 16;
-typedef float Lanes __attribute__((vector_size(4 * kLanes)));
-typedef int Integers __attribute__((vector_size(4 * kLanes)));
-
-// `exp_nonpositive` of primitives.cpp for each lane; g++ does not vectorize loops of so few rounds by itself.
-inline Lanes exp_nonpositive(Lanes x) {
-    Lanes y = x * 1.4426950408889634f;
-    y = y < -127.0f ? Lanes{} - 127.0f : y;
-    Integers n = __builtin_convertvector(y, Integers);
-    Lanes f = y - __builtin_convertvector(n, Lanes), f2 = f * f;
-    Lanes mantissa = (1 + 1.38628744f * f) +
-                     f2 * ((0.480360286f + 0.110594716f * f) + f2 * (0.0184115962f + 0.00188980727f * f));
-    Integers bits = (n + 126) * (1 << 23) + __builtin_convertvector(mantissa * (1 << 23) + 0.5f, Integers);
-    return reinterpret_cast<Lanes>(bits) + 0 * x;  // nan for nan
-}
-
-// The sum of all lanes, by halves.
-inline float total(Lanes all) {
-    typedef float Half __attribute__((vector_size(2 * kLanes)));
-    typedef float Quarter __attribute__((vector_size(kLanes)));
-    Half halves[2];
-    Quarter quarters[2];
-    std::memcpy(halves, &all, sizeof all);
-    Half half = halves[0] + halves[1];
-    std::memcpy(quarters, &half, sizeof half);
-    Quarter four = quarters[0] + quarters[1];
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-// A primitive with several float32 outputs, of row-contiguous inputs.
-class Several : public mx::Primitive {
-  public:
-    using Begin = Task (*)(const Arrays& in, Arrays& out, int number);
-
-    Several(const char* name, Begin begin, int number)
-        : Primitive(mx::default_stream(mx::default_device())), name_(name), begin(begin), number(number) {}
-
-    void eval_cpu(const Arrays& in, Arrays& out) override {
-        for (auto& one : out) one.set_data(mx::allocator::malloc(one.nbytes()));
-        mx::cpu::get_command_encoder(stream()).dispatch(begin(in, out, number));
-    }
-    void eval_gpu(const Arrays&, Arrays&) override { throw std::runtime_error("these operations are for a CPU"); }
-    const char* name() const override { return name_; }
-    bool is_equivalent(const Primitive& other) const override {
-        auto& own = static_cast<const Several&>(other);
-        return begin == own.begin && number == own.number;
-    }
-
-    static Arrays made(const char* name, Begin begin, int number, std::vector<mx::Shape> shapes, Arrays in) {
-        for (auto& one : in) one = mx::contiguous(one);
-        std::vector<mx::Dtype> dtypes(shapes.size(), mx::float32);
-        return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Several>(name, begin, number), in);
-    }
-
-  private:
-    const char* name_;
-    Begin begin;
-    int number;
-};
-
-// Reads and writes of up to sixteen channels, `step` numbers apart; the other lanes are 0.
+// Reads and writes of up to kLanes channels, `step` numbers apart; the other lanes are 0.
 inline Lanes read(const float* from, int lanes, long step = 1) {
     Lanes to = {};
     if (lanes == kLanes && step == 1) std::memcpy(&to, from, sizeof to);
@@ -138,8 +76,8 @@ struct ScanGradient : Scan {
         Lanes dinput = {}, dstep = {}, stepped = step * input;
         for (int n = 0; n < size; n++) {
             Lanes g = dh[n] + output * c[token * size + n];
-            dc[token * size + n] += total(output * h[n]);
-            db[token * size + n] += total(g * stepped);
+            dc[token * size + n] += sum_of(output * h[n]);
+            db[token * size + n] += sum_of(g * stepped);
             dinput += g * b[token * size + n];
             dh[n] = g * decays[n];
             Lanes dexponent = dh[n] * before[n];
@@ -185,15 +123,16 @@ struct ScanGradient : Scan {
     }
 };
 
-Task begin_scan(const Arrays& in, Arrays& out, int chunk) {
+Task begin_scan(const Arrays& in, Arrays& out, const Numbers& values) {
+    int chunk = int(values[0]);
     return [scan = Scan::of(in, chunk), state = in[5].data<float>(), y = out[0].data<float>(),
             states = out[1].data<float>()] { scan.forward(state, y, states); };
 }
 
-Task begin_scan_gradient(const Arrays& in, Arrays& out, int chunk) {
+Task begin_scan_gradient(const Arrays& in, Arrays& out, const Numbers& values) {
     auto data = [&](int i) { return in[i].data<float>(); };
     auto to = [&](int i) { return out[i].data<float>(); };
-    ScanGradient scan{Scan::of(in, chunk), data(5), data(6), data(7), to(0), to(1), to(2), to(3), to(4), to(5)};
+    ScanGradient scan{Scan::of(in, int(values[0])), data(5), data(6), data(7), to(0), to(1), to(2), to(3), to(4), to(5)};
     return [scan] { scan.backward(); };
 }
 
@@ -207,6 +146,11 @@ void check_scan(const mx::array& x, const mx::array& dt, const mx::array& a, con
            "selective_scan: expected x, dt (B, L, E), a (E, N), b, c (B, L, N), chunk above 0");
 }
 
+Arrays contiguous(Arrays all) {
+    for (auto& one : all) one = mx::contiguous(one);
+    return all;
+}
+
 mx::Shape states_of(const mx::array& x, const mx::array& a, int chunk) {
     return {(x.shape(1) + chunk - 1) / chunk + 1, x.shape(0), x.shape(2), a.shape(1)};
 }
@@ -215,8 +159,8 @@ Arrays selective_scan(const mx::array& x, const mx::array& dt, const mx::array& 
                       const mx::array& state, int chunk) {
     check_scan(x, dt, a, b, c, chunk);
     expect(state.shape() == mx::Shape{x.shape(0), x.shape(2), a.shape(1)}, "selective_scan: the state is not (B, E, N)");
-    return Several::made("CpuSelectiveScan", begin_scan, chunk, {x.shape(), states_of(x, a, chunk)},
-                         {x, dt, a, b, c, state});
+    return made("CpuSelectiveScan", begin_scan, {float(chunk)}, {x.shape(), states_of(x, a, chunk)},
+                         contiguous({x, dt, a, b, c, state}));
 }
 
 Arrays selective_scan_gradient(const mx::array& x, const mx::array& dt, const mx::array& a, const mx::array& b,
@@ -227,14 +171,7 @@ Arrays selective_scan_gradient(const mx::array& x, const mx::array& dt, const mx
     expect(dy.shape() == x.shape() && states.shape() == shape && dstates.shape() == shape,
            "selective_scan_gradient: expected states (K + 1, B, E, N), and gradients of the shape of the values");
     mx::Shape state(shape.begin() + 1, shape.end());
-    return Several::made("CpuSelectiveScanGradient", begin_scan_gradient, chunk,
+    return made("CpuSelectiveScanGradient", begin_scan_gradient, {float(chunk)},
                          {x.shape(), x.shape(), a.shape(), b.shape(), b.shape(), state},
-                         {x, dt, a, b, c, states, dy, dstates});
-}
-
-}  // namespace
-
-void add_scan(nb::module_& module) {
-    module.def("selective_scan", &selective_scan);
-    module.def("selective_scan_gradient", &selective_scan_gradient);
+                         contiguous({x, dt, a, b, c, states, dy, dstates}));
 }

@@ -67,7 +67,8 @@ void* help(void*) {
 void divide(part* some, const void* work, int items, long reads, int group, int threads) {
     int groups = (kPart / (reads > 1 ? reads : 1) + group - 1) / group;
     Job job{some, work, items, group * (groups ? groups : 1)};
-    if (threads < 2 || job.items <= job.at_once || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
+    if (threads < 2) return some(work, 0, items);
+    if (job.items <= job.at_once || __atomic_exchange_n(&taken, true, __ATOMIC_ACQUIRE)) return job.take();
     for (pthread_t thread; helpers < threads - 1 && !pthread_create(&thread, nullptr, help, nullptr); helpers++)
         pthread_detach(thread);
     __atomic_store_n(&open_job, &job, __ATOMIC_SEQ_CST);

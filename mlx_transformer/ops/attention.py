@@ -1,7 +1,8 @@
 """Scaled dot-product attention with grouped heads, fused where the device has a kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 
@@ -40,18 +41,51 @@ def grouped_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask:
     """Return the same as `attention`; on a Linux CPU in one operation for a single query, as in decoding."""
     if not (on_linux_cpu() or is_plain()):
         return _attention_on_gpu(q, k, v, scale, mask)
-    plain, masks = partial(_attention_in_steps, scale), [] if mask is None else [mask]
-    if q.shape[2] == 1 and (ours := custom_ops(q, k, v)):
-        masks = [one if one.dtype == mx.bool_ else one.astype(mx.float32) for one in masks]
-        return with_gradient_of(plain, lambda q, k, v, mask=None: ours.attend(q, k, v, mask, scale))(q, k, v, *masks)
-    return plain(q, k, v, *masks)
+    if ours := custom_ops(q, k, v):
+        return _custom_attention(ours, q, k, v, scale, mask)
+    return _attention_in_steps(scale, q, k, v, mask)
 
 
 def dense_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None = None) -> mx.array:
     """Return the same as `attention` for as many heads of k and v as of q."""
+    if ours := custom_ops(q, k, v):
+        return _custom_attention(ours, q, k, v, scale, mask)
     if on_linux_cpu() or is_plain():
         return softmax((q * scale) @ k.swapaxes(-1, -2), mask) @ v
     return _attention_on_gpu(q, k, v, scale, mask)
+
+
+def _custom_attention(
+    ours: Any, q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None
+) -> mx.array:
+    """Compute attention, and its gradient, as one operation each: the scores are never in memory (attention.cpp)."""
+    plain = partial(_attention_in_steps, scale)
+    masks = [] if mask is None else [mask if mask.dtype == mx.bool_ else mask.astype(mx.float32)]
+    if q.shape[2] == 1:
+        one = with_gradient_of(plain, lambda q, k, v, mask=None: ours.attend_one(q, k, v, mask, scale))
+        return one(q, k, v, *masks)
+    kept: list[mx.array] = []  # log(sum(exp(scores))), of the last call
+
+    def value(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
+        o, log_sums = ours.attend(q, k, v, mask, scale)
+        kept[:] = [log_sums]
+        return o
+
+    def gradient(primals: Sequence[mx.array], do: mx.array, o: mx.array) -> tuple[mx.array, ...]:
+        q, k, v, *masks = primals
+        gradients = ours.attend_gradient(q, k, v, masks[0] if masks else None, scale, o, kept[0], do)
+        return (*gradients, *(_mask_gradient(plain, q, k, v, mask, do) for mask in masks))
+
+    return with_gradient(value, gradient)(q, k, v, *masks)
+
+
+def _mask_gradient(
+    plain: Callable[..., mx.array], q: mx.array, k: mx.array, v: mx.array, mask: mx.array, do: mx.array
+) -> mx.array:
+    """Return the gradient of a float mask by plain steps, which MLX takes only if the mask depends on parameters."""
+    if mask.dtype == mx.bool_:
+        return mx.zeros_like(mask)
+    return mx.vjp(lambda mask: plain(q, k, v, mask), [mask], [do])[1][0]
 
 
 def _attention_in_steps(scale: float, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:

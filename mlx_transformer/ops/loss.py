@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.backend import is_plain
-from mlx_transformer.ops.fastmath import exp_nonpositive, fence, on_linux_cpu, row_max, row_sum, tanh, with_gradient
+from mlx_transformer.ops.fastmath import custom_ops, on_linux_cpu, row_sum, tanh, with_gradient
 
 CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MB of float32
 GPU_CHUNK_ELEMENTS = 1 << 25  # the chunks run one after the other, and a GPU has more to share out
@@ -136,29 +136,31 @@ def _in_chunks(
 ) -> tuple[mx.array, list[mx.array]]:
     """Return the losses (N,) and, given w (N,), the float32 gradients of sum(w * losses) for h (N, D) and weight.
 
-    Each chunk depends on the one before: MLX evaluates a graph breadth first and would else hold all chunks at once.
+    In float32 on a Linux CPU one operation (loss.cpp). Elsewhere each chunk depends on the one before: MLX evaluates a
+    graph breadth first and would else hold all chunks at once.
     """
     h, weight = parameters
-    columns = mx.arange(weight.shape[0], dtype=y.dtype)
     n = options.chunk_tokens(weight.shape[0])
-    losses, dh, at_targets = [], [], []
+    if ours := custom_ops(h, weight):
+        cap = options.softcap or 0.0
+        losses, *parts = ours.cross_entropy(h, weight, y.astype(mx.int32), w, options.label_smoothing, cap, n)
+        return losses, parts
+    columns = mx.arange(weight.shape[0], dtype=y.dtype)
+    losses, dh = [], []
     dweight: mx.array | None = None
     done: list[mx.array] = []
     for i in range(0, h.shape[0], n):
         part = slice(i, i + n)
         h_part = mx.depends([h[part]], done)[0] if done else h[part]
-        chunk = (_CpuChunk if on_linux_cpu() else _Chunk)(h_part, weight, y[part], columns, options)
+        chunk = _Chunk(h_part, weight, y[part], columns, options)
         losses.append(chunk.losses())
         done = [losses[-1]]
         if w is not None:
-            dh_part, dweight, *rest = chunk.gradients(w[part], dweight)
+            dh_part, dweight = chunk.gradients(w[part], dweight)
             dh.append(dh_part)
-            at_targets += rest
             done += [dh_part, dweight]
     if dweight is None:
         return mx.concatenate(losses), []
-    if at_targets:
-        dweight = dweight.at[y].add(-h * mx.concatenate(at_targets))
     return mx.concatenate(losses), [mx.concatenate(dh), dweight]
 
 
@@ -172,11 +174,7 @@ class _Chunk:
         self.h, self.weight, self.y, self.columns, self.options = h, weight, y, columns, options
         logits = h @ weight.T
         self.dtype = logits.dtype
-        self.normalize(logits.astype(mx.float32))
-
-    def normalize(self, logits: mx.array) -> None:
-        """Keep the logits after the soft cap, and the logarithm of the sum of their exponentials."""
-        cap = self.options.softcap
+        logits, cap = logits.astype(mx.float32), options.softcap
         self.logits = logits if cap is None else cap * tanh(logits / cap)
         self.lse = mx.logsumexp(self.logits, axis=-1, keepdims=True)
 
@@ -198,42 +196,3 @@ class _Chunk:
             part = (g.T @ self.h).astype(mx.float32)
             dweight = part if dweight is None else dweight + part
         return [(g @ self.weight).astype(mx.float32), dweight]
-
-
-class _CpuChunk(_Chunk):
-    """The form for a Linux CPU: a fast exponential, and the contribution of the targets by index."""
-
-    def normalize(self, logits: mx.array) -> None:
-        cap = self.options.softcap
-        self.slope = None  # derivative of the soft cap
-        if cap is not None:
-            u = tanh(logits / cap)
-            logits, self.slope = cap * u, 1 - u * u
-        self.logits = logits
-        # softmax(logits) = e / total; in float32 a total other than 1 saves a pass over e
-        if self.dtype == mx.float32:
-            top = row_max(logits)
-            self.e = exp_nonpositive(logits - top)
-            self.total = row_sum(self.e)
-            self.lse = fence(mx.log(self.total) + top)  # `top` propagates nan, exp_nonpositive does not
-        else:
-            self.lse = mx.logsumexp(logits, axis=-1, keepdims=True)
-            self.e = mx.exp(logits - self.lse)
-            self.total = mx.ones_like(self.lse)
-
-    def gradients(self, w: mx.array, dweight: mx.array | None) -> list[mx.array]:
-        """Return the same without the targets' part of dweight, and the negated gradient of their logits (n, 1)."""
-        s = self.options.label_smoothing
-        w = w[:, None]
-        inverse = (1 + 0 * self.lse) / self.total  # 0 * lse propagates nan
-        g, scale = self.e, fence(w * inverse)
-        if s:
-            g, scale = self.e * fence(inverse) - s / self.weight.shape[0], w
-        at_target = (1 - s) * w
-        if self.slope is not None:
-            g = g * self.slope
-            at_target = at_target * mx.take_along_axis(self.slope, self.y[:, None], axis=-1)
-        g = g.astype(self.dtype)
-        dh = (g @ self.weight).astype(mx.float32) * scale - self.weight[self.y] * at_target
-        part = (g.T @ (self.h * scale).astype(self.dtype)).astype(mx.float32)
-        return [dh, part if dweight is None else dweight + part, at_target]

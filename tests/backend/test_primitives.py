@@ -1,4 +1,4 @@
-"""Custom primitives for decoding on a Linux CPU (primitives.cpp), against float64 and where they are missing."""
+"""Custom primitives for a Linux CPU (primitives.cpp), against float64 and where they are missing."""
 
 from importlib.metadata import PackageNotFoundError
 
@@ -81,6 +81,69 @@ def test_attention_of_one_query(rows, groups, shared, keys, d, width, mask, layo
     np.testing.assert_allclose(np.array(found), exact(q, k, v, d**-0.5, added), rtol=0, atol=1e-5)
 
 
+def seen_by_many(kind, seed, rows, heads, queries, keys):
+    """A mask of many queries, of which the first may see nothing, and what it adds to the scores."""
+    random = np.random.default_rng(seed)
+    if kind == "none":
+        return None, 0.0
+    seen = np.tril(np.ones((queries, keys), bool), keys - queries) & (random.random((rows, 1, 1, keys)) < 0.9)
+    if kind == "holes":
+        seen = random.random((rows, heads, queries, keys)) < 0.5
+    added = np.where(seen, 0, -np.inf)
+    if kind == "numbers":
+        added = (added + random.standard_normal((heads, queries, keys))).astype(np.float32)
+    return mx.array(added if kind == "numbers" else seen), added
+
+
+@here
+@given(
+    groups=st.integers(1, 2),
+    shared=st.integers(1, 3),
+    queries=st.integers(2, 40),
+    keys=st.integers(1, 70),
+    d=SIDES,
+    width=SIDES,
+    mask=st.sampled_from(["none", "causal", "holes", "numbers"]),
+    layouts=st.tuples(LAYOUTS, LAYOUTS, LAYOUTS, LAYOUTS),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60)
+def test_attention_of_many_queries(groups, shared, queries, keys, d, width, mask, layouts, seed):
+    heads, scale = groups * shared, d**-0.5
+    shapes = [(2, heads, queries, d), (2, groups, keys, d), (2, groups, keys, width), (2, heads, queries, width)]
+    q, k, v, do = (drawn(seed + i, *shape) for i, shape in enumerate(shapes))
+    given_mask, added = seen_by_many(mask, seed, 2, heads, queries, keys)
+    *arrays, cotangent = map(laid_out, (q, k, v, do), layouts)
+    attend = lambda *arrays: ops.grouped_attention(*arrays, scale, given_mask)  # noqa: E731
+    (o,), gradients = mx.vjp(attend, arrays, [cotangent])
+    q, k, v, do = (x.astype(np.float64) for x in (q, k, v, do))
+    k, v = k.repeat(shared, axis=1), v.repeat(shared, axis=1)
+    scores = q @ k.swapaxes(-1, -2) * scale + added
+    sees = np.isfinite(scores).any(-1, keepdims=True)
+    p = np.where(sees, softmax(np.where(sees, scores, 0), axis=-1), 0)
+    ds = p * (do @ v.swapaxes(-1, -2) - ((p @ v) * do).sum(-1, keepdims=True)) * scale
+    together = lambda x: x.reshape(2, groups, shared, *x.shape[2:]).sum(2)  # noqa: E731
+    exact = [p @ v, ds @ k, together(ds.swapaxes(-1, -2) @ q), together(p.swapaxes(-1, -2) @ do)]
+    for found, value in zip([o, *gradients], exact, strict=True):
+        np.testing.assert_allclose(np.array(found), value, rtol=0, atol=3e-6 * max(1, np.abs(value).max()))
+
+
+@here
+def test_nan_and_infinity_of_visible_keys_show_and_far_scores_do_not_overflow():
+    q, k, v = (mx.array(drawn(i, 1, 2, 20, 4)) for i in range(3))
+    causal = mx.arange(20) <= mx.arange(20)[:, None]
+    attend = lambda q, k, v: ops.grouped_attention(q, k, v, 1.0, causal)  # noqa: E731
+    for bad in (mx.nan, mx.inf):
+        broken = mx.where(mx.arange(20)[:, None] == 7, bad, mx.abs(q))
+        found = np.array(attend(broken, mx.abs(k), v))
+        assert np.isnan(found[:, :, 7]).all()
+        assert np.isfinite(np.delete(found, 7, axis=2)).all()
+        gradients = mx.grad(lambda *arrays: attend(*arrays).sum(), argnums=[0, 1, 2])(broken, mx.abs(k), v)
+        assert all(np.isnan(np.array(one)).any() for one in gradients)
+    far = mx.vjp(attend, [q * 1e4, k, v], [v])
+    assert all(np.isfinite(np.array(one)).all() for part in far for one in part)
+
+
 @here
 def test_a_query_that_sees_nothing_gives_zeros_and_numbers_that_are_none_show():
     k, v = mx.array(drawn(0, 2, 1, 5, 4)), mx.array(drawn(1, 2, 1, 5, 3))
@@ -126,9 +189,11 @@ def test_weights_of_another_width_are_refused():
 
 
 @here
+@pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("mask", ["none", "bools", "numbers"])
-def test_gradients_are_those_of_the_steps(mask, monkeypatch):
-    arrays = [mx.array(drawn(i, 2, heads, length, 5)) for i, (heads, length) in enumerate([(4, 1), (2, 9), (2, 9)])]
+def test_gradients_are_those_of_the_steps(mask, length, monkeypatch):
+    sides = [(4, length), (2, 9), (2, 9)]
+    arrays = [mx.array(drawn(i, 2, heads, tokens, 5)) for i, (heads, tokens) in enumerate(sides)]
     given_mask, _ = mask_of(mask, 3, 2, 4, 9)
     if mask == "numbers":
         arrays.append(given_mask)
@@ -140,26 +205,73 @@ def test_gradients_are_those_of_the_steps(mask, monkeypatch):
 
 
 @here
-@given(rows=st.integers(1, 5), d=st.integers(1, 70), layout=LAYOUTS, biased=st.booleans(), seed=st.integers(0, 99))
-def test_norms_of_one_token(rows, d, layout, biased, seed):
-    x, weight, bias = drawn(seed, rows, 1, d), drawn(seed + 1, d), drawn(seed + 2, d)
-    token, wide = laid_out(x[:, None], layout)[:, 0], x.astype(np.float64)
-    scaled = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5) * weight
-    found = ops.layer_norm(token, mx.array(weight), mx.array(bias) if biased else None, 1e-5)
-    np.testing.assert_allclose(np.array(found), scaled + bias * biased, rtol=1e-5, atol=2e-5)
-    found = ops.rms_norm(token, mx.array(weight), 1e-5)
-    scaled = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight
-    np.testing.assert_allclose(np.array(found), scaled, rtol=1e-5, atol=2e-5)
+@given(
+    sides=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.integers(1, 70)),
+    layouts=st.tuples(LAYOUTS, LAYOUTS),
+    biased=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_norms_and_their_gradients(sides, layouts, biased, seed):
+    d = sides[-1]
+    numbers, g = drawn(seed, *sides), drawn(seed + 1, *sides)
+    x, cotangent = map(laid_out, (numbers, g), layouts)
+    weight, bias = drawn(seed + 2, d), drawn(seed + 3, d)
+    arrays = [mx.array(weight), mx.array(bias)][: 1 + biased]
+    wide, by = numbers.astype(np.float64), g * weight.astype(np.float64)
+    mean = lambda x: x.mean(-1, keepdims=True)  # noqa: E731
+    for centered in (True, False):
+        norm = (
+            (lambda x, w, b=None: ops.layer_norm(x, w, b, 1e-3)) if centered else lambda x, w: ops.rms_norm(x, w, 1e-3)
+        )
+        own = arrays if centered else arrays[:1]
+        (y,), gradients = mx.vjp(norm, [x, *own], [cotangent])
+        middle = wide - mean(wide) if centered else wide
+        scale = 1 / np.sqrt(mean(middle**2) + 1e-3)
+        normed = middle * scale
+        gx = scale * (by - normed * mean(by * normed) - (mean(by) if centered else 0))
+        exact = [normed * weight + bias * (len(own) == 2), gx, (g * normed).sum((0, 1, 2)), g.sum((0, 1, 2))]
+        for found, value in zip([y, *gradients], exact[: 2 + len(own)], strict=True):
+            np.testing.assert_allclose(np.array(found), value, rtol=1e-4, atol=2e-5 * max(1, np.abs(value).max()))
 
 
 @here
-def test_gradients_of_norms_of_one_token(monkeypatch):
-    arrays = [mx.array(drawn(0, 3, 1, 7)), mx.array(drawn(1, 7)), mx.array(drawn(2, 7))]
+@given(
+    tokens=st.integers(1, 20),
+    vocab=st.integers(1, 70),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    softcap=st.sampled_from([None, 3.0]),
+    chunk=st.integers(1, 25),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_cross_entropy_in_one_operation_is_that_of_the_steps(tokens, vocab, smoothing, softcap, chunk, seed):
+    h, weight = mx.array(drawn(seed, tokens, 6)), mx.array(drawn(seed + 1, vocab, 6))
+    y, weights = mx.random.randint(0, vocab, (tokens,)), mx.random.uniform(shape=(tokens,))
+    with pytest.MonkeyPatch.context() as patch:
+        results = []
+        for ours in (True, False):
+            patch.setattr(fastmath, "on_linux_cpu", lambda ours=ours: ours)
+            how = {"label_smoothing": smoothing, "softcap": softcap, "chunk": chunk}
+            mean = lambda h, w, how=how: ops.mean_cross_entropy(h, w, y, weights, **how)  # noqa: E731
+            each = lambda h, w, how=how: ops.cross_entropy(h, w, y, **how)  # noqa: E731
+            results.append([*mx.vjp(mean, [h, weight], [mx.array(2.0)]), *mx.vjp(each, [h, weight], [weights])])
+            mx.eval(results)
+    for ours, plain in zip(*results, strict=True):
+        for own, value in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(np.array(own), np.array(value), rtol=1e-4, atol=1e-5)
 
-    def loss(x, weight, bias):
-        return (ops.layer_norm(x, weight, bias, 1e-5) ** 3 + ops.rms_norm(x, weight, 1e-5) ** 3).sum()
 
-    assert_plain_gradients(loss, arrays, monkeypatch, 1e-4)
+@here
+def test_logits_that_are_no_numbers_show_in_the_loss_and_its_gradient():
+    h, weight, y = mx.array(drawn(0, 4, 6)), mx.array(drawn(1, 20, 6)), mx.array([0, 19, 3, 3])
+    for bad in (mx.nan, mx.inf):
+        broken = mx.where(mx.arange(4)[:, None] == 2, bad, h)
+        losses, (gh, _) = mx.vjp(lambda h, w: ops.cross_entropy(h, w, y), [broken, weight], [mx.ones(4)])
+        for found in (losses[0], gh):
+            assert np.isnan(np.array(found)[2]).all()
+            assert np.isfinite(np.delete(np.array(found), 2, axis=0)).all()
+    far = mx.vjp(lambda h, w: ops.cross_entropy(h, w, y), [h * 1e4, weight], [mx.ones(4)])
+    assert all(np.isfinite(np.array(one)).all() for part in far for one in part)
 
 
 @here
@@ -186,13 +298,17 @@ def test_other_numbers_than_float32_go_step_by_step():
 
 class _Wrong:
     @staticmethod
-    def attend(q, k, v, mask, scale):
+    def attend_one(q, k, v, mask, scale):
         return v[:, :, :1] * 2
+
+    @staticmethod
+    def attend(q, k, v, mask, scale):
+        return v[:, :, :2], None
 
 
 class _Foreign:
     @staticmethod
-    def attend(*_):
+    def attend_one(*_):
         raise TypeError("incompatible function arguments")
 
 

@@ -1,9 +1,9 @@
-"""The products of few rows that our shim computes itself (sgemm.cpp), as MLX's matmul calls it, against float64."""
+"""The products that our shim computes itself (sgemm.cpp), as MLX's matmul calls it, against float64."""
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_transformer.backend import prepare
@@ -29,6 +29,28 @@ def test_products_of_few_rows(rows, inner, columns, transposed, seed):
     exact = a.astype(np.float64) @ b.astype(np.float64)
     assert_right(mx.array(a) @ right, exact, inner)
     assert_right(mx.addmm(mx.array(c), mx.array(a), right, 0.5, 2.0), 0.5 * exact + 2 * c, inner)
+
+
+@given(
+    rows=st.integers(64, 200),
+    inner=st.integers(1, 600),
+    columns=st.integers(32, 100),
+    transposed=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40)
+def test_products_of_many_rows_on_one_thread(rows, inner, columns, transposed, seed):
+    a, b, c = factors(rows, inner, columns, seed)
+    left, right = (
+        mx.contiguous(mx.array(x.T)).T if own else mx.array(x) for x, own in zip((a, b), transposed, strict=True)
+    )
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    prepare().blas.set_threads(1)
+    try:
+        assert_right(left @ right, exact, inner)
+        assert_right(mx.addmm(mx.array(c), left, right, 0.5, 2.0), 0.5 * exact + 2 * c, inner)
+    finally:
+        prepare().blas.set_threads(prepare().threads)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 16])

@@ -1,8 +1,8 @@
-// Selective scan (Gu & Dao 2023, arXiv 2312.00752, alg. 2) and its gradient float32; included by primitives.cpp.
+// Selective scan (Gu & Dao 2023, arXiv 2312.00752, alg. 2) and its gradient, float32; included by primitives.cpp.
 //
 // With MLX's operations each token's state, N numbers per channel, goes to memory several times, and forward and backward
-// pass keep it for all tokens. Here it stays in registers and the first-level cache: as many channels at a time as a vector has lanes, one per
-// lane. The gradient starts at the states between chunks and computes those within a chunk again.
+// pass keep it for all tokens. Here it stays in registers and the first-level cache: one channel per lane of a vector at a
+// time. The gradient starts at the states between chunks and computes those within a chunk again.
 
 // Reads and writes of up to kLanes channels, `step` numbers apart; the other lanes are 0.
 inline Lanes read(const float* from, int lanes, long step = 1) {

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import mlx.core as mx
@@ -154,31 +154,43 @@ def _marked(name: str, outputs: Sequence[mx.array], others: Sequence[mx.array] =
     return mx.depends(list(outputs), [mx.array(list(name.encode()), mx.uint8), *others])
 
 
-Call = tuple[tuple[mx.array, ...], mx.array, Callable[..., Any]]  # primals, output, gradient
+class _Call(NamedTuple):
+    """A call of a custom function. result: an array, or the list of its arrays."""
+
+    primals: tuple[mx.array, ...]
+    result: Any
+    gradient: Callable[..., Any]
+
+    @property
+    def outputs(self) -> list[mx.array]:
+        return [self.result] if isinstance(self.result, mx.array) else list(self.result)
 
 
 class _Custom:
-    """Stand-in for mx.custom_function with one output, transparent to `_value_and_grad`."""
+    """Stand-in for mx.custom_function, transparent to `_value_and_grad`."""
 
-    calls: list[Call] | None = None  # None: outside a gradient
-    probes: Sequence[mx.array] = ()  # one for each call
+    calls: list[_Call] | None = None  # None: outside a gradient
+    probes: Sequence[mx.array] = ()  # one for each output of each call
     found: list[mx.array]  # results of custom gradients, in the order of their placeholders
 
-    def __init__(self, function: Callable[..., mx.array], gradient: Callable[..., Any] | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], gradient: Callable[..., Any] | None = None) -> None:
         self.function, self.gradient = function, gradient
 
     def vjp(self, gradient: Callable[..., Any]) -> None:
         self.gradient = gradient
 
-    def __call__(self, *primals: mx.array) -> mx.array:
+    def __call__(self, *primals: mx.array) -> Any:
         calls, _Custom.calls = _Custom.calls, None  # nested calls have no gradient of their own
-        output = self.function(*primals)
+        result = self.function(*primals)
         _Custom.calls = calls
         if calls is None or self.gradient is None:
-            return output
-        calls.append((primals, output, self.gradient))
-        output = mx.stop_gradient(output)
-        return output + _Custom.probes[len(calls) - 1] if _Custom.probes else output
+            return result
+        first = sum(len(call.outputs) for call in calls)
+        calls.append(_Call(primals, result, self.gradient))
+        outputs = [mx.stop_gradient(y) for y in calls[-1].outputs]
+        if _Custom.probes:
+            outputs = [y + probe for y, probe in zip(outputs, _Custom.probes[first:], strict=False)]
+        return outputs[0] if isinstance(result, mx.array) else outputs
 
 
 def _value_and_grad(function: Callable[..., Any], argnums: int = 0) -> Callable[..., Any]:
@@ -191,7 +203,7 @@ def _value_and_grad(function: Callable[..., Any], argnums: int = 0) -> Callable[
     def both(*args: Any, **options: Any) -> tuple[Any, Any]:
         names, leaves = zip(*tree_flatten(args[argnums]), strict=True)
         value: Any = None
-        calls: list[Call] = []
+        calls: list[_Call] = []
 
         def run(arrays: Sequence[mx.array], probes: Sequence[mx.array]) -> list[mx.array]:
             nonlocal value, calls
@@ -201,15 +213,18 @@ def _value_and_grad(function: Callable[..., Any], argnums: int = 0) -> Callable[
             _Custom.probes = probes
             value = function(*args[:argnums], part, *args[argnums + 1 :], **options)
             _Custom.calls = None
-            return [value[0] if isinstance(value, tuple) else value, *(p for primals, *_ in calls for p in primals)]
+            return [value[0] if isinstance(value, tuple) else value, *(p for call in calls for p in call.primals)]
 
         primals = run(leaves, ())[1:]
-        probes = [_marked("probe", [mx.zeros(y.shape, y.dtype)])[0] for _, y, _ in calls]
+        probes = [_marked("probe", [mx.zeros(y.shape, y.dtype)])[0] for call in calls for y in call.outputs]
         n, first = len(leaves), len(_Custom.found)
         places = [_marked(f"place {i}", [mx.zeros(p.shape, p.dtype)])[0] for i, p in enumerate(primals, first)]
         _, slopes = mx.vjp(lambda *a: run(a[:n], a[n:]), [*leaves, *probes], [mx.array(1.0), *places])
-        for (given, output, gradient), cotangent in zip(calls, slopes[n:], strict=True):
-            got = gradient(given if len(given) > 1 else given[0], cotangent, output)
+        cotangents = iter(slopes[n:])
+        for given, result, gradient in calls:
+            one = isinstance(result, mx.array)
+            own = next(cotangents) if one else [next(cotangents) for _ in result]
+            got = gradient(given if len(given) > 1 else given[0], own, result)
             _Custom.found += [got] if isinstance(got, mx.array) else got
         return value, tree_unflatten(list(zip(names, slopes[:n], strict=True)))
 

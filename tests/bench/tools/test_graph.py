@@ -116,6 +116,26 @@ def test_a_custom_gradient_is_part_of_the_graph():
     assert not {"probe", "place 0"} & set(traced)
 
 
+def test_a_custom_gradient_of_several_outputs_is_part_of_the_graph():
+    def both(function):
+        custom = mx.custom_function(lambda x: [function(x), 2 * x])
+        custom.vjp(lambda x, cotangents, outputs: mx.square(cotangents[0]) + mx.sqrt(cotangents[1]))
+        return custom
+
+    def loss(tree, sign):
+        first, second = both(mx.exp)(tree["x"])
+        return (sign * first + second).sum()
+
+    def gradient(x):
+        value, gradients = mx.value_and_grad(loss)({"x": x}, 1.0)
+        return [value, gradients["x"]]
+
+    with on_metal():
+        counts = _counts(trace(gradient, mx.ones((3,))))
+    assert counts["Square"] == 1
+    assert counts["Sqrt"] == 1
+
+
 def test_a_custom_function_made_before_is_refused():
     custom = mx.custom_function(mx.exp)
     custom.vjp(lambda _, cotangent, output: cotangent * output)

@@ -35,6 +35,8 @@ class TrainingStep:
         self.dtype = getattr(mx, recipe.dtype)
         parameters = by_path(model.trainable_parameters())
         self.optimizers = Optimizers(recipe.groups, parameters)
+        parameters |= self.optimizers.start(parameters)
+        model.update(tree_unflatten(list(parameters.items())))
         self.memory: dict[str, Arrays] = {
             "clip": recipe.clip.start(),
             "scaling": recipe.loss_scale.start() if recipe.dtype == "float16" else {},
@@ -45,7 +47,7 @@ class TrainingStep:
         self.compiled, self.deterministic = compiled, deterministic
         self._step_parts: list[Callable] = [self._gradients, self._mean, self._update]
         self._curvature_parts: list[Callable] = [self._sampled_gradients, self._mean, self._observe]
-        self._built: tuple[Callable[..., tuple[Arrays, mx.array]], Callable] | None = None
+        self._built: tuple[Callable[..., tuple[Arrays, mx.array]], Callable, Callable] | None = None
 
     @property
     def state(self) -> list[Any]:
@@ -60,7 +62,11 @@ class TrainingStep:
         """
         if self._built is None:  # built late, so that a restored state is captured
             self._built = self._build()
-        take, estimate_curvature = self._built
+        take, estimate_curvature, gradients_of = self._built
+        if self.optimizers.want_rewiring():
+            gradients = {path: mean for share in gradients_of(batch) for path, mean in share.items()}
+            new = self.optimizers.rewire(gradients, by_path(self.model.trainable_parameters()))
+            self.model.update(tree_unflatten(list(new.items())))
         if self.optimizers.want_curvature():
             estimate_curvature(batch)
         return take(batch, mx.array(learning_rate), mx.array(average_share))
@@ -70,13 +76,14 @@ class TrainingStep:
         average = self.memory["average"]
         return tree_unflatten(list(average.items())) if average else self.model.trainable_parameters()
 
-    def _build(self) -> tuple[Callable[..., tuple[Arrays, mx.array]], Callable]:
+    def _build(self) -> tuple[Callable[..., tuple[Arrays, mx.array]], Callable, Callable]:
         if self.compiled and len(self.shares) == 1:
-            return self._compile(self._take), self._compile(self._estimate_curvature)
+            compiled = self._compile
+            return compiled(self._take), compiled(self._estimate_curvature), compiled(self._gradients_to_rewire)
         if self.compiled:
             self._step_parts = [self._compile(part) for part in self._step_parts]
             self._curvature_parts = [self._compile(part) for part in self._curvature_parts]
-        return self._take, self._estimate_curvature
+        return self._take, self._estimate_curvature, self._gradients_to_rewire
 
     def _compile(self, function: Callable) -> Callable:
         return mx.compile(function, inputs=self.state, outputs=self.state)
@@ -124,6 +131,11 @@ class TrainingStep:
         for (stream, _), mean in zip(self.shares, means, strict=True):
             with mx.stream(stream):
                 observe(mean, batch.shape[0] * (batch.shape[-1] - 1))
+
+    def _gradients_to_rewire(self, batch: mx.array) -> list[Arrays]:
+        """Return the gradients of the batch, for each stream those of its share of the parameters."""
+        gradients_of, mean_of, _ = self._step_parts
+        return self._mean_gradients(gradients_of, mean_of, batch)[1]
 
     def _changing(self) -> list[Any]:
         """Copy the trees that an update changes; the arrays are shared."""

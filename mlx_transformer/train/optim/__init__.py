@@ -14,6 +14,7 @@ from mlx_transformer.train.optim.groups import (
 )
 from mlx_transformer.train.optim.lion import Lion
 from mlx_transformer.train.optim.muon import Muon
+from mlx_transformer.train.optim.rigl import RigL
 from mlx_transformer.train.optim.scaling import LossScale
 from mlx_transformer.train.optim.schedules import (
     WSD,
@@ -33,6 +34,7 @@ __all__ = [  # noqa: RUF022 - grouped
     "AdamW",
     "Lion",
     "Muon",
+    "RigL",
     "Sophia",
     "UpdateRule",
     # groups of parameters

@@ -71,6 +71,10 @@ class UpdateRule:
         """Make the optimizer, which holds the state; its learning rate is set before each step."""
         return _Optimizer(self)
 
+    def start(self, optimizer: optimizers.Optimizer, parameters: Arrays) -> Arrays:
+        """Extend the new optimizer's state; return the parameters that change before the first step."""
+        return {}
+
     def update(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
         """Return the new value of each parameter that has a gradient; a subclass may update several at once."""
         return {
@@ -85,6 +89,14 @@ class UpdateRule:
     def observe(self, optimizer: optimizers.Optimizer, gradients: Arrays, targets: int) -> None:
         """Take in gradients of the mean loss over `targets` tokens sampled from the model's predictions."""
         return  # most rules do not use the curvature
+
+    def wants_rewiring(self, optimizer: optimizers.Optimizer) -> bool:
+        """Whether `rewire` is to be called before the next step."""
+        return False
+
+    def rewire(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
+        """Return new values of parameters, outside of the compiled step; gradients: of the next batch."""
+        return {}
 
 
 class _Optimizer(optimizers.Optimizer):
@@ -137,6 +149,13 @@ class Optimizers:
         for group, optimizer in zip(groups, self.optimizers, strict=True):
             optimizer.init({path: flat[path] for path in self.paths[group.name]})
 
+    def start(self, parameters: Arrays) -> Arrays:
+        """Let each rule extend its optimizer's new state; return the parameters that change before the first step."""
+        new: Arrays = {}
+        for group, optimizer in zip(self.groups, self.optimizers, strict=True):
+            new |= group.optimizer.start(optimizer, {path: parameters[path] for path in self.paths[group.name]})
+        return new
+
     def advance(self, learning_rate: mx.array) -> None:
         """Begin a step at this learning rate, a scalar."""
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
@@ -161,6 +180,20 @@ class Optimizers:
         for group, optimizer in zip(self.groups, self.optimizers, strict=True):
             own = {path: gradients[path] for path in self.paths[group.name] if path in gradients}
             group.optimizer.observe(optimizer, own, targets)
+
+    def want_rewiring(self) -> bool:
+        """Whether any optimizer needs `rewire` before the next step."""
+        pairs = zip(self.groups, self.optimizers, strict=True)
+        return any(group.optimizer.wants_rewiring(optimizer) for group, optimizer in pairs)
+
+    def rewire(self, gradients: Arrays, parameters: Arrays) -> Arrays:
+        """Return the parameters that change where a rule wants rewiring, from the gradients of all parameters."""
+        new: Arrays = {}
+        for group, optimizer in zip(self.groups, self.optimizers, strict=True):
+            if group.optimizer.wants_rewiring(optimizer):
+                own = {path: gradients[path] for path in self.paths[group.name]}
+                new |= group.optimizer.rewire(optimizer, own, parameters)
+        return new
 
     @property
     def state(self) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@
 
     model, tokenizer = mt.load("results/mine")                          # a run folder, or what save wrote
     mt.evaluate(model, tokenizer, "held_out.txt")                       # nats per token, perplexity, bits per byte
+    mt.score(model, tokenizer, "task:recall")                            # of a model trained on a task: its accuracy
     mt.generate(model, tokenizer, ["Once upon a time"], max_tokens=200)
     mt.translate(model, tokenizer, ["three plus four is seven"])        # an encoder-decoder
     for event in mt.fit(model, recipe, data): ...                       # Step, Eval, Saved, Stopped
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlx_transformer import nn as nn
     from mlx_transformer import train as train
     from mlx_transformer.generate import generate as generate
+    from mlx_transformer.generate import score as score
     from mlx_transformer.generate import translate as translate
     from mlx_transformer.nn.config import Config as Config
     from mlx_transformer.nn.model import Model as Model
@@ -50,6 +52,7 @@ _LAZY = {  # name -> module, or module:attribute
     "nn": "nn",
     "optim": "train.optim",
     "save": "run.saved:save",
+    "score": "generate:score",
     "train": "train",
     "translate": "generate:translate",
 }

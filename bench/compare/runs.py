@@ -317,8 +317,12 @@ def missing_references(runs: Sequence[Run]) -> list[str | None]:
         raise KeyboardInterrupt
     if ended.code:
         raise RunFailed(f"PyTorch cannot be used: {ended.reason}")
-    reasons = json.loads(ended.stdout)
-    own_models = [run.plan.experiment.code for run in runs]
-    return [
-        f"{code.path.name} is no phase" if code else reason for code, reason in zip(own_models, reasons, strict=True)
-    ]
+    return [_why_no_reference(run) or reason for run, reason in zip(runs, json.loads(ended.stdout), strict=True)]
+
+
+def _why_no_reference(run: Run) -> str | None:
+    """Return why nothing can be a reference of a run, or None."""
+    code, task = run.plan.experiment.code, run.plan.corpus.task
+    if code is not None:
+        return f"{code.path.name} is no phase"
+    return None if task is None else f"its loss counts every token, that of task:{task} the answers alone"

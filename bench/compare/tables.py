@@ -55,19 +55,40 @@ class Table:
 
 
 def final_losses(log: Log) -> Table:
-    """Validation loss of each variant at the end of its runs."""
-    rows = []
+    """Validation loss of each variant at the end of its runs, and its accuracy where the corpus is a task."""
+    rows, with_accuracy = [], any(_accuracies(log, name) for name in variants(log))
     for name in variants(log):
         if values := [loss for run in runs_of(log, name) if (loss := final_loss(run)) is not None]:
-            cells = _final(values), _difference(log, name), _number(len(values)), Cell(status(log, name))
+            own = (_accuracy(log, name),) if with_accuracy else ()
+            cells = _final(values), _difference(log, name), *own, _number(len(values)), Cell(status(log, name))
             rows.append((Cell(name), *cells))
     note = (
         "Validation loss of the last evaluation: the median over seeds, with its 95 % interval from three seeds on. A"
         " run that diverged or failed counts as higher than any other. The difference is the mean over equal seeds,"
         " with its 95 % interval by Student's t."
     )
-    head = ("variant", "final loss (nats per token)", "difference from the baseline (nats)", "seeds", "runs")
+    accuracy = ("accuracy (%)",) if with_accuracy else ()
+    if with_accuracy:
+        note += " The accuracy is that of the best weights on held-out examples: the median over seeds, and its range."
+    head = (
+        *("variant", "final loss (nats per token)", "difference from the baseline (nats)"),
+        *(*accuracy, "seeds", "runs"),
+    )
     return Table(title="Final validation loss", note=note, head=head, rows=rows)
+
+
+def _accuracies(log: Log, name: str) -> list[float]:
+    """Return the accuracy of each run of a variant on the task that is the corpus, in percent; none for a text."""
+    tasks = [run["result"]["quality"].get("task") for run in runs_of(log, name) if run["result"]]
+    return [100 * task["accuracy"] for task in tasks if task is not None]
+
+
+def _accuracy(log: Log, name: str) -> Cell:
+    values = _accuracies(log, name)
+    if not values:
+        return NOT_MEASURED
+    spread = f" ({min(values):.1f}–{max(values):.1f})" if len(values) > 1 else ""
+    return Cell(f"{median(values):.1f}{spread}", median(values))
 
 
 def _difference(log: Log, name: str) -> Cell:

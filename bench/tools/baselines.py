@@ -12,6 +12,7 @@ import numpy as np
 from mlx_transformer.data import Tokens, load_corpus, tokenize_corpus, train_tokenizer
 from mlx_transformer.data.ngrams import kneser_ney
 from mlx_transformer.run.flags import DataFlags, Place, WholeNumber, parse
+from mlx_transformer.utils.errors import BadInput
 
 
 def bits_per_byte(log_prob: np.ndarray, n_bytes: int) -> float:
@@ -50,6 +51,8 @@ def main(prog: str = "python -m bench baselines", args: list[str] | None = None)
     """Run the command line."""
     flags = parse(Flags, prog, args=args)
     corpus = load_corpus(flags.data or "auto", flags.valid, flags.stories, text_column=flags.text_column)
+    if corpus.task is not None:
+        raise BadInput(f"--data task:{corpus.task}: baselines predict every token of a text; a task has its own floors")
     explicit = flags.vocab_size is not None
     tokenizer = train_tokenizer(flags.tokenizer or "bpe", corpus, flags.vocab_size or 4096, explicit=explicit)
     tokens = tokenize_corpus(corpus, tokenizer)

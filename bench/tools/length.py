@@ -27,6 +27,7 @@ from bench.tools import length_cost
 from bench.workers.machine import describe_machine
 from bench.workers.process import end_as_by_ctrl_c
 from mlx_transformer.data.stream import validation_sequences
+from mlx_transformer.data.tasks import is_task
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import Extent, File, WholeNumber, parse
 from mlx_transformer.run.plots import drawing, write_png
@@ -91,6 +92,8 @@ def runs_of(flags: Flags, say: Say) -> list[Run]:
     """Return a run per variant and seed. Raises BadInput for what cannot be trained."""
     size = flags.choose()
     train = flags.settings(size, max_tokens=flags.max_tokens or int(SHARE * BUDGETS[size]), seq_len=flags.seq_len)
+    if is_task(flags.data or ""):
+        raise BadInput(f"--data {flags.data}: expected a text; evaluate RUN --data {flags.data} scores longer examples")
     first, *others = map(Variant.read, dict.fromkeys(flags.phases or PHASES))
     runs = [Run.of(first, train, say), *(Run.of(variant, train) for variant in others)]
     return [run.with_settings(seed=seed) for seed in range(flags.seeds or SEEDS) for run in runs]

@@ -13,6 +13,7 @@ import numpy as np
 from mlx_transformer.backend import device_info, is_plain, prepare, streams, use_device, versions
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.generate.decoding import Decoder
+from mlx_transformer.nn.patches import class_of
 from mlx_transformer.run.console import Console
 from mlx_transformer.run.ladder import Experiment, find_phase
 from mlx_transformer.run.training import Curve
@@ -79,7 +80,7 @@ class TrainingRounds:
     ) -> None:
         use_device(device)
         trained = find_experiment(experiment)
-        kind = trained.find_branch(branch)
+        kind = class_of(trained.find_branch(branch), config)
         rules = make_recipe(trained, size, batch_size, config["seq_len"], recipe, learning_rate)
         rules = replace(rules, batch_warmup=None, dropout=None)  # dropout: the config's
         train = np.load(tokens, mmap_mode="r")

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_transformer.data import tinystories
+from mlx_transformer.data import tasks, tinystories
 from mlx_transformer.data.documents import Part, digests, group, read_parts, take
 from mlx_transformer.data.sources import Source, check_column, open_source
 from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
+from mlx_transformer.data.tasks import find_task, is_task
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
 from mlx_transformer.utils.text import plural
@@ -43,6 +44,7 @@ class Corpus:
     floor_bits: float | None  # -log2 of the probability of all validation documents, if their generator is known
     note: str  # one sentence: which corpus, and why
     text_column: str | None = None  # key or column of the texts, if the files have columns
+    task: str | None = None  # name of the task that generated the texts, with answers in brackets
 
 
 def load_corpus(
@@ -54,12 +56,12 @@ def load_corpus(
 ) -> Corpus:
     """Prepare the corpus of `--data --valid --stories --text-column`.
 
-    data: `auto` (TinyStories if it is in the cache or can be fetched, else the fables), `fables`, `tinystories`, or
-        what sources.py reads: a path, or `OWNER/NAME` of a data set on the Hugging Face hub.
+    data: `auto` (TinyStories if it is in the cache or can be fetched, else the fables), `fables`, `tinystories`,
+        `task:NAME`, or what sources.py reads: a path, or `OWNER/NAME` of a data set on the Hugging Face hub.
     stories: number of training documents to keep, from the first.
     text_column: key or column of .jsonl and .csv that holds the text; None: "text".
 
-    Raises BadInput if a text cannot be read, split or fetched.
+    Raises BadInput if a text cannot be read, split or fetched, for an unknown task, and for options of a text with one.
     """
     if stories is not None and stories < 1:
         raise BadInput(f"--stories {stories} is not a number of stories; give 1 or more")
@@ -69,14 +71,18 @@ def load_corpus(
             raise BadInput(f"--valid {valid} goes with --data PATH; {data} brings its own validation stories")
         if text_column is not None:
             raise BadInput(f"--text-column {text_column} goes with .jsonl and .csv; {data}: no columns")
-    if data == "fables":
+    if is_task(data):
+        corpus = _task(data, {"valid": valid, "stories": stories, "text-column": text_column})
+    elif data == "fables":
         corpus = _fables(stories, "as requested")
     elif data == "tinystories":
         corpus = _tinystories(stories, say)
     elif data == "auto":
         corpus = _tinystories_or_fables(stories, say)
     else:
-        train = open_source(data, text_column, "--data takes auto, fables, tinystories, OWNER/NAME of the hub or", say)
+        train = open_source(
+            data, text_column, "--data takes auto, fables, tinystories, task:NAME, OWNER/NAME of the hub or", say
+        )
         held_out = None if valid is None else open_source(valid, text_column, "--valid takes", say)
         check_column(text_column, *filter(None, (train, held_out)))
         corpus = _own(train, held_out, stories)
@@ -165,7 +171,7 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256(repr((_VERSION, *parts)).encode()).hexdigest()[:20]
 
 
-# The three sources
+# The sources
 
 
 def _fables(stories: int | None, why: str) -> Corpus:
@@ -182,6 +188,26 @@ def _fables(stories: int | None, why: str) -> Corpus:
 
     key = cache_key(sources, stories, FABLES_VALID_STORIES, FABLES_SEED)
     return open_prepared(cached_folder("corpora", f"fables-{key}", build), f"fables, the built-in stories, {why}")
+
+
+def _task(data: str, options: dict[str, object]) -> Corpus:
+    """Write the texts of a task, those of the validation split first: no training text is one of them."""
+    task = find_task(data)
+    if given := [name for name, value in options.items() if value is not None]:
+        raise BadInput(f"--{given[0]} {options[given[0]]} goes with a text; {data} is generated, with its own split")
+    sources = [sha256_of(source) for source in sorted(Path(tasks.__file__).parent.glob("*.py"))]
+
+    def build(folder: Path) -> None:
+        valid = [text for level in task.trained_levels for text in task.held_out(level)]
+        train = task.train_texts(frozenset(valid))
+        kept, held_out = (
+            _write(folder / name, ((text, True) for text in texts), frozenset(), lambda size: None)
+            for name, texts in (("train.txt", train), ("valid.txt", valid))
+        )
+        write_facts(folder, data, kept, held_out, floor_bits=None)
+
+    folder = cached_folder("corpora", f"task-{task.name}-{cache_key(sources, data)}", build)
+    return replace(open_prepared(folder, f"{data}, generated"), task=task.name)
 
 
 def _count(path: Path) -> Tally:

@@ -11,7 +11,7 @@ import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +19,12 @@ import numpy as np
 
 from mlx_transformer.data.chunks import Chunk, chunks, encode_chunks
 from mlx_transformer.data.corpus import Corpus
-from mlx_transformer.data.documents import Part, read_parts
+from mlx_transformer.data.documents import Part, read_documents, read_parts
 from mlx_transformer.data.store import cached_folder, progress
 from mlx_transformer.data.stream import Batches, validation_batches
-from mlx_transformer.data.tokenizers import Tokenizer
+from mlx_transformer.data.tasks.packing import encode_examples, pack
+from mlx_transformer.data.tokenizers import SymbolTokenizer, Tokenizer
+from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
 from mlx_transformer.utils.text import plural
 
@@ -37,7 +39,7 @@ Encoded = tuple[Chunk, list[int]]
 class Tokens:
     """A tokenized corpus. The facts about `valid` are those of its first documents, MAX_VALID_TOKENS at max_tokens."""
 
-    train: np.ndarray  # (T,) uint16 or uint32, memory-mapped, read-only
+    train: np.ndarray  # (T,) uint16 or uint32, memory-mapped, read-only; of a task int32, ~t where no loss counts t
     valid: np.ndarray  # (V,) likewise
     eos_id: int
     valid_bytes: int  # UTF-8, without separators: the denominator of bits per byte
@@ -46,6 +48,22 @@ class Tokens:
     unknown_rate: float  # share of unknown tokens in `valid`, EOS and BOS not counted
     lossless: bool  # every validation document is decoded unchanged, so that bits per byte are meaningful
     tokenizer: Tokenizer | None = None  # the tokenizer of the token ids
+    task: str | None = None  # name of the task
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether only some tokens are predicted: the answers of a task."""
+        return np.issubdtype(self.valid.dtype, np.signedinteger)
+
+    def packed(self, seq_len: int) -> "Tokens":
+        """Return the tokens as sequences of this length take them: a task's examples are packed, none of them cut.
+
+        Raises BadInput for a seq_len shorter than an example.
+        """
+        if self.task is None:
+            return self
+        train, valid = (pack(tokens, self.eos_id, seq_len, self.task) for tokens in (self.train, self.valid))
+        return replace(self, train=train, valid=valid)
 
     @property
     def epoch_tokens(self) -> int:
@@ -66,7 +84,8 @@ class Tokens:
 
         All batches have one shape, of about so many tokens.
         """
-        return validation_batches(self.valid, seq_len, tokens)
+        batches = validation_batches(self.valid, seq_len, tokens)
+        return [(part, mask & (part[:, 1:] >= 0)) for part, mask in batches] if self.is_masked else batches
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> Tokens:
@@ -74,6 +93,8 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
 
     The cache key is the content of the corpus and of the tokenizer. Raises BadInput if the disk is full.
     """
+    if corpus.task is not None:
+        return _tokenize_task(corpus, tokenizer)
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 65_535 else np.dtype("<u4")
 
     def build(folder: Path) -> None:
@@ -98,6 +119,34 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
         say(f"warning: the validation text has only {count}, so that its loss is noisy; give a longer one as --valid")
     floor_bits = corpus.floor_bits if whole else None
     return Tokens(train, valid, tokenizer.eos_id, floor_bits=floor_bits, tokenizer=tokenizer, **facts)
+
+
+def _tokenize_task(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
+    """Encode the examples of a task. Raises BadInput for another tokenizer than the task's."""
+    if not isinstance(tokenizer, SymbolTokenizer) or tokenizer.task != corpus.task:
+        raise BadInput(f"task:{corpus.task} has a tokenizer of its own, not one of kind {tokenizer.kind}: leave it out")
+
+    def build(folder: Path) -> None:
+        for name in ("train", "valid"):
+            encode_examples(read_documents(getattr(corpus, name)), tokenizer).astype("<i4").tofile(
+                folder / f"{name}.bin"
+            )
+
+    key = hashlib.sha256(repr((tokenizer.version, corpus.sha256, tokenizer.sha256)).encode()).hexdigest()[:20]
+    folder = cached_folder("tokens", f"task-{corpus.task}-{key}", build)
+    train, valid = (np.fromfile(folder / f"{name}.bin", "<i4") for name in ("train", "valid"))
+    return Tokens(
+        train,
+        valid,
+        tokenizer.eos_id,
+        valid_bytes=corpus.valid_bytes,
+        valid_documents=corpus.valid_documents,
+        floor_bits=None,
+        unknown_rate=0.0,
+        lossless=False,
+        tokenizer=tokenizer,
+        task=corpus.task,
+    )
 
 
 def _write_train(

@@ -1,4 +1,4 @@
-"""Text from a trained model: cached decoding, sampling, beam search, and quality figures of what was generated."""
+"""Text from a trained model: decoding, sampling, beam search, tools, quality figures of texts and scores of tasks."""
 
 from mlx_transformer.generate.completion import (
     Completion,
@@ -10,18 +10,22 @@ from mlx_transformer.generate.completion import (
 )
 from mlx_transformer.generate.decoding import Decoder, decode
 from mlx_transformer.generate.sampling import Sampling
+from mlx_transformer.generate.scoring import Score, Scorer, score
 from mlx_transformer.generate.translation import Translation, translate
 
 __all__ = [
     "Completion",
     "Decoder",
     "Sampling",
+    "Score",
+    "Scorer",
     "Translation",
     "complete",
     "decode",
     "encode_prompt",
     "generate",
     "generate_unconditional",
+    "score",
     "stream_completion",
     "translate",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.generate.decoding import count_slides, decode
 from mlx_transformer.generate.sampling import Sampling
+from mlx_transformer.generate.tools import runtime
 from mlx_transformer.nn.model import Model
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.text import plural
@@ -95,7 +96,8 @@ def stream_completion(
     _check(model)
     ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
     (limit,), context = _limits([ids], max_tokens, model.config.seq_len)
-    drawn = decode(model, [ids], limit, sampling=sampling, seed=seed, context=context)
+    respond = runtime(tokenizer, [ids])
+    drawn = decode(model, [ids], limit, sampling=sampling, seed=seed, context=context, respond=respond)
     return _stream(tokenizer, prompt, ids, drawn, model.config.seq_len)
 
 
@@ -132,7 +134,8 @@ def _complete(
     tokens: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     limits, context = _limits(encoded, max_tokens, model.config.seq_len)
-    for drawn in decode(model, encoded, max(limits, default=0), sampling=sampling, seed=seed, context=context):
+    respond, count = runtime(tokenizer, encoded), max(limits, default=0)
+    for drawn in decode(model, encoded, count, sampling=sampling, seed=seed, context=context, respond=respond):
         for i, token in enumerate(drawn):
             if not ended[i] and len(tokens[i]) < limits[i]:
                 ended[i] = token == tokenizer.eos_id

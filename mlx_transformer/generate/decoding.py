@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_transformer.backend import divided_blas, in_parts, streams
 from mlx_transformer.generate.decoding_model import decoding_model
 from mlx_transformer.generate.sampling import Sampling
+from mlx_transformer.generate.tools import Respond
 from mlx_transformer.nn.cache import Cache
 from mlx_transformer.nn.model import Model
 
@@ -24,9 +25,10 @@ def decode(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     context: int | None = None,
+    respond: Respond | None = None,
 ) -> Iterator[list[int]]:
     """Yield `count` times the next token of every prompt, with a new `Decoder`."""
-    return Decoder(model)(prompts, count, sampling=sampling, seed=seed, context=context)
+    return Decoder(model)(prompts, count, sampling=sampling, seed=seed, context=context, respond=respond)
 
 
 def count_slides(prompt: int, drawn: int, context: int) -> int:
@@ -59,11 +61,13 @@ class Decoder:
         sampling: Sampling = GREEDY,
         seed: int = 0,
         context: int | None = None,
+        respond: Respond | None = None,
     ) -> Iterator[list[int]]:
         """Yield `count` times the next token of every prompt.
 
         context: a sequence of so many tokens slides: the last half of them is prefilled again, from position 0, and
         decoding continues after it. None: sequences grow without limit.
+        respond: a tool's runtime, which may replace the tokens sampled (generate/tools.py).
         """
         if count < 1 or not prompts:
             return
@@ -72,11 +76,11 @@ class Decoder:
         with divided_blas() if len(used) > 1 else nullcontext():
             split = in_parts(list(prompts), len(used))
             parts = [_Part(self, stream, own, context) for stream, (own, _) in zip(used, split, strict=True)]
-            tokens = _sample(parts, sampling, next(keys))
+            tokens = _sample(parts, sampling, next(keys), respond)
             for _ in range(count - 1):
                 for part, (own, _) in zip(parts, in_parts(tokens, len(parts)), strict=True):
                     part.advance(own)
-                following = _sample(parts, sampling, next(keys))
+                following = _sample(parts, sampling, next(keys), respond)
                 # All parts at once, else the first stream works alone; and one step ahead of the tokens that are read,
                 # which are ready only when everything dispatched with them is.
                 mx.async_eval(following, [part.state for part in parts])
@@ -143,9 +147,10 @@ class _Part:
         self.logits, self.cache = logits, cache
 
 
-def _sample(parts: Sequence[_Part], sampling: Sampling, key: mx.array) -> mx.array:
-    """Sample the next token of every sequence: (B,)."""
-    return sampling(mx.concatenate([part.logits for part in parts]), key)
+def _sample(parts: Sequence[_Part], sampling: Sampling, key: mx.array, respond: Respond | None) -> mx.array:
+    """Sample the next token of every sequence, (B,), or let a tool's runtime write it."""
+    tokens = sampling(mx.concatenate([part.logits for part in parts]), key)
+    return tokens if respond is None else mx.array(respond(tokens.tolist()))  # type: ignore[arg-type]
 
 
 def _keys(seed: int) -> Iterator[mx.array]:

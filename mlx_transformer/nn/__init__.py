@@ -57,6 +57,7 @@ from mlx_transformer.nn.moe import (
 from mlx_transformer.nn.multitoken import MultiToken, ParallelMultiToken
 from mlx_transformer.nn.ngrams import NGramExpert, NGramTable
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
+from mlx_transformer.nn.patches import with_patches
 from mlx_transformer.nn.position import (
     ALiBi,
     LearnedPosition,
@@ -89,6 +90,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "leaf",
     "MultiToken",
     "ParallelMultiToken",
+    "with_patches",
     "init",
     "Ctx",
     # blocks

@@ -30,6 +30,8 @@ class Ctx:
     mask: mx.array | None = None  # bool, broadcast to (B, H, Lq, Lk): False hides a key, beside what is hidden already
     recent: mx.array | None = None  # (B, L, Model.n_recent): the last tokens up to each one, oldest first
     target_log_prob: mx.array | None = None  # (B, L) float32: of each target, known before training (Model.prepare)
+    scored: mx.array | None = None  # bool (B, L): the targets that the loss counts; None: all
+    patches: mx.array | None = None  # (B, L) int32: numbered patches of a picture, 0 for a token (nn/patches.py)
     auxiliary: list[tuple[str, mx.array, float]] = field(default_factory=list)  # (name, value, weight in the loss)
 
     def at(self, layer: int) -> Ctx:
@@ -57,6 +59,12 @@ class Ctx:
             if array is not None
         }
         return replace(self, **taken)
+
+    def after(self, n: int) -> Ctx:
+        """Return the context of the tokens behind the first n, with what it has of each of them."""
+        named = ("tokens", "recent", "target_log_prob", "scored", "patches")
+        arrays: dict[str, Any] = {name: array[:, n:] for name in named if (array := getattr(self, name)) is not None}
+        return replace(self, positions=self.positions[..., n:], **arrays)
 
     def record(self, name: str, value: mx.array, weight: float = 0.0) -> None:
         """Record a scalar to log; with weight > 0 it is an auxiliary loss and weight * value is added to the loss."""

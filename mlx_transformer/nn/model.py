@@ -44,6 +44,7 @@ class Model(nn.Module):
     label_smoothing: float = 0.0  # of the training loss only; set by the trainer from the Recipe
     parallel: bool = False  # whether a batch holds pairs of a source and its translation (nn.translator)
     n_recent: int = 0  # last tokens in ctx.recent, for a part that looks up n-grams
+    masked: bool = False  # batches hold ~t where the loss does not count t; set by the trainer from the data
     checkpoint: str = "none"  # gradient checkpointing, none or block; set by the trainer from the Recipe
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:
@@ -192,8 +193,14 @@ class Model(nn.Module):
         return recent_tokens(tokens, self.n_recent, before)
 
     def inputs(self, batch: mx.array) -> tuple[Ctx, mx.array]:
-        """Split a batch (B, L + 1) into the context of its first L tokens and the targets (B, L) that follow them."""
-        return self.context(batch[:, :-1]), batch[:, 1:]
+        """Split a batch (B, L + 1) into the context of its first L tokens and the targets (B, L) that follow them.
+
+        In a masked batch a token t that is no target is stored as ~t = -1 - t, and ctx.scored is False there.
+        """
+        if not self.masked:
+            return self.context(batch[:, :-1]), batch[:, 1:]
+        tokens = mx.maximum(batch, ~batch)
+        return replace(self.context(tokens[:, :-1]), scored=batch[:, 1:] >= 0), tokens[:, 1:]
 
     def hidden(self, ctx: Ctx) -> mx.array:
         """Return the last hidden states (B, L, D) of the context's tokens."""
@@ -202,7 +209,11 @@ class Model(nn.Module):
 
     def embed(self, ctx: Ctx) -> mx.array:
         """Return the embeddings (B, L, D) of the context's tokens, with positions added if they enter at the input."""
-        return self.dropout(ctx.position.at_input(self.embedding(ctx.tokens), ctx))
+        return self.dropout(ctx.position.at_input(self.embed_tokens(ctx), ctx))
+
+    def embed_tokens(self, ctx: Ctx) -> mx.array:
+        """Return the embeddings (B, L, D) of the context's tokens, without positions."""
+        return self.embedding(ctx.tokens)
 
     def run_blocks(self, x: mx.array, ctx: Ctx) -> mx.array:
         """Apply all blocks to x (B, L, D)."""
@@ -237,11 +248,12 @@ class Model(nn.Module):
         return self.token_loss(h, targets)
 
     def objective(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
-        """Return the scalar training loss of h (B, L, D) and targets (B, L), without auxiliary losses."""
+        """Return the scalar training loss of h (B, L, D) and the scored targets (B, L), without auxiliary losses."""
         return ops.mean_cross_entropy(
             h,
             self.head.matrix(self.embedding),
             targets,
+            ctx.scored,
             softcap=self.head.softcap,
             label_smoothing=self.label_smoothing,
         )

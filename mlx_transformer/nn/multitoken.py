@@ -70,13 +70,11 @@ class MultiToken(Model):
         config: Any = self.config
         state = h
         for i, part in enumerate(self.further):
-            state, tokens = state[:, :-1], targets[:, i:-1]  # (B, L - 1 - i): the token that follows each state
-            embedded = self.embed(replace(ctx, tokens=tokens, positions=ctx.positions[..., 1 + i :]))
-            x = part.merge(state, embedded)
-            positions = ctx.positions[..., : x.shape[1]]
-            own = replace(ctx, tokens=tokens, positions=positions, layer=config.n_layers + i, x0=x)
+            state, following = state[:, :-1], ctx.after(1 + i)  # L - 1 - i states, and the tokens that follow them
+            x = part.merge(state, self.embed(following))
+            own = replace(following, positions=ctx.positions[..., : x.shape[1]], layer=config.n_layers + i, x0=x)
             output = part.out_norm(self.run_block(part.block, x, own))
-            loss = super().objective(output, targets[:, i + 1 :], ctx)
+            loss = super().objective(output, targets[:, i + 1 :], following)
             ctx.record(f"loss_token_{i + 2}", loss, config.further_weight / len(self.further))
             state = output if part.is_chained else state
         return super().objective(h, targets, ctx)

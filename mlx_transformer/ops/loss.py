@@ -82,10 +82,16 @@ def mean_cross_entropy(
 
 
 def mean_and_token_losses(
-    h: mx.array, weight: mx.array, targets: mx.array, *, softcap: float | None = None, chunk: int | None = None
+    h: mx.array,
+    weight: mx.array,
+    targets: mx.array,
+    weights: mx.array | None = None,
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Return `mean_cross_entropy`, and the losses of the tokens (...), which have no gradient."""
-    mean, losses = _mean_and_losses(h, weight, targets, None, _Options(0.0, softcap, chunk))
+    mean, losses = _mean_and_losses(h, weight, targets, weights, _Options(0.0, softcap, chunk))
     return mean, mx.stop_gradient(losses).reshape(targets.shape)
 
 

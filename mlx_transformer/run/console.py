@@ -87,7 +87,12 @@ class Console:
         elif isinstance(event, Eval):
             self._valid_loss = event.valid_loss
             best = " (best so far)" if event.improved else ""
-            self.say(f"step {event.step}: validation loss {event.valid_loss:.4f}{best} after {event.seconds:.1f} s")
+            scores = "".join(
+                f", {name} {100 * value:.1f} %" for name, value in event.scores.items() if name == "accuracy"
+            )
+            self.say(
+                f"step {event.step}: validation loss {event.valid_loss:.4f}{best}{scores} after {event.seconds:.1f} s"
+            )
         elif isinstance(event, Resumed):
             for note in event.notes:
                 self.say(note)

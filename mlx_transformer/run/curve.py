@@ -23,7 +23,13 @@ class Curve:
             resumed = event if isinstance(event, Resumed) else Resumed(step=0)
             self._begin({"log": resumed.step, "eval": resumed.evaluated_step})
         if isinstance(event, Eval):
-            self._add("eval", event, valid_loss=event.valid_loss, valid_bpb=self.bits_per_byte(event.valid_loss))
+            self._add(
+                "eval",
+                event,
+                valid_loss=event.valid_loss,
+                valid_bpb=self.bits_per_byte(event.valid_loss),
+                **event.scores,
+            )
         elif isinstance(event, Step) and event.step % self.log_every == 0:
             self._add(
                 "log",

@@ -234,7 +234,7 @@ class DataFlags:
     """The text to train on, and the one to evaluate on."""
 
     data: Place = None
-    """auto, fables, tinystories, pairs, OWNER/NAME of the hub, or a text, .jsonl, .csv, .gz, folder (default: auto)"""
+    """auto, fables, tinystories, pairs, task:NAME, OWNER/NAME , a text, .jsonl, .csv, .gz, folder (default: auto)"""
     valid: Place = None
     """validation text, as --data takes them (default: the last 5 % of the documents of --data)"""
     text_column: Text = None

@@ -80,6 +80,8 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
         settings = resume_settings(experiment, settings)
     use_device(settings.device or "auto")
     kind = experiment.find_branch(settings.branch)
+    task = task_of(kind, settings)
+    kind = task.fit(kind, settings)
     source = None if settings.init_from is None else model_folder(settings.init_from)
     size = choose_size(settings.size) if source is None else _size_of(source, settings.size)
     recipe, recipe_code = experiment.find_recipe(settings.recipe, settings.branch)
@@ -89,7 +91,6 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     if settings.batch_size is not None:
         recipe = replace(recipe, batch_tokens=settings.batch_size * config.seq_len)
     limits, sampling = _limits(settings), read_sampling(settings)
-    task = task_of(kind)
     corpus = task.load(settings, say)
     weights = None
     if source is None:

@@ -23,6 +23,7 @@ Record = Mapping[str, Any]
 VALID_COLOR, TRAIN_COLOR, FLOOR_COLOR, UNIFORM_COLOR = "#0072B2", "#E69F00", "#009E73", "#555555"
 TIME_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 _PANELS: dict[str, dict[str, dict[str, str]]] = {  # label: keys of curve.jsonl, and how each is drawn
+    "accuracy": {"accuracy": {}},
     "learning rate": {"learning_rate": {}},
     "gradient norm": {"grad_norm": {}},
     "experts' load": {
@@ -63,14 +64,14 @@ def _import_matplotlib() -> None:
 def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     """Write the picture as a PNG: loss over tokens, the clock along the top, bits per byte on the right.
 
-    Below it the learning rate, the gradient norm before clipping, and the load of a router's busiest and idlest expert
-    relative to an equal share, where the run has them. result is a result.json, curve the lines of a
-    curve.jsonl; null, NaN and infinity leave gaps. The same input gives the same bytes. Raises OSError.
+    Below it the accuracy of a task, the learning rate, the gradient norm before clipping, and the load of a router's
+    busiest and idlest expert relative to an equal share, where the run has them. result is a result.json, curve the
+    lines of a curve.jsonl; null, NaN and infinity leave gaps. The same input gives the same bytes. Raises OSError.
     """
     from matplotlib.figure import Figure  # here: half a second that only plots need
 
     panels = {
-        label: keys for label, keys in _PANELS.items() if any(len(finite(series(curve, "log", key)[1])) for key in keys)
+        label: keys for label, keys in _PANELS.items() if any(len(finite(series(curve, None, key)[1])) for key in keys)
     }
     figure = Figure(figsize=(7.5, 4.8 + 1.2 * len(panels)), dpi=150, layout="constrained")
     axes, *below = figure.subplots(
@@ -84,8 +85,10 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)
     for panel, (label, keys) in zip(below, panels.items(), strict=True):
         for key, style in keys.items():
-            panel.plot(*series(curve, "log", key), color=TRAIN_COLOR, linewidth=1, **style)
+            panel.plot(*series(curve, None, key), color=TRAIN_COLOR, linewidth=1, **style)
         panel.set_ylim(bottom=0)
+        if label == "accuracy":
+            _draw_levels(panel, curve)
         panel.set_ylabel(label)
         if len(keys) > 1:
             panel.legend(loc="best", framealpha=1, edgecolor="none", fontsize=8, ncols=len(keys))
@@ -95,6 +98,13 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     (axes, *below)[-1].set_xlabel("training tokens")
     figure.align_ylabels()
     write_png(figure, path)
+
+
+def _draw_levels(axes: "Axes", curve: Sequence[Record]) -> None:
+    """Draw the accuracy of each level of a task behind their mean."""
+    for key in dict.fromkeys(key for record in curve for key in record if key.startswith("accuracy, ")):
+        axes.plot(*series(curve, None, key), color=UNIFORM_COLOR, linewidth=0.5, zorder=1)
+    axes.set_ylim(0, 1.02)
 
 
 def write_png(figure: "Figure", path: Path) -> None:

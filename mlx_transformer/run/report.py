@@ -58,6 +58,7 @@ def write_report(
         f"# {title(result)}",
         _what_was_done(result),
         _how_good(result),
+        *_task_section(result),
         "![loss, learning rate and gradient norm over tokens](loss.png)",
         "## Figures",
         _table(("figure", "value"), [*_figures(result), *_load(curve)]),
@@ -122,6 +123,37 @@ def _how_good(result: Record) -> str:
         text += f" The entropy of the text, a lower bound for any model, is {floor:.3f} bits per byte"
         text += f": this is {_above(bpb / floor)}."
     return text
+
+
+def _task_section(result: Record) -> list[str]:
+    """Tabulate the score of a task by level; nothing for a text."""
+    task = result["quality"].get("task")
+    if task is None:
+        return []
+    names = list(dict.fromkeys(name for level in task["levels"] for name in level["references"]))
+    rows = [
+        (
+            escaped(level["level"]),
+            "yes" if level["trained"] else "no",
+            str(level["tokens"]),
+            _share(level["accuracy"]),
+            *(_share(level["references"].get(name)) for name in names),
+            _fine_share(level["floor"]),
+            _share(level["ceiling"]),
+        )
+        for level in task["levels"]
+    ]
+    references = (name.replace("_", " ") for name in names)
+    head = ("level", "trained", "tokens", "accuracy", *references, "floor (a guess)", "ceiling")
+    what = (
+        f"Its answers are right in **{_share(task['accuracy'])}** of held-out examples, the mean over trained levels."
+    )
+    return ["## Score", what, _table(head, rows)]
+
+
+def _fine_share(value: float) -> str:
+    """Format a share that may be tiny."""
+    return _share(value) if value >= 0.001 or not value else f"{100 * value:.1g} %"
 
 
 def _passes(epochs: float) -> str:

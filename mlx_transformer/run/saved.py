@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from mlx_transformer.data.tokenizers import Tokenizer, load_tokenizer
 from mlx_transformer.nn.model import Model
+from mlx_transformer.nn.patches import class_of, without_patches
 from mlx_transformer.nn.weights import TABLES, WEIGHTS, check_depth, load_tables, put_weights, read_weights, save_arrays
 from mlx_transformer.run.ladder import Experiment, find_experiment
 from mlx_transformer.run.own_code import Code, record
@@ -37,6 +38,7 @@ def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokeni
     folder = model_folder(run)
     described = read_config(folder)
     kind = _find_experiment(described, folder, code).find_branch(described.get("branch"))
+    kind = class_of(kind, described["config"])
     config = read_numbers(kind, described, folder)
     arrays, path, notes = find_weights(folder)
     check_depth(kind.n_blocks(config), arrays, path)
@@ -90,7 +92,7 @@ def save(folder: str | Path, model: Model, tokenizer: Tokenizer) -> None:
 
     Raises BadInput for a class that no file defines as Model or in BRANCHES; OSError if the folder cannot be written.
     """
-    folder, (experiment, branch) = Path(folder), find_experiment(type(model))
+    folder, (experiment, branch) = Path(folder), find_experiment(without_patches(type(model)))
     save_model(folder, model, tokenizer, experiment.phase, branch, experiment.code)
     if experiment.code is not None:
         experiment.code.keep(folder / CODE)

@@ -1,18 +1,20 @@
-"""What a model is trained on, and what a run writes at its end: continuations of a text, or translations."""
+"""What a model is trained on, and what a run writes at its end: continuations of a text, translations, or a score."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx_transformer.data import pairs
 from mlx_transformer.data.corpus import Corpus, load_corpus
+from mlx_transformer.data.tasks import Example, find_task, is_task
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import tokenize_corpus
-from mlx_transformer.generate import complete, encode_prompt, generate_unconditional, translate
+from mlx_transformer.generate import Scorer, complete, encode_prompt, generate_unconditional, score, translate
 from mlx_transformer.generate.beam import Beam
 from mlx_transformer.generate.quality import quality
 from mlx_transformer.generate.translation import judge
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.model import Model
+from mlx_transformer.nn.patches import with_patches
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.train.trainer import Data
 from mlx_transformer.utils.errors import BadInput
@@ -30,10 +32,19 @@ PROMPTS = (
 )
 _UNCONDITIONAL_SAMPLES = 100
 _JUDGED_PAIRS = 500  # of each test split
+_SCORED_EXAMPLES = 64  # of each level of a task with a score, at each evaluation
 
 
 class TextTask:
     """A language model: trained on a text, it continues prompts. `plan` is a Plan (run/plan.py)."""
+
+    def fit(self, kind: type[Model], settings: Settings) -> type[Model]:
+        """Return the class that reads the corpus. Raises BadInput for settings that do not go with it."""
+        return kind
+
+    def scorer(self, plan: Any) -> Callable[[Model], dict[str, float]] | None:
+        """Return the function whose figures go into each evaluation, if there is one."""
+        return None
 
     def load(self, settings: Settings, say: Say) -> Corpus:
         """Prepare the corpus. Raises BadInput."""
@@ -100,8 +111,48 @@ class PairsTask(TextTask):
         return stories, {"beam": beam.size, "length_penalty": beam.alpha, "translations": judged}
 
 
-def task_of(kind: type[Model]) -> TextTask:
-    """Return the task of a model's class."""
+class ScoredTask(TextTask):
+    """A language model trained on generated texts with answers (data/tasks), which are scored."""
+
+    def fit(self, kind: type[Model], settings: Settings) -> type[Model]:
+        task = find_task(str(settings.data))
+        for name in ("tokenizer", "vocab_size"):
+            if (value := getattr(settings, name)) is not None:
+                flag = f"--{name.replace('_', '-')} {value}"
+                raise BadInput(f"{flag} goes with a text; {settings.data} has its own symbols")
+        if kind.parallel:
+            raise BadInput(f"--data {settings.data}: a translator trains on pairs; give another --branch")
+        return with_patches(kind) if task.patches else kind
+
+    def tokenize(self, corpus: Corpus, tokenizer: Tokenizer, config: Config, say: Say) -> Data:
+        return tokenize_corpus(corpus, tokenizer, say).packed(config.seq_len)
+
+    def scorer(self, plan: Any) -> Callable[[Model], dict[str, float]]:
+        scorer = Scorer(find_task(plan.corpus.task), plan.tokenizer, examples=_SCORED_EXAMPLES, trained_only=True)
+
+        def figures(model: Model) -> dict[str, float]:
+            found = scorer(model)
+            return {"accuracy": found.accuracy, **{f"accuracy, {one.level}": one.accuracy for one in found.levels}}
+
+        return figures
+
+    def prompts(self, plan: Any) -> list[str]:
+        """Return the prompts given, else the beginning of a held-out example of each level that was trained."""
+        task = find_task(plan.corpus.task)
+        texts = (task.held_out(level, 1)[0] for level in task.trained_levels)
+        return list(plan.settings.prompt) or [" ".join(Example.read(text).prompt) for text in texts]
+
+    def write(self, plan: Any, model: Model) -> tuple[list[Record], Record]:
+        """Return {"prompt", "text", "ended"} of each prompt, and the score of result.json."""
+        completions = complete(model, plan.tokenizer, self.prompts(plan), sampling=plan.sampling, seed=plan.seed)
+        stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
+        return stories, {"task": score(model, plan.tokenizer, plan.corpus.task).to_dict()}
+
+
+def task_of(kind: type[Model], settings: Settings) -> TextTask:
+    """Return the task of a model's class and the settings."""
+    if is_task(settings.data or "auto"):
+        return ScoredTask()
     return PairsTask() if kind.parallel else TextTask()
 
 

@@ -125,6 +125,7 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threa
         save_every=settings.save_every,
         compile=not settings.no_compile,
         deterministic=settings.deterministic,
+        score=plan.task.scorer(plan),
         should_stop=stop.is_set,
     )
     log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)
@@ -219,6 +220,7 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None
 def _say_result(console: Console, result: dict[str, Any], stories: list[dict[str, Any]], folder: Path) -> None:
     best, bpb, floor = result["best_valid_loss"], result["best_valid_bpb"], result["corpus"]["floor_bpb"]
     figures = [f"validation loss {best:.4f} nats per token"]
+    figures += [f"accuracy {100 * task['accuracy']:.1f} %"] if (task := result["quality"].get("task")) else []
     figures += [] if bpb is None else [f"{bpb:.4f} bits per byte"]
     figures += [] if floor is None else [f"entropy floor {floor:.4f}"]
     throughput = result["tokens_per_second"]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlx_transformer.nn.model import Model
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -34,6 +36,7 @@ class RunOptions:
     save_seconds: float = 60.0
     compile: bool = True
     deterministic: bool = False  # on a GPU too: the same seed gives the same weights, bit for bit; slower there
+    score: Callable[[Model], dict[str, float]] | None = None  # called at each evaluation; its figures go into Eval
     should_stop: Callable[[], bool] = lambda: False  # called after each step; True saves and stops
     clock: Callable[[], float] = time.monotonic  # does not count the time that the machine sleeps
 
@@ -89,6 +92,7 @@ class Eval:
     seconds: float
     valid_loss: float
     improved: bool
+    scores: dict[str, float] = field(default_factory=dict)  # what RunOptions.score returned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from mlx.utils import tree_map_with_path
 from mlx_transformer.backend import divided_blas
 from mlx_transformer.data.pairs import PairTokens
 from mlx_transformer.data.stream import Prefetch, predicted_tokens
+from mlx_transformer.data.tasks.packing import unmarked
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
@@ -63,6 +64,8 @@ def fit(
     """
     recipe.check()
     limits, options = limits or Limits(), options or RunOptions()
+    if isinstance(data, Tokens):
+        data = data.packed(model.config.seq_len)
     with divided_blas(), _dropout(model, recipe.dropout), _Run(model, recipe, data, seed, limits, options) as run:
         yield from run.events()
 
@@ -115,6 +118,7 @@ class _Run:
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         mx.random.seed(seed)
         self.batches = data.batches(partial(recipe.batch_size, seq_len), seq_len, seed)
+        model.masked = isinstance(data, Tokens) and data.is_masked
         self.evaluate = Evaluator(model, data.validation(seq_len, batch_tokens()), compiled=options.compile)
         self.take_step = TrainingStep(model, recipe, compiled=options.compile, deterministic=options.deterministic)
         self.progress = Progress()
@@ -131,9 +135,12 @@ class _Run:
         if not isinstance(data, Tokens):
             return data
         started = self.options.clock()
-        train = self.model.prepare(data.train, data.eos_id)
-        if train is data.train:
+        text = unmarked(data.train) if data.is_masked else data.train
+        train = self.model.prepare(text, data.eos_id)
+        if train is text:
             return data
+        if data.is_masked:
+            train[:, -1] = data.train
         self.prepared = Prepared(seconds=self.options.clock() - started)
         return replace(data, train=train)
 
@@ -188,7 +195,8 @@ class _Run:
         waiting = clock()
         batch = next(self.prefetch)
         self.progress.data_seconds += clock() - waiting
-        step_tokens = predicted_tokens(batch)
+        masked = self.model.masked  # a budget of tokens counts all that are read, not the answers alone
+        step_tokens = len(batch) * (batch.shape[-1] - 1) if masked else predicted_tokens(batch)
         tokens += step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
@@ -275,6 +283,7 @@ class _Run:
         training, kept = self.model.trainable_parameters(), self.take_step.weights_to_keep()
         self.model.update(kept)
         loss = self.evaluate()
+        scores = self.options.score(self.model) if self.options.score else {}
         self.model.update(training)
         improved = math.isfinite(loss) and (now.best_valid_loss is None or loss < now.best_valid_loss)
         if improved:
@@ -285,7 +294,14 @@ class _Run:
         self._note_target()
         self.mark = self.options.clock()
         now.eval_seconds += self.mark - started
-        return Eval(step=now.step, tokens=now.tokens, seconds=now.train_seconds, valid_loss=loss, improved=improved)
+        return Eval(
+            step=now.step,
+            tokens=now.tokens,
+            seconds=now.train_seconds,
+            valid_loss=loss,
+            improved=improved,
+            scores=scores,
+        )
 
     def _target_is_reached(self) -> bool:
         """Whether the last step was evaluated and reached the target loss."""

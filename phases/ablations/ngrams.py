@@ -107,12 +107,15 @@ def expert(model: type[nn.Model]) -> type[nn.Model]:
 
         def objective(self, h: mx.array, targets: mx.array, ctx: nn.Ctx) -> mx.array:
             loss, nats = ops.mean_and_token_losses(
-                h, self.head.matrix(self.embedding), targets, softcap=self.head.softcap
+                h, self.head.matrix(self.embedding), targets, ctx.scored, softcap=self.head.softcap
             )
             assert ctx.recent is not None, "set by Model.context"
             known, h = ctx.target_log_prob, mx.stop_gradient(h)
             p = self.expert.probability(ctx.recent, targets) if known is None else mx.exp(known)
-            ctx.record("mixture_loss", -self.expert.mix(h, -nats, p).mean(), weight=1.0)
+            mixed = -self.expert.mix(h, -nats, p)
+            scored = ctx.scored
+            mean = mixed.mean() if scored is None else (mixed * scored).sum() / mx.maximum(scored.sum(), 1)
+            ctx.record("mixture_loss", mean, weight=1.0)
             ctx.record("gate", mx.sigmoid(self.expert.gate(h)).mean())
             return super().objective(h, targets, ctx) if self.label_smoothing else loss
 

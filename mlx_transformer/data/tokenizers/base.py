@@ -18,7 +18,7 @@ class Tokenizer(ABC):
     and word exactly; hf as far as its decoder does).
     """
 
-    kind: str  # "bpe", "word" or "hf"
+    kind: str  # "bpe", "word", "hf" or "symbols"
     vocab_size: int
     eos_id: int
     unk_id: int | None  # token of what the vocabulary lacks; None if it lacks nothing

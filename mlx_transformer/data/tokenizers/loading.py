@@ -7,12 +7,14 @@ from pathlib import Path
 from mlx_transformer.data.tokenizers.base import Tokenizer
 from mlx_transformer.data.tokenizers.bpe import BPETokenizer
 from mlx_transformer.data.tokenizers.huggingface import HFTokenizer
+from mlx_transformer.data.tokenizers.symbols import SymbolTokenizer
 from mlx_transformer.data.tokenizers.word import WordTokenizer
 from mlx_transformer.utils.errors import BadInput
 
 _FILES: dict[str, Callable[[Path], Tokenizer]] = {
     "tokenizer.model": lambda path: BPETokenizer(path.read_bytes()),
     "tokenizer.words.json": lambda path: WordTokenizer(json.loads(path.read_bytes())),
+    "tokenizer.symbols.json": lambda path: SymbolTokenizer.read(path.read_bytes()),
     "tokenizer.json": HFTokenizer.read,
 }
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from mlx_transformer.data.corpus import Corpus
 from mlx_transformer.data.documents import read_parts
 from mlx_transformer.data.store import cached_folder
+from mlx_transformer.data.tasks import find_task
 from mlx_transformer.data.tokenizers.base import Tokenizer
 from mlx_transformer.data.tokenizers.bpe import SMALLEST_BPE, BPETokenizer, train_bpe
 from mlx_transformer.data.tokenizers.loading import load_tokenizer, read_tokenizer_json
+from mlx_transformer.data.tokenizers.symbols import SymbolTokenizer
 from mlx_transformer.data.tokenizers.word import WordTokenizer, train_words
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import write_json
@@ -19,7 +21,7 @@ SAMPLE_BYTES = 20_000_000  # of the training text from which a vocabulary is lea
 
 
 def train_tokenizer(kind: str, corpus: Corpus, vocab_size: int | None = None, explicit: bool = True) -> Tokenizer:
-    """Return a tokenizer learned from the training text of a corpus, or read from a file.
+    """Return a tokenizer learned from the training text of a corpus, or read from a file; of a task its symbols.
 
     kind: "bpe", "word", or the path of a tokenizer.json.
     vocab_size: None: 8,192. If the text supports fewer tokens, an `explicit` size is BadInput; otherwise the vocabulary
@@ -27,6 +29,8 @@ def train_tokenizer(kind: str, corpus: Corpus, vocab_size: int | None = None, ex
 
     Raises BadInput also for a size that is too small, a file that cannot be read, and a cache that cannot be written.
     """
+    if corpus.task is not None:
+        return task_tokenizer(corpus.task)
     if kind not in ("bpe", "word"):
         return read_tokenizer_json(kind, vocab_size if explicit else None)
     size = DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size
@@ -51,6 +55,12 @@ def train_tokenizer(kind: str, corpus: Corpus, vocab_size: int | None = None, ex
             f"the largest is {supported}: give that or less, or a longer text"
         )
     return load_tokenizer(folder)
+
+
+def task_tokenizer(name: str) -> SymbolTokenizer:
+    """Return the tokenizer of a task. Raises BadInput for an unknown one."""
+    task = find_task(name)
+    return SymbolTokenizer(task.symbols, task=task.name, patches=task.patches, tool=task.tool)
 
 
 def _sample(corpus: Corpus) -> list[str]:

@@ -1,11 +1,16 @@
-"""`python -m mlx_transformer.evaluate RUN --data FILE`: the loss of a saved model over a text."""
+"""`python -m mlx_transformer.evaluate RUN --data FILE`: a saved model's loss over a text, or its score on a task."""
 
 import sys
 from dataclasses import asdict, dataclass
 
+from rich.table import Table
+from rich.text import Text as Plain
+
 from mlx_transformer.backend import use_device
 from mlx_transformer.data.pairs import read_parallel
+from mlx_transformer.data.tasks import find_task, is_task
 from mlx_transformer.data.tokenizers import Tokenizer
+from mlx_transformer.generate import Score, score
 from mlx_transformer.generate.translation import judge, translation_loss
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands.model import load_model
@@ -13,23 +18,24 @@ from mlx_transformer.run.flags import Device, File, Place, RunArgument, Switch, 
 from mlx_transformer.train.evaluate import Evaluation, evaluate
 from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 from mlx_transformer.utils.files import json_text
+from mlx_transformer.utils.terminal import Terminal
 
 
 @dataclass
 class Flags:
-    """Compute the loss of a saved model, trained here or imported, over every token of a text."""
+    """Compute the loss of a saved model, trained here or imported, over a whole text, or its score on a task."""
 
     run: RunArgument
     """a run folder, or its model/"""
     data: File = None
-    """UTF-8 text with <|endoftext|> between documents, .jsonl or .csv, each also as .gz, or a folder of them; for a
+    """task:NAME, or UTF-8 text with <|endoftext|> between documents, .jsonl, .csv, each also as .gz, or a folder; for a
     translator lines of a source, a tab and its translation"""
     text_column: Text = None
     """key or column of .jsonl and .csv that holds the text (default: text)"""
     code: Place = None
     """file that defines the model, for a model of your own; kept: the copy in the run folder"""
     json: Switch = False
-    """print one JSON object: tokens, nats_per_token, perplexity, bits_per_byte, context_used"""
+    """print one JSON object: tokens, nats_per_token, perplexity, bits_per_byte, context_used; of a task its levels"""
     device: Device = "auto"
     """device to compute on (default: auto)"""
 
@@ -40,8 +46,19 @@ def main(prog: str = "python -m mlx_transformer.evaluate", args: list[str] | Non
     flags = parse(Flags, prog, args=args)
     if flags.data is None:
         raise BadInput(f"--data is missing: expected the path of a text; see {prog} --help")
+    if is_task(str(flags.data)):
+        find_task(str(flags.data))
+        if flags.text_column is not None:
+            raise BadInput(f"--text-column {flags.text_column} goes with .jsonl and .csv; {flags.data}: no columns")
     use_device(flags.device or "auto")
     model, tokenizer = load_model(flags.run, flags.code)
+    if is_task(str(flags.data)):
+        found = score(model, tokenizer, str(flags.data))
+        if flags.json:
+            print(json_text(found.to_dict()))
+        else:
+            _show(found)
+        return
     if model.parallel:
         _evaluate_translations(model, tokenizer, flags)
         return
@@ -71,6 +88,20 @@ def _evaluate_translations(model: Model, tokenizer: Tokenizer, flags: Flags) -> 
 
 def _score(value: float | None) -> str:
     return "needs sacrebleu: pip install 'mlx-transformer[translation]'" if value is None else f"{value:.2f} of 100"
+
+
+def _show(found: Score) -> None:
+    """Print the score of a task by level, with the floor and the ceiling of each."""
+    references = list(dict.fromkeys(name for level in found.levels for name in level.references))
+    named = (name.replace("_", " ") for name in references)
+    table = Table("level", "trained", "tokens", "answers", "accuracy", *named, "floor", "ceiling", title=found.task)
+    for level in found.levels:
+        others = [level.references.get(name, level.accuracy) for name in references]
+        shares = [f"{100 * share:.1f} %" for share in (level.accuracy, *others, level.floor, level.ceiling)]
+        trained = "yes" if level.trained else "no"
+        table.add_row(Plain(level.level), trained, str(level.tokens), str(level.answers), *shares)
+    table.caption = f"accuracy {100 * found.accuracy:.1f} %, the mean over the trained levels"
+    Terminal().print(table)
 
 
 def _describe(result: Evaluation) -> str:

@@ -153,6 +153,19 @@ def test_the_final_losses_with_their_intervals_come_first():
     assert "(" in loss.text
 
 
+def test_the_accuracy_of_a_task_stands_beside_the_losses():
+    log = a_log(seeds=3)
+    assert not any("accuracy" in head for head in tables.final_losses(log).head)
+    for run in log["runs"]:
+        if run["name"] == "phase 2" and run["result"]:
+            run["result"] = {**run["result"], "quality": {"task": {"accuracy": 0.25 * run["seed"]}}}
+    table = tables.final_losses(log)
+    column = table.head.index("accuracy (%)")
+    shown = {row[0].text: row[column] for row in table.rows}
+    assert (shown["phase 2"].text, shown["phase 2"].value) == ("25.0 (0.0–50.0)", 25.0)
+    assert shown["phase 1"].text == "not measured"
+
+
 def test_final_losses_are_compared_seed_by_seed():
     log = a_log()
     for run in log["runs"]:

@@ -11,7 +11,7 @@ from mlx_transformer.data.ngrams import Level, held_out_log_prob, kneser_ney
 from mlx_transformer.utils.errors import BadInput
 
 FOLDS = 4  # a training token's probability is counted on the three quarters of the text without it
-MAX_COUNTED = 20_000_000  # tokens; counting takes some 150 bytes for each
+MAX_TOKENS = 50_000_000  # of the training text; looking its n-grams up takes some 50 bytes for each
 
 
 class TablesConfig(nn.Hyperparameters):
@@ -24,6 +24,7 @@ class TablesConfig(nn.Hyperparameters):
 
 class ExpertConfig(nn.Hyperparameters):
     ngram_order: int = 5  # tokens of the longest n-gram that is counted
+    ngram_tokens: int = 2_000_000  # tokens at the start of the training text that are counted
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,17 +70,21 @@ def expert(model: type[nn.Model]) -> type[nn.Model]:
             self.expert = nn.NGramExpert(config)
 
         def prepare(self, train: np.ndarray, eos_id: int) -> np.ndarray:
-            if len(train) > MAX_COUNTED:
+            if len(train) > MAX_TOKENS:
                 raise BadInput(
-                    f"the training text has {len(train):,} tokens: an n-gram expert counts at most {MAX_COUNTED:,}; "
+                    f"the training text has {len(train):,} tokens: the n-gram expert looks up at most {MAX_TOKENS:,}; "
                     "give fewer --stories"
                 )
             vocab_size, order = self.config.vocab_size, self.config.ngram_order
-            counted = kneser_ney(train, vocab_size, eos_id, order)
+            text, further = np.split(train, [self.config.ngram_tokens])
+            counted = kneser_ney(text, vocab_size, eos_id, order)
             self.expert.set_counts(
                 mx.array(counted.unigram.astype(np.float32)), [_arrays(level, vocab_size) for level in counted.levels]
             )
-            log_prob = held_out_log_prob(train, vocab_size, eos_id, order, FOLDS).astype(np.float32)
+            parts = [held_out_log_prob(text, vocab_size, eos_id, order, FOLDS)]
+            if len(further):  # is held out anyway
+                parts.append(counted.log_prob(np.concatenate([[eos_id], further])))
+            log_prob = np.concatenate(parts).astype(np.float32)
             return np.stack([log_prob.view(np.int32), np.asarray(train, np.int32)], axis=1)
 
         def tables(self) -> dict[str, mx.array]:

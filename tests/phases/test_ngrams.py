@@ -100,6 +100,15 @@ def test_a_training_token_is_not_counted_for_its_own_probability():
     assert counted.mean() > found[1:].mean() + 0.3  # what the gate would trust too much
 
 
+def test_only_the_start_of_a_long_text_is_counted():
+    net = tiny(EXPERT, ngram_order=3, ngram_tokens=400)
+    found = net.prepare(TEXT, 0)[:, 0].copy().view(np.float32)
+    counted = kneser_ney(TEXT[:400], V, 0, 3)
+    np.testing.assert_allclose(found[:400], held_out_log_prob(TEXT[:400], V, 0, 3, 4), rtol=1e-6)
+    np.testing.assert_allclose(found[400:], counted.log_prob(np.array([0, *TEXT[400:]])), rtol=1e-6)
+    np.testing.assert_allclose(net.tables()["unigram"], counted.unigram, rtol=1e-6)
+
+
 def test_batches_carry_each_tokens_probability():
     net = tiny(EXPERT)
     train = net.prepare(TEXT, 0)

@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx_transformer.backend import device_info, divided_blas
 from mlx_transformer.nn.attention import Attention
 from mlx_transformer.nn.config import Config
+from mlx_transformer.nn.mixers import RecurrentMixer
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
@@ -32,8 +33,7 @@ def check_memory(model: Model, recipe: Recipe, seed: int, flags: Sequence[str]) 
     model of the same kind, which leaves this one as it is.
     """
     config, parameters = model.config, model.count_parameters()["total"]
-    attention = [part.n_scores(config.seq_len) for part in model.modules() if isinstance(part, Attention)]
-    scores = max(attention, default=0)
+    scores = most_scores(model)
     _check_least(config, recipe, parameters, scores, flags)
     present, batch = device_info().memory_bytes, max(1, recipe.batch_tokens // recipe.accumulate // config.seq_len)
     states, bound = 12 * parameters, activation_bound(config, scores)  # weights, gradients and optimizer state
@@ -50,10 +50,16 @@ def check_memory(model: Model, recipe: Recipe, seed: int, flags: Sequence[str]) 
         _refuse(recipe, config, "about", needed, largest, flags)
 
 
+def most_scores(model: Model) -> int:
+    """Return the scores of one sequence, over all heads, in the layer that has most."""
+    mixers = (part for part in model.modules() if isinstance(part, (Attention, RecurrentMixer)))
+    return max((mixer.n_scores(model.config.seq_len) for mixer in mixers), default=0)
+
+
 def activation_bound(config: Config, scores: int) -> int:
     """Return an upper bound, mostly within a factor of two, of the bytes that a sequence adds to a training step.
 
-    scores: attention scores of one sequence, over all heads, in the layer that has most.
+    scores: as `most_scores` returns them.
     """
     a_layer = 20 * config.d_model + 4 * config.d_ff + 4 * scores // config.seq_len
     return 4 * config.seq_len * (config.n_layers * a_layer + 3 * config.vocab_size)

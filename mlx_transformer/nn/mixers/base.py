@@ -38,6 +38,10 @@ class RecurrentMixer(nn.Module):
         """Return the state of `batch` sequences for decoding."""
         return State(**self.initial_state(batch))
 
+    def n_scores(self, length: int) -> int:
+        """Return the numbers of a pair of tokens, over all heads, that training keeps for one sequence: none here."""
+        return 0
+
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
         self.check(ctx)
         y, state = self.advance(x, ctx, None if ctx.cache is None else ctx.cache.arrays)

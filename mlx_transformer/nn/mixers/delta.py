@@ -47,6 +47,9 @@ class GatedDeltaNet(RecurrentMixer):
         memory = mx.zeros((batch, self.n_heads, self.head_dim, self.head_dim))
         return {"memory": memory, "tail": self.conv.initial_tail(batch)}
 
+    def n_scores(self, length: int) -> int:
+        return 2 * self.n_heads * length * min(length, CHUNK)  # of keys with keys, and of queries with keys
+
     def advance(self, x: mx.array, ctx: Ctx, state: dict[str, mx.array] | None) -> tuple[mx.array, dict[str, mx.array]]:
         held = self.initial_state(x.shape[0]) if state is None else state
         qkv = mx.concatenate([self.q_proj(x), self.k_proj(x), self.v_proj(x)], axis=-1)

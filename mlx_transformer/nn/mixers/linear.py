@@ -31,6 +31,9 @@ class LinearAttention(RecurrentMixer, GroupedAttention):
     def initial_state(self, batch: int) -> dict[str, mx.array]:
         return {"sums": mx.zeros((batch, self.n_kv_heads, 1, self.head_dim, self.head_dim + 1))}
 
+    def n_scores(self, length: int) -> int:
+        return GroupedAttention.n_scores(self, length)
+
     def n_keys(self, length: int) -> int:
         return min(length, CHUNK)
 

@@ -88,8 +88,7 @@ class S4D(RecurrentMixer):
     matrix, to which the state before the chunk adds its part. Decoding keeps h (B, D, d_state / 2).
 
     A starts as -1/2 + i pi n (S4D-Lin), dt within 0.001 and 0.1. Differs from the paper: no Fourier transform, whose
-    rounding lets every token change those before it, and which is slower for texts of the ladder's length.
-    Raises BadInput for an odd d_state.
+    rounding lets every token change those before it. Raises BadInput for an odd d_state.
     """
 
     init_rules: ClassVar = {

@@ -302,13 +302,12 @@ def test_the_learning_rate_follows_tokens_not_steps():
 
 def test_weight_decay_touches_matrices_only():
     """One step with and without decay: matrices differ by rate * decay * weight, vectors not at all."""
-    matrices, vectors = RECIPE.groups
+    *matrices, vectors = RECIPE.groups
     batch = mx.array(DATA.train[: L + 1].astype(np.int32)[None])
     after = []
     for decay in (0.0, 0.5):
-        recipe = replace(
-            RECIPE, groups=(replace(matrices, optimizer=replace(matrices.optimizer, weight_decay=decay)), vectors)
-        )
+        decayed = [replace(group, optimizer=replace(group.optimizer, weight_decay=decay)) for group in matrices]
+        recipe = replace(RECIPE, groups=(*decayed, vectors))
         model = make_model(dropout=0.0)
         before = flat(model)
         TrainingStep(model, recipe)(batch, 0.01)
@@ -316,8 +315,8 @@ def test_weight_decay_touches_matrices_only():
     for path, start in before.items():
         expected = 0.01 * 0.5 * start if start.ndim >= 2 else np.zeros_like(start)
         np.testing.assert_allclose(after[0][path] - after[1][path], expected, atol=1e-6, err_msg=path)
-    assert RECIPE.groups[0].optimizer.weight_decay > 0
-    assert RECIPE.groups[1].optimizer.weight_decay == 0
+    assert all(group.optimizer.weight_decay > 0 for group in matrices)
+    assert vectors.optimizer.weight_decay == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -147,9 +147,14 @@ def sinusoids(length: int, d_model: int) -> Tensor:
 
 Owns = dict[str, Callable[[str, nn.Parameter], bool]]
 
+TABLES = ("embedding.weight", "positions.weight")  # the second from phase 3 on
+HEAD = "head.weight"  # a tied head has none
+_TABLES, _HEAD = r"Paths (embedding|position)\.(step_)?weight|.*\.relative_(keys|values)", r"Paths head\.weight"
 # A group's selector (see `selector_of`) -> whether it selects the parameter of a name.
 OWNS: Owns = {
-    "Matrices": lambda name, parameter: parameter.ndim >= 2,
+    f"Matrices but {_TABLES} {_HEAD}": lambda name, parameter: parameter.ndim >= 2 and name not in (*TABLES, HEAD),
+    _TABLES: lambda name, parameter: name in TABLES,
+    _HEAD: lambda name, parameter: name == HEAD,
     "Vectors": lambda name, parameter: parameter.ndim < 2,
 }
 
@@ -177,7 +182,7 @@ def check(
     built = {
         recipe["schedule"]["kind"]: schedules,
         recipe["clip"]["kind"]: ["GlobalNorm"],
-        **{selector_of(group): selectors for group in groups},
+        **{selector_of(group["select"]): selectors for group in groups},
         **{group["optimizer"]["kind"]: optimizers for group in groups},
     }
     odd = [kind for kind, kinds in built.items() if kind not in kinds]
@@ -187,9 +192,12 @@ def check(
         raise ValueError(f"this reference does not train by {', '.join(odd)}")
 
 
-def selector_of(group: Mapping[str, Any]) -> str:
-    """Return a group's selector: its kind, and its pattern if it has one."""
-    return " ".join(group["select"].values())
+def selector_of(select: Mapping[str, Any]) -> str:
+    """Return a selector as words: its kind, its pattern, and the selectors of what it leaves out."""
+    but = [selector_of(one) for one in select.get("but", ())]
+    return " ".join(
+        [select["kind"], *([select["pattern"]] if "pattern" in select else []), *(["but", *but] if but else [])]
+    )
 
 
 def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +209,7 @@ def rules(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def numbers(recipe: Mapping[str, Any], owns: Owns) -> dict[str, Any]:
     """Return the arguments for optimizers and clipping."""
     groups = [
-        {"owns": owns[selector_of(group)], "lr_multiplier": group["lr_multiplier"], **group["optimizer"]}
+        {"owns": owns[selector_of(group["select"])], "lr_multiplier": group["lr_multiplier"], **group["optimizer"]}
         for group in recipe["groups"]
     ]
     return {"learning_rate": recipe["learning_rate"], "groups": groups, "max_norm": recipe["clip"]["max_norm"]}

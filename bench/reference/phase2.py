@@ -44,19 +44,13 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "Cosine": _cosine,
     "WSD": _wsd,  # phase 5's
 }
-TABLES = ("embedding.weight", "positions.weight")  # the second from phase 3 on
-HEAD = "head.weight"  # a tied head has none
-OWNS: Owns = {
-    **phase1.OWNS,
-    "Inner": lambda name, parameter: parameter.ndim >= 2 and name not in (*TABLES, HEAD),
-    r"Paths (embedding|position)\.weight|.*\.relative_(keys|values)": lambda name, parameter: name in TABLES,
-    r"Paths head\.weight": lambda name, parameter: name == HEAD,
-}
 BUILT = ("multipliers", "accumulate", "label_smoothing")
 NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in BUILT}
 
 
-def rules(recipe: Mapping[str, Any], owns: Owns = OWNS, optimizers: Collection[str] = ("AdamW",)) -> dict[str, Any]:
+def rules(
+    recipe: Mapping[str, Any], owns: Owns = phase1.OWNS, optimizers: Collection[str] = ("AdamW",)
+) -> dict[str, Any]:
     """Return the arguments of Training for a recipe as result.json records it. Raises ValueError for a missing rule."""
     phase1.check(recipe, SCHEDULES, NEUTRAL, owns, optimizers)
     schedule = dict(recipe["schedule"])

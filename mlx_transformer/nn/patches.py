@@ -34,6 +34,7 @@ class Patched(Model):
         self.patch_proj = Linear(3 * config.patch_size**2, config.d_model)
 
     def context(self, tokens: mx.array, cache: Cache | None = None) -> Ctx:
+        tokens = tokens.astype(mx.int32)  # sampled ones are unsigned, and the difference would wrap
         patches = mx.maximum(tokens - self.config.vocab_size, 0)  # 0, a patch without color, for a token
         numbers: Any = self.config
         known = mx.where(tokens < numbers.vocab_size, tokens, numbers.patch_token)

@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_transformer import nn
+from mlx_transformer.generate import Decoder
 from mlx_transformer.nn.patches import class_of, pixels, with_patches, without_patches
 from mlx_transformer.train.optim.groups import assign
 from tests.ladder import PHASES, V, kinds, modules, tiny, tokens
@@ -57,6 +58,15 @@ def test_patches_decode_through_the_cache_and_their_map_has_one_optimizer_group(
         groups = assign(recipe.at("nano").groups, own)
         assert [name for name, group in groups.items() if "patch_proj.weight" in group]
     assert mx.abs(kind_of(module).patch_proj.weight).max() > 0
+
+
+def test_greedy_decoding_after_patches_writes_what_the_full_forward_predicts():
+    """Sampled tokens are unsigned integers, those of a prompt signed ones."""
+    net, prompt = tiny(with_patches(modules()[5].Model), seq_len=32), [3, V + 511, V + (1 << 9 | 64), 5]
+    written = [tokens[0] for tokens in Decoder(net)([prompt], 6)]
+    for _ in range(6):
+        prompt.append(int(net(mx.array([prompt]))[0, -1].argmax()))
+    assert written == prompt[4:]
 
 
 def kind_of(module):

@@ -111,8 +111,9 @@ class _Sentence:
     def extend(self, values: Any, places: Any) -> list[tuple[int, int]]:
         """Take the best extensions, the highest first; return the parent and the token of each that stays alive.
 
-        One that ends is finished if it is among the best `beam`. Done with as many finished ones, or where no living
-        one can become better, or at the limit.
+        One that ends is finished if it is among the best `beam`. Done where no living one can become better, or at the
+        limit; a beam of one at its first end. To stop at so many finished ones would be wrong: those that end too soon
+        come first, and are as many while the best one is still alive.
         """
         if self.done:
             return [(i, self.eos) for i in range(self.beam.size)]
@@ -133,7 +134,8 @@ class _Sentence:
         self.alive, self.scores = [[*self.alive[parent], token] for parent, token in kept], scores
         best = max((one.score for one in self.finished), default=-np.inf)
         hopeless = best >= max(scores) / self.beam.penalty(self.limit)
-        self.done = len(self.finished) >= self.beam.size or hopeless or self.length >= self.limit
+        ended = self.beam.size == 1 and bool(self.finished)
+        self.done = ended or hopeless or self.length >= self.limit
         return kept
 
     def best(self) -> Hypothesis:

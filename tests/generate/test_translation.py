@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_transformer.generate import translation
-from mlx_transformer.generate.beam import GREEDY, Beam, search
+from mlx_transformer.generate.beam import GREEDY, Beam, _Sentence, search
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1
@@ -54,7 +54,7 @@ def plain_beam(net, source, beam, limit):
         finished += [(total / beam.penalty(length), prefix[:-1]) for total, prefix in ended]
         alive = [one for one in grown if one[1][-1] != EOS][: beam.size]
         best = max((score for score, _ in finished), default=-math.inf)
-        if len(finished) >= beam.size or best >= alive[0][0] / beam.penalty(limit):
+        if (beam.size == 1 and finished) or best >= alive[0][0] / beam.penalty(limit):
             break
     return max(finished) if finished else (alive[0][0] / beam.penalty(limit), alive[0][1])
 
@@ -110,6 +110,18 @@ def test_a_wider_beam_scores_higher(net):
         for size in (1, 2, 4, 8)
     ]
     assert sorted(scores) == scores
+
+
+def test_hypotheses_that_end_too_soon_do_not_end_the_search():
+    """A sentence of which each step ends with a small probability: as many ends as the beam has come first."""
+    sentence = _Sentence(Beam(size=2), EOS, 20)
+    for length in range(1, 5):
+        sentence.extend(np.log([0.9**length, 0.01, 0.005, 1e-6]), np.array([[0, 5], [0, EOS], [0, 6], [1, 7]]))
+    assert len(sentence.finished) == 4
+    assert not sentence.done
+    sentence.extend(np.log([0.9**5, 1e-3, 1e-4, 1e-5]), np.array([[0, EOS], [0, 8], [0, 9], [1, 5]]))
+    assert sentence.done
+    assert sentence.best().tokens == [5] * 4
 
 
 def test_the_length_penalty_is_that_of_gnmt():

@@ -36,6 +36,8 @@ STORY = "Once upon a time, there was a girl named Lily. Lily had a red ball. One
 # %%
 folder = look.find_run(RUN, holding="model/config.json")
 model, tokenizer = load(folder)
+if model.parallel:
+    raise look.NotThere(f"{folder.name} is a translator: see translation.ipynb, or choose another run")
 tokens = [tokenizer.eos_id, *tokenizer.encode(STORY)][: model.config.seq_len]
 labels = ["¶", *(tokenizer.token(token).replace("▁", "·") for token in tokens[1:])]
 maps = look.attention_maps(model, tokens)

@@ -12,7 +12,7 @@ from tests.bench.compare.compare_logs import a_log
 from tests.faults.runs import ROOT, TINY, train, write_text
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
-PICTURES = {"attention": 4, "curves": 4, "ladder": 4}
+PICTURES = {"attention": 4, "curves": 4, "ladder": 4, "translation": 3}
 WHY = "{} is not installed: make test installs it"
 
 
@@ -25,6 +25,11 @@ def looked_at(tmp_path_factory):
         out = folder / f"seed{seed}"
         outcome = train(*TINY, "--data", text, "--seed", seed, "--max-steps", 20, "--eval-every", 4, "--out", out)
         assert outcome.code == 0, outcome.err
+    pairs = folder / "pairs.tsv"
+    pairs.write_text("".join(f"one {i}\t{i} un\n" for i in range(100)))
+    flags = ["--branch", "translator", "--vocab-size", 270, "--max-steps", 5]
+    outcome = train(*TINY, *flags, "--data", pairs, "--out", folder / "translator")
+    assert outcome.code == 0, outcome.err
     runs = [compared(folder / f"seed{seed}", seed) for seed in (0, 1)]
     log = a_log({"phase 1": (2, 1e4, None), "phase 2": (2, 1e4, (2.0, 1.5, 2.5))}, seeds=2)
     log["runs"] = [{**run, "name": name} for name in ("phase 1", "phase 2") for run in runs]
@@ -52,6 +57,7 @@ def executed(looked_at, tmp_path_factory):
     async def execute(name, run):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         chosen = {"MLX_TRANSFORMER_RUN": str(run), "MLX_TRANSFORMER_COMPARISON": str(looked_at / "compare.json")}
+        chosen["MLX_TRANSFORMER_TRANSLATOR"] = str(looked_at / "translator")
         environment = {**os.environ, **chosen, "IPYTHONDIR": str(kernels), "PYTHONPATH": str(ROOT)}
         client = nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120)
         with contextlib.suppress(nbclient.exceptions.CellExecutionError):  # it is among the outputs
@@ -72,7 +78,7 @@ def test_a_notebook_runs_and_draws(name, executed):
     assert [one for one in executed[name] if one.output_type == "error"] == []
     assert "mlx.core was imported before" not in str(executed[name])
     assert sum("image/png" in output.get("data", {}) for output in executed[name]) == PICTURES[name]
-    assert "seed0" in str(executed[name]) or name == "ladder"
+    assert "seed0" in str(executed[name]) or name in ("ladder", "translation")
 
 
 def test_where_there_is_nothing_to_look_at_one_sentence_says_so(executed):

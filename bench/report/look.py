@@ -12,6 +12,10 @@ from mlx import nn
 
 from bench.report.logs import read_log
 from bench.workers.machine import ROOT
+from mlx_transformer.data.pairs import encode_sources
+from mlx_transformer.data.tokenizers import Tokenizer
+from mlx_transformer.generate import Translation
+from mlx_transformer.nn import PAD
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.position import SinusoidalPosition
@@ -25,18 +29,34 @@ class NotThere(BadInput):
         return [f"error: {self}"]
 
 
-def find_run(given: str | None, holding: str = "result.json", root: Path = ROOT) -> Path:
-    """Return the given folder, else the newest run with such a file, else the last published one. Raises NotThere."""
+def find_run(given: str | None, holding: str = "result.json", root: Path = ROOT, branch: str | None = None) -> Path:
+    """Return the given folder, else the newest run with such a file, else the last published one. Raises NotThere.
+
+    branch: of the runs to look for; None: any.
+    """
     if given:
         if not (Path(given) / holding).is_file():
             raise NotThere(f"'{given}' has no {holding}: expected the folder of a finished run")
         return Path(given)
     results = root / "results"
-    found = _newest(*results.glob(f"phases/*/{holding}"), *results.glob(f"*/{holding}"))
-    found = found or max(results.glob(f"published/*/{holding}"), default=None)
+    depth = len(Path(holding).parts) - 1
+    places = [*results.glob(f"phases/*/{holding}"), *results.glob(f"*/{holding}")]
+    if branch is not None:
+        places = [place for place in places if _branch_of(place.parents[depth]) == branch]
+    found = _newest(*places)
+    if branch is None:
+        found = found or max(results.glob(f"published/*/{holding}"), default=None)
     if not found:
-        raise NotThere(f"there is no run with a {holding} yet: `make run` trains one in minutes")
-    return found.parents[len(Path(holding).parts) - 1]
+        how = "`make run`" if branch is None else f"`python -m phases.phase1 --branch {branch}`"
+        raise NotThere(f"there is no run with a {holding} yet: {how} trains one in minutes")
+    return found.parents[depth]
+
+
+def _branch_of(folder: Path) -> str | None:
+    try:
+        return read_log(folder / "result.json")["branch"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def find_comparison(given: str | None, root: Path = ROOT) -> Path:
@@ -78,6 +98,28 @@ def attention_maps(model: Model, tokens: list[int]) -> list[np.ndarray]:
     mx.eval(twin(mx.array([tokens])), seen)
     square = (len(tokens), len(tokens))
     return [np.array(weights[0].astype(mx.float32)) for weights in seen if weights.shape[-2:] == square]
+
+
+def cross_attention(
+    model: Any, tokenizer: Tokenizer, translation: Translation
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return the weights of cross-attention (layers, n_heads, T, S), and the tokens of the T rows and S columns.
+
+    Row i predicts token i of the translation, the last one its end.
+    """
+    seen: list[mx.array] = []
+    kind = type(model)
+    twin = type("Watched", (kind,), {"Cross": _watched(kind.Cross, seen)})(model.config)
+    twin.update(model.parameters())
+    twin.eval()
+    source, target = encode_sources(tokenizer, [translation.source])[0], [tokenizer.bos_id, *translation.tokens]
+    pair = np.full((1, 2, max(len(source), len(target))), PAD, np.int32)
+    pair[0, 0, : len(source)], pair[0, 1, : len(target)] = source, target
+    mx.eval(twin(mx.array(pair)), seen)
+    maps = np.array(mx.stack([weights[0] for weights in seen]).astype(mx.float32))
+    names = [[*(tokenizer.token(token) for token in row), "¶"] for row in (source[:-1], translation.tokens)]
+    sources, targets = ([name.replace("▁", "·") for name in row] for row in names)
+    return maps[:, :, : len(target), : len(source)], sources, targets
 
 
 def sinusoids(config: Config) -> np.ndarray:

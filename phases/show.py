@@ -87,12 +87,24 @@ def describe(variant: Variant, size: str) -> Sections:
     """Describe every slot, hook, configuration field, recipe field and parameter, for one model size."""
     config = variant.kind.Config(**SIZES[size])
     return {
-        "slots": {name: (_names(getattr(variant.kind, name)), variant.owner(variant.kind, name)) for name in SLOTS},
+        "slots": {
+            name: (_names(getattr(variant.kind, name)), variant.owner(variant.kind, name))
+            for name in _slots(variant.kind)
+        },
         "hooks": {name: (variant.owner(variant.kind, name),) for name in HOOKS},
         "configuration": dict(_configuration(variant, config)),
         "recipe": dict(_recipe(variant, size)),
         "parameters": _parameters(variant, config, size),
     }
+
+
+def _slots(kind: type[nn.Model]) -> list[str]:
+    """Name the slots of a model: those of every one, then those of a Model in nn that it derives from."""
+    bases = [
+        base for base in kind.__mro__ if base.__module__.startswith("mlx_transformer.nn.") and base is not nn.Model
+    ]
+    further = (name for base in bases for name in vars(base).get("__annotations__", {}) if name[0].isupper())
+    return list(dict.fromkeys([*SLOTS, *further]))
 
 
 def _names(slot: nn.Slot) -> str:

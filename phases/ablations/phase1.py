@@ -8,10 +8,11 @@ from mlx_transformer.train import BySize, Recipe, optim
 
 # fmt: off
 BATCH_TOKENS   = BySize(nano=  2_048, small=  4_096, base=   16_384)
-LEARNING_RATE  = BySize(nano=   4e-3, small=   2e-3, base=     1e-3)  # the peak
-WARMUP_TOKENS  = BySize(nano=500_000, small=1_000_000, base=4_000_000)
+LEARNING_RATE  = BySize(nano=   4e-3, small=     2e-3, base=     1e-3)  # the peak
+WARMUP_TOKENS  = BySize(nano=300_000, small=1_000_000, base=4_000_000)
 AVERAGE_TOKENS = BySize(nano=500_000, small=1_000_000, base=4_000_000)  # the horizon of the averaged weights
-EVAL_TOKENS    = BySize(nano=250_000, small=  250_000, base=1_000_000)
+EVAL_TOKENS    = BySize(nano=500_000, small=  500_000, base=1_000_000)  # between two evaluations
+DROPOUT        = BySize(nano=    0.0, small=      0.1, base=      0.1)  # the paper's 0.1 is more than nano can use
 # fmt: on
 
 
@@ -43,5 +44,6 @@ def recipes(recipe: Recipe) -> dict[str, Recipe]:
         average=optim.EMA(horizon_tokens=AVERAGE_TOKENS),
         stop=optim.NoStop(),
         eval_tokens=EVAL_TOKENS,
+        dropout=DROPOUT,
     )
     return {"translator": translator, "translator_separate": translator}

@@ -53,7 +53,8 @@ def test_every_phase_and_branch(text):
     counted = [int(row[2].replace(",", "")) for name, row in sections["parameters"].items() if name != "total"]
     assert sum(counted) == net.count_parameters()["total"]
     assert set(sections["configuration"]) == set(net.config.to_dict())
-    assert set(sections["slots"]) == {"Config", "Norm", "Position", "Head", "Mixer", "FFN", "Block"}
+    further = {"Encoder", "EncoderBlock", "Cross"} if model.parallel else set()
+    assert set(sections["slots"]) == {"Config", "Norm", "Position", "Head", "Mixer", "FFN", "Block"} | further
     assert {"build", "init_weight", "loss", "run_block"} < set(sections["hooks"])
     assert not {"Config", "label_smoothing"} & set(sections["hooks"])
 

@@ -49,7 +49,7 @@ for one in found:
 #
 # Rows are tokens of the translation, columns those of the source; a row is the distribution of the attention with which
 # that token is predicted, averaged over the heads and layers of cross-attention. A straight diagonal is a translation
-# in order; a jump is a reordering: the verb, last in Velan, looks back over all that English puts behind it.
+# in order; a jump is a reordering: the last row of a sentence, its verb, looks to the beginning of the source.
 
 # %%
 figure, panels = plt.subplots(len(found), 1, figsize=(7.2, 3.2 * len(found)), layout="constrained")
@@ -81,8 +81,7 @@ plt.show()
 # ## Exact match by length
 #
 # Of the run's own figures: translations that equal the reference in every character, by the length of the source. The
-# dashed line is the longest sentence of training: beyond it positions were never trained, and the share falls. Short
-# sources of the longer test are sums of more terms than in training.
+# dashed line is the longest sentence of training. Sinusoidal positions beyond it were never seen, and it falls.
 
 # %%
 result, _ = look.read_run(folder)

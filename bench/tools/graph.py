@@ -101,7 +101,7 @@ def on_metal() -> Iterator[None]:
         yield
 
 
-def training_step(model: Model, recipe: Recipe, **options: bool) -> Callable[[mx.array], list[mx.array]]:
+def training_step(model: Model, recipe: Recipe, **options: Any) -> Callable[[mx.array], list[mx.array]]:
     """Return a function from a batch (B, L + 1) to all lazy outputs of a training step. Sets the weights to zero.
 
     options: of TrainingStep; not compiled unless it says so.

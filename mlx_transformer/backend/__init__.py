@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_transformer.backend.apple import gpu_cores
 from mlx_transformer.backend.cache import cache_dir
 from mlx_transformer.backend.device import Device, device_info, matmul_gflops, use_device, versions
+from mlx_transformer.backend.launch import Launch, launched
 from mlx_transformer.backend.native import search_path
 from mlx_transformer.backend.runtime import compiles, is_plain, prepare
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Device",
+    "Launch",
     "cache_dir",
     "compiles",
     "describe_primitives",
@@ -28,6 +30,7 @@ __all__ = [
     "gpu_cores",
     "in_parts",
     "is_plain",
+    "launched",
     "matmul_gflops",
     "prepare",
     "primitives",

@@ -17,6 +17,7 @@ from mlx_transformer.backend import blas, jit, native
 from mlx_transformer.backend.blas import Blas
 from mlx_transformer.backend.cache import cache_dir
 from mlx_transformer.backend.jit import KernelCache
+from mlx_transformer.backend.launch import launched
 from mlx_transformer.utils.errors import BadInput
 
 SLOW = "matmul runs 30-50x slower"
@@ -133,14 +134,15 @@ def _prepare_linux(prepared: Prepared) -> None:
 
 
 def _threads(prepared: Prepared) -> int:
-    """OMP_NUM_THREADS (or the BLAS's own variable) if set, at most one per CPU; else the physical cores."""
+    """OMP_NUM_THREADS (or the BLAS's own variable) if set, at most one per CPU; else this rank's physical cores."""
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         value, present = os.environ.get(name, "").split(",")[0], len(os.sched_getaffinity(0))
         if value.isdigit() and int(value) > 0:
             if int(value) > present:
                 prepared.warn(f"{name}={value} is more than the CPUs here: {present} threads are used.")
             return min(int(value), present)
-    return native.physical_cores()
+    launch = launched()
+    return max(1, native.physical_cores() // (launch.local if launch else 1))
 
 
 def _tune_allocator() -> bool:

@@ -105,6 +105,8 @@ class Console:
             now = event.progress
             times = f"{now.train_seconds:.1f} s of training, {now.compile_seconds:.1f} s of compilation"
             self.say(f"stopped: {event.why} after {plural(now.step, 'step')}, {times}")
+            if now.communication_share is not None:
+                self.say(f"communication between ranks: {now.communication_share:.1%} of a step")
 
     def _step(self, event: Step, memory: int) -> None:
         now, share = time.monotonic(), self._share(event)

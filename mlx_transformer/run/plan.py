@@ -50,16 +50,18 @@ class Plan:
     tokens: Any  # Tokens, or PairTokens of a translator
     weights: tuple[dict[str, mx.array], Path] | None  # of --init-from, and where they are from
 
-    def make_model(self, say: Callable[[str], None] = lambda _: None) -> Model:
+    def make_model(self, say: Callable[[str], None] = lambda _: None, ranks: int = 1) -> Model:
         """Initialize the model, and say how it grew from the weights of --init-from.
 
-        Raises BadInput if it does not fit the device, the recipe's groups or --init-from.
+        Each of several ranks computes a part of a batch. Raises BadInput if the model does not fit the device, the
+        recipe's groups or --init-from.
         """
         flags = tuple(self.settings.to_dict())
-        check_dimensions(self.config, self.recipe, flags)
+        of_rank = replace(self.recipe, accumulate=self.recipe.accumulate * ranks)  # as many sequences at a time
+        check_dimensions(self.config, of_rank, flags)
         model = self.kind(self.config, self.seed)
         check_groups(self.recipe, model)
-        check_memory(model, self.recipe, self.seed, flags)
+        check_memory(model, of_rank, self.seed, flags)
         if self.weights is not None:
             arrays, notes = grow(model, *self.weights)
             put_weights(model, arrays, self.weights[1])

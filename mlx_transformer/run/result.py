@@ -7,16 +7,20 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.run.ladder import split_recipe
 from mlx_transformer.run.own_code import record
 from mlx_transformer.run.plan import Plan
+from mlx_transformer.train.parallel import ALONE, Ranks
 from mlx_transformer.train.trainer import Progress, Stopped
 
 _SCHEMA_VERSION = 2
 
 
-def make_result(plan: Plan, model: Model, stopped: Stopped, quality: dict[str, Any]) -> dict[str, Any]:
+def make_result(
+    plan: Plan, model: Model, stopped: Stopped, quality: dict[str, Any], ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """Return the content of result.json, as result.schema.json describes it."""
     return {
         **known_before(plan, model),
         **_measured(stopped.progress, plan),
+        "ranks": None if ranks.size == 1 else _ranks(ranks, stopped.progress),
         "stopped": stopped.why,
         "quality": quality,
     }
@@ -55,6 +59,15 @@ def known_before(plan: Plan, model: Model) -> dict[str, Any]:
         "config": plan.config.to_dict(),
         "recipe": plan.recipe.to_dict(),
         "parameters": model.count_parameters(),
+    }
+
+
+def _ranks(ranks: Ranks, now: Progress) -> dict[str, Any]:
+    return {
+        "count": ranks.size,
+        "backend": ranks.backend,
+        "communication_share": now.communication_share,
+        "peak_memory_bytes": now.peak_memory_of_ranks,
     }
 
 

@@ -32,11 +32,13 @@ from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.run.loggers import check_loggers, open_loggers
 from mlx_transformer.run.own_code import Code, is_own
 from mlx_transformer.run.plan import Plan, make_plan
+from mlx_transformer.run.ranks import check_alike, check_text, describe, share_settings
 from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.run.result import make_result
 from mlx_transformer.run.saved import CODE, save_description, save_model, save_tables
 from mlx_transformer.run.settings import Settings, read_result, settings_type
 from mlx_transformer.train.checkpoint import list_checkpoints
+from mlx_transformer.train.parallel import Ranks, check_batches, join
 from mlx_transformer.train.trainer import Prepared, RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json
@@ -62,13 +64,31 @@ def main(module: ModuleType) -> None:
 def train(experiment: Experiment, settings: Settings) -> Path:
     """Train, evaluate, generate text, save everything; return the run folder.
 
-    Raises BadInput with nothing written, RunFailed for a run that started and failed, Interrupted for a signal.
+    Of several ranks, started by `mlx.launch`, rank 0 alone writes and prints. Raises BadInput with nothing written,
+    RunFailed for a run that started and failed, Interrupted for a signal.
     """
-    console = Console(quiet=settings.quiet)
-    check_folder(settings)
-    check_loggers(settings.log)
-    plan = make_plan(experiment, settings, console.say)
-    model = plan.make_model(console.say)
+    ranks = join()
+    with ranks.running():
+        return _train_ranks(experiment, settings, ranks)
+
+
+def _train_ranks(experiment: Experiment, settings: Settings, ranks: Ranks) -> Path:
+    console = Console(quiet=settings.quiet or ranks.rank > 0)
+    settings = share_settings(experiment, settings, ranks)
+
+    def prepare() -> tuple[Plan, Model]:
+        if ranks.rank == 0:
+            check_folder(settings)
+            check_loggers(settings.log)
+        plan = make_plan(experiment, settings, console.say)
+        check_text(plan, ranks)
+        check_batches(plan.recipe, plan.config.seq_len, ranks)
+        return plan, plan.make_model(console.say, ranks.size)
+
+    plan, model = ranks.in_turn(prepare)
+    check_alike(plan, model, ranks)
+    if ranks.rank:
+        return _follow(plan, model, ranks)
     folder = settings.resume or settings.out or new_folder(experiment, settings.branch)
     failures = report_failures(resume_command(experiment.command, folder), folder)
     with lock_folder(folder, settings) as locked, failures:
@@ -85,12 +105,12 @@ def train(experiment: Experiment, settings: Settings) -> Path:
                 code.keep(folder / name)
         save_description(folder / "model", *_saved_as(plan, model))
         console.log_to(folder / "log.txt")
-        _introduce(console, plan, model, folder)
+        _introduce(console, plan, model, folder, ranks)
         stop = threading.Event()
         with _stop_on_signal(stop):
-            stopped, curve = _train(plan, model, folder, console, stop)
+            stopped, curve = _train(plan, model, folder, console, stop, ranks)
             stop.set()  # everything is saved: the next signal ends the process at once
-            _finish(plan, model, folder, stopped, curve, console)
+            _finish(plan, model, folder, stopped, curve, console, ranks)
     return folder
 
 
@@ -115,19 +135,39 @@ def _eval_every(plan: Plan) -> int:
     return plan.settings.eval_every or default_eval_every(plan.recipe, plan.tokens, plan.config.seq_len)
 
 
-def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threading.Event) -> tuple[Stopped, Curve]:
-    settings, eval_every = plan.settings, _eval_every(plan)
-    if (folder / "curve.jsonl").exists() and not list_checkpoints(folder / "checkpoints"):
-        console.say(f"'{folder}' has no checkpoint yet: starting again from step 0")
-    options = RunOptions(
+def _options(plan: Plan, folder: Path, stop: threading.Event, ranks: Ranks) -> RunOptions:
+    settings = plan.settings
+    return RunOptions(
         checkpoints=folder / "checkpoints",
-        eval_every=eval_every,
+        eval_every=_eval_every(plan),
         save_every=settings.save_every,
         compile=not settings.no_compile,
         deterministic=settings.deterministic,
-        score=plan.task.scorer(plan),
+        score=None if ranks.rank else plan.task.scorer(plan),
         should_stop=stop.is_set,
+        ranks=ranks,
     )
+
+
+def _follow(plan: Plan, model: Model, ranks: Ranks) -> Path:
+    """Train as a rank other than 0, which writes and prints nothing."""
+    stop, folder = threading.Event(), Path()
+    with _stop_on_signal(stop):
+        options = _options(plan, folder, stop, ranks)
+        *_, event = fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, options=options)
+    assert isinstance(event, Stopped)
+    if event.why in ("interrupted", "diverged"):  # rank 0 says so
+        ranks.leave(130 if event.why == "interrupted" else 1)
+    return folder
+
+
+def _train(
+    plan: Plan, model: Model, folder: Path, console: Console, stop: threading.Event, ranks: Ranks
+) -> tuple[Stopped, Curve]:
+    settings, eval_every = plan.settings, _eval_every(plan)
+    if (folder / "curve.jsonl").exists() and not list_checkpoints(folder / "checkpoints"):
+        console.say(f"'{folder}' has no checkpoint yet: starting again from step 0")
+    options = _options(plan, folder, stop, ranks)
     log_every = max(1, eval_every // _LOG_STEPS_PER_EVALUATION)
     curve = Curve(folder / "curve.jsonl", plan.bits_per_byte, log_every)
     with console.training(plan.limits), ExitStack() as stack:
@@ -145,8 +185,11 @@ def _train(plan: Plan, model: Model, folder: Path, console: Console, stop: threa
     return event, curve
 
 
-def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Curve, console: Console) -> None:
+def _finish(
+    plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Curve, console: Console, ranks: Ranks
+) -> None:
     """Write what a run leaves; result.json after all that it needs, then the picture, which may fail."""
+    ranks.advance("saving")
     stories: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     if stopped.why not in ("interrupted", "diverged"):
@@ -154,7 +197,7 @@ def _finish(plan: Plan, model: Model, folder: Path, stopped: Stopped, curve: Cur
         stories, figures = plan.task.write(plan, model)
         write_stories(folder, stories, figures)
     save_model(folder / "model", *_saved_as(plan, model))
-    result = make_result(plan, model, stopped, figures)
+    result = make_result(plan, model, stopped, figures, ranks)
     write_report(folder, result, curve.lines or [], stories, plan.experiment.command, plan.limits)
     write_json(folder / "result.json", result)
     try:
@@ -193,10 +236,12 @@ def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _introduce(console: Console, plan: Plan, model: Model, folder: Path) -> None:
-    """Print device, text, model, batch and folder."""
+def _introduce(console: Console, plan: Plan, model: Model, folder: Path, ranks: Ranks) -> None:
+    """Print device, ranks, text, model, batch and folder."""
     corpus, recipe = plan.corpus, plan.recipe
     console.say(device_info().describe())
+    if ranks.size > 1:
+        console.say(describe(ranks, recipe.batch_size(plan.config.seq_len)))
     if plan.experiment.code is not None and not is_own(type(model).__module__) and type(model).__module__ != "__main__":
         console.say(f"{plan.experiment} defines no Model: the one of phase {plan.experiment.phase} is trained")
     console.say(

@@ -14,6 +14,7 @@ from mlx_transformer.data.stream import validation_batches
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import encode_text
 from mlx_transformer.nn.model import Model
+from mlx_transformer.train.parallel import ALONE, Ranks
 from mlx_transformer.utils.errors import BadInput
 
 _BATCH_TOKENS = {"cpu": 8192, "gpu": 32_768}  # of an evaluation batch; a training step at base has 32,768
@@ -70,12 +71,20 @@ def on_gpu() -> bool:
 
 
 class Evaluator:
-    """The loss of a model over batches of sequences, each with the mask of the targets that count."""
+    """The loss of a model over batches of sequences, each with the mask of the targets that count.
+
+    ranks: those among which the batches are dealt out.
+    """
 
     def __init__(
-        self, model: Model, batches: Sequence[tuple[np.ndarray, np.ndarray]], *, compiled: bool = True
+        self,
+        model: Model,
+        batches: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        compiled: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.batches = model, batches
+        self.model, self.batches, self.ranks = model, batches, ranks
         self.tokens = sum(int(mask.sum()) for _, mask in batches)
         self._function = mx.compile(self._total, inputs=[model.state]) if compiled else self._total
 
@@ -86,7 +95,8 @@ class Evaluator:
         # A GPU works through a queue of batches and is waited for once; on a CPU all would be in memory at once.
         compute = mx.async_eval if on_gpu() else mx.eval
         totals = []
-        for sequences, mask in self.batches:
+        for sequences, mask in self.batches[self.ranks.rank :: self.ranks.size]:
+            self.ranks.advance("evaluating")
             totals.append(self._totals(mx.array(sequences), mx.array(mask)))
             compute(totals[-1])
         self.model.train(training)
@@ -94,7 +104,7 @@ class Evaluator:
         for parts in totals:
             nats: list[float] = [part.item() for part in parts]  # type: ignore[misc]
             total += sum(nats)
-        return total / self.tokens
+        return sum(self.ranks.gather(total)) / self.tokens
 
     def context_used(self) -> float:
         """Compute the mean share of seq_len that precedes a predicted token, of sequences of one length."""

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mlx.core as mx
+
 from mlx_transformer.nn.model import Model
+from mlx_transformer.train.parallel import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Limits:
 class RunOptions:
     """Evaluation, checkpoints and execution of a run, which are not part of the recipe."""
 
-    checkpoints: Path | None = None  # the folder; None: no checkpoints
+    checkpoints: Path | None = None  # the folder, in which rank 0 writes; None: no checkpoints
     eval_every: int | None = None  # steps; None: from the recipe's eval_tokens
     save_every: int | None = None  # steps; None: at each evaluation and at least every save_seconds
     save_seconds: float = 60.0
@@ -38,6 +41,7 @@ class RunOptions:
     deterministic: bool = False  # on a GPU too: the same seed gives the same weights, bit for bit; slower there
     score: Callable[[Model], dict[str, float]] | None = None  # called at each evaluation; its figures go into Eval
     should_stop: Callable[[], bool] = lambda: False  # called after each step; True saves and stops
+    ranks: Ranks = ALONE  # the processes that train together
     clock: Callable[[], float] = time.monotonic  # does not count the time that the machine sleeps
 
 
@@ -61,11 +65,33 @@ class Progress:
     seconds_to_target: float | None = None
     tokens_to_target: int | None = None
     peak_memory_bytes: int = 0
+    peak_memory_of_ranks: list[int] = field(default_factory=list)
+    communication_seconds: float = 0.0  # of the steps of several ranks that were probed
+    probed_seconds: float = 0.0  # of all that those steps did
+
+    @property
+    def communication_share(self) -> float | None:
+        """Share of a step spent in exchanging gradients, waiting for other ranks included; None before it is known."""
+        return self.communication_seconds / self.probed_seconds if self.probed_seconds else None
 
     @property
     def tokens_per_second(self) -> float | None:
         """Training throughput from the sixth step on; None under ten steps."""
         return self.timed_tokens / self.timed_seconds if self.step >= 10 and self.timed_seconds else None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step whose results may not be computed yet."""
+
+    shape: tuple[int, ...]  # of the batch
+    step_tokens: int
+    tokens: int  # predicted up to its end
+    learning_rate: float
+    metrics: dict[str, mx.array]
+    norm: mx.array
+    heard: mx.array  # the signals of all ranks
+    communication_seconds: float  # 0 where they were not timed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.train.curvature import sampled_loss
 from mlx_transformer.train.optim.clip import sum_of_squares
 from mlx_transformer.train.optim.groups import Optimizers
+from mlx_transformer.train.parallel import ALONE, Ranks, Signals
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.trees import Tree, by_path
 
@@ -27,11 +28,23 @@ class TrainingStep:
     fuse (docs/PERFORMANCE.md). deterministic: add the gradients of tables in a fixed order (`ops.fixed_order`). Raises
     BadInput if a parameter is not in exactly one of the recipe's groups, or the recipe cannot train a model with
     dropout.
+
+    ranks: those among which each batch is divided; `signals` go to the others with the gradients of a step, and `heard`
+    is their sum over the ranks (3,).
     """
 
-    def __init__(self, model: Model, recipe: Recipe, *, compiled: bool = True, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        recipe: Recipe,
+        *,
+        compiled: bool = True,
+        deterministic: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
         recipe.check_dropout(max((part.p for part in model.modules() if isinstance(part, Dropout)), default=0.0))
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.ranks = model, recipe, ranks
+        self.signals, self.heard = Signals(), mx.zeros(3)
         self.dtype = getattr(mx, recipe.dtype)
         parameters = by_path(model.trainable_parameters())
         self.optimizers = Optimizers(recipe.groups, parameters)
@@ -45,6 +58,7 @@ class TrainingStep:
         model.label_smoothing, model.checkpoint = recipe.label_smoothing, recipe.checkpoint
         self.shares = divide({path: value.size for path, value in parameters.items()})
         self.compiled, self.deterministic = compiled, deterministic
+        self._square = mx.compile(sum_of_squares) if compiled else sum_of_squares
         self._step_parts: list[Callable] = [self._gradients, self._mean, self._update]
         self._curvature_parts: list[Callable] = [self._sampled_gradients, self._mean, self._observe]
         self._built: tuple[Callable[..., tuple[Arrays, mx.array]], Callable, Callable] | None = None
@@ -55,8 +69,9 @@ class TrainingStep:
         return [self.model.state, self.optimizers.state, self.memory, mx.random.state]
 
     def __call__(self, batch: mx.array, learning_rate: float, average_share: float = 1.0) -> tuple[Arrays, mx.array]:
-        """Take a step on a batch (B, L + 1) int32; average_share: of the new weights in the recipe's average.
+        """Take a step on a batch (B, L + 1) int32, or on this rank's share of one.
 
+        average_share: of the new weights in the recipe's average.
         Returns the metrics and the norm of the gradients before clipping, which is 0 where the step was skipped because
         of an overflow in float16.
         """
@@ -77,7 +92,7 @@ class TrainingStep:
         return tree_unflatten(list(average.items())) if average else self.model.trainable_parameters()
 
     def _build(self) -> tuple[Callable[..., tuple[Arrays, mx.array]], Callable, Callable]:
-        if self.compiled and len(self.shares) == 1:
+        if self.compiled and len(self.shares) == self.ranks.size == 1:
             compiled = self._compile
             return compiled(self._take), compiled(self._estimate_curvature), compiled(self._gradients_to_rewire)
         if self.compiled:
@@ -122,6 +137,9 @@ class TrainingStep:
                 mean, square = mean_of([{path: part[path] for path in paths} for part in parts], portions)
             means.append(mean)
             squares.append(square)
+        if self.ranks.size > 1:
+            metrics, means, self.heard = self.ranks.average(metrics, means, self.signals)
+            squares = [self._square(mean) for mean in means]
         return metrics, means, squares
 
     def _estimate_curvature(self, batch: mx.array) -> None:
@@ -130,7 +148,7 @@ class TrainingStep:
         _, means, _ = self._mean_gradients(gradients_of, mean_of, batch)
         for (stream, _), mean in zip(self.shares, means, strict=True):
             with mx.stream(stream):
-                observe(mean, batch.shape[0] * (batch.shape[-1] - 1))
+                observe(mean, self.ranks.size * batch.shape[0] * (batch.shape[-1] - 1))
 
     def _gradients_to_rewire(self, batch: mx.array) -> list[Arrays]:
         """Return the gradients of the batch, for each stream those of its share of the parameters."""

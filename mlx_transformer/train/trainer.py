@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_map_with_path
 
 from mlx_transformer.backend import divided_blas
 from mlx_transformer.data.pairs import PairTokens
 from mlx_transformer.data.stream import Prefetch, predicted_tokens
 from mlx_transformer.data.tasks.packing import unmarked
 from mlx_transformer.data.tokens import Tokens
-from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
-from mlx_transformer.train.checkpoint import load_newest, save_checkpoint
+from mlx_transformer.train import restoring
+from mlx_transformer.train.checkpoint import save_checkpoint
 from mlx_transformer.train.evaluate import Evaluator, batch_tokens, on_gpu
 from mlx_transformer.train.events import (
+    Begun,
     Eval,
     Event,
     Limits,
@@ -34,6 +32,7 @@ from mlx_transformer.train.events import (
     Step,
     Stopped,
 )
+from mlx_transformer.train.parallel import Signals, check_batches
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
@@ -66,21 +65,13 @@ def fit(
     limits, options = limits or Limits(), options or RunOptions()
     if isinstance(data, Tokens):
         data = data.packed(model.config.seq_len)
-    with divided_blas(), _dropout(model, recipe.dropout), _Run(model, recipe, data, seed, limits, options) as run:
+    check_batches(recipe, model.config.seq_len, options.ranks)
+    with (
+        divided_blas(),
+        restoring.dropout_set(model, recipe.dropout),
+        _Run(model, recipe, data, seed, limits, options) as run,
+    ):
         yield from run.events()
-
-
-@contextmanager
-def _dropout(model: Model, p: float | None) -> Iterator[None]:
-    """Set the probability of every Dropout of a model, and restore it at the end; None: unchanged."""
-    before = [(part, part.p) for part in model.modules() if isinstance(part, Dropout)]
-    for part, own in before:
-        part.p = own if p is None else p
-    try:
-        yield
-    finally:
-        for part, own in before:
-            part.p = own
 
 
 def default_eval_every(recipe: Recipe, data: Data, seq_len: int) -> int:
@@ -91,18 +82,6 @@ def default_eval_every(recipe: Recipe, data: Data, seq_len: int) -> int:
     """
     passes = 3 if on_gpu() else 1
     return -(-max(recipe.eval_tokens, passes * data.valid_tokens) // (recipe.batch_size(seq_len) * seq_len))
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A step whose results may not be computed yet."""
-
-    shape: tuple[int, ...]  # of the batch
-    step_tokens: int
-    tokens: int  # predicted up to its end
-    learning_rate: float
-    metrics: dict[str, mx.array]
-    norm: mx.array
 
 
 class _Run:
@@ -116,15 +95,20 @@ class _Run:
         data = self._prepare(data)
         self.epoch_tokens = data.epoch_tokens
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
-        mx.random.seed(seed)
+        self.ranks = ranks = options.ranks
+        mx.random.seed(ranks.own_seed(seed))
         self.batches = data.batches(partial(recipe.batch_size, seq_len), seq_len, seed)
         model.masked = isinstance(data, Tokens) and data.is_masked
-        self.evaluate = Evaluator(model, data.validation(seq_len, batch_tokens()), compiled=options.compile)
-        self.take_step = TrainingStep(model, recipe, compiled=options.compile, deterministic=options.deterministic)
+        size = min(batch_tokens(), -(-data.valid_tokens // ranks.size)) if ranks.size > 1 else batch_tokens()
+        self.evaluate = Evaluator(model, data.validation(seq_len, size), compiled=options.compile, ranks=ranks)
+        self.take_step = TrainingStep(
+            model, recipe, compiled=options.compile, deterministic=options.deterministic, ranks=ranks
+        )
         self.progress = Progress()
+        self.heard = Signals()
         self.best: Tree = model.trainable_parameters()
         self.saved_at = options.clock()
-        self.ahead: _Begun | None = None  # the step after the one that is waited for
+        self.ahead: Begun | None = None  # the step after the one that is waited for
         self.step_seconds = 0.0  # of the last step
         self.compiled: set[tuple[int, ...]] = set()  # shapes of the batches so far
         self.compiling: tuple[tuple[int, ...], float] = (), 0.0  # shape and seconds of the last step that compiled
@@ -152,7 +136,7 @@ class _Run:
             self.prefetch.close()
 
     def events(self) -> Iterator[Event]:
-        if self.options.checkpoints is not None and (found := load_newest(self.options.checkpoints)):
+        if (found := restoring.load_checkpoint(self.options.checkpoints, self.ranks)) is not None:
             yield self._restore(*found)  # its clock has the time of preparing already
         elif self.prepared is not None:
             self.progress.train_seconds += self.prepared.seconds
@@ -172,62 +156,83 @@ class _Run:
             event = self._end(step)
             yield event
             if not (math.isfinite(event.gradient_norm) and all(map(math.isfinite, event.metrics.values()))):
-                why, message = "diverged", _divergence(self.progress, _describe(event))
+                why, message = "diverged", restoring.divergence(self.progress, restoring.describe(event))
                 break
             if self.ahead is not None:
                 continue
-            why = self._limit_reached() or ("interrupted" if self.options.should_stop() else "")
+            why = self._limit_reached() or ("interrupted" if self._is_to_stop() else "")
             if why != "interrupted" and (why or self._evaluation_is_due()):
                 yield from self._evaluated()
                 why = self._reason_to_stop() or why
             elif why or self._save_is_due():
                 yield from self._save(self.progress, self.best)
         if why == "diverged" and not message:
-            message = _divergence(self.progress, f"validation loss {self.progress.final_valid_loss}")
+            message = restoring.divergence(self.progress, f"validation loss {self.progress.final_valid_loss}")
         if self.progress.evaluated_step or why == "diverged":
             self.model.update(self.best)
         mx.eval(self.model.parameters())
+        if self.ranks.size > 1:
+            self.progress.peak_memory_of_ranks = self.ranks.gather(self.progress.peak_memory_bytes)
         yield Stopped(why=why, progress=self.progress, message=message)
 
-    def _begin(self, tokens: int) -> _Begun:
+    def _begin(self, tokens: int) -> Begun:
         """Take the step after so many tokens; on a GPU without waiting for it."""
         clock = self.options.clock
         waiting = clock()
+        self.ranks.advance("reading a batch")
         batch = next(self.prefetch)
+        self.ranks.advance("computing a step")
         self.progress.data_seconds += clock() - waiting
         masked = self.model.masked  # a budget of tokens counts all that are read, not the answers alone
         step_tokens = len(batch) * (batch.shape[-1] - 1) if masked else predicted_tokens(batch)
         tokens += step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
-        metrics, norm = self.take_step(mx.array(batch), learning_rate, share)
+        self.take_step.signals = self._signals()
+        metrics, norm = self.take_step(mx.array(self.ranks.part(batch)), learning_rate, share)
         if on_gpu():
             mx.async_eval(metrics, norm, self.take_step.state)
-        return _Begun(batch.shape, step_tokens, tokens, learning_rate, metrics, norm)
+        heard, spent = self.take_step.heard, self.ranks.communication_seconds
+        return Begun(batch.shape, step_tokens, tokens, learning_rate, metrics, norm, heard, spent)
 
-    def _may_begin_next(self, step: _Begun) -> bool:
+    def _signals(self) -> Signals:
+        """Return what this rank tells the others; the clock is that of rank 0."""
+        if self.ranks.size == 1:
+            return Signals()
+        stop = float(self.options.should_stop())
+        return Signals(stop) if self.ranks.rank else Signals(stop, self._time_to_save(), self.progress.train_seconds)
+
+    def _is_to_stop(self) -> bool:
+        return self.options.should_stop() if self.ranks.size == 1 else self.heard.stop > 0
+
+    def _may_begin_next(self, step: Begun) -> bool:
         """Whether the next step may begin before this one has ended: a GPU would else wait for Python.
 
         Not if something after this step needs its state: an evaluation, a checkpoint or the end. Nor if one of the two
         compiles, which is timed apart.
         """
-        if not on_gpu() or self.options.should_stop():
+        if not on_gpu() or self._is_to_stop():
             return False
         n, seq_len = self.progress.step + 1, self.model.config.seq_len
         following = (self.recipe.batch_size(seq_len, step.tokens), seq_len + 1)  # pairs of another width may follow
         if step.shape != following or step.shape not in self.compiled:
             return False
         saves = self.options.checkpoints is not None and self._save_is_due(n)
-        epochs, seconds = step.tokens / self.epoch_tokens, self.progress.train_seconds + 2 * self.step_seconds
+        epochs, seconds = step.tokens / self.epoch_tokens, self._seconds(ahead=2)
         ends = self.limits.reached(steps=n, tokens=step.tokens, epochs=epochs, seconds=seconds)
         return not (self._evaluation_is_due(n) or saves or ends)
 
-    def _end(self, step: _Begun) -> Step:
+    def _end(self, step: Begun) -> Step:
         """Wait for a step and describe it."""
         now = self.progress
-        mx.eval(step.metrics, step.norm, self.take_step.state if self.ahead is None else [])
+        mx.eval(step.metrics, step.norm, step.heard, self.take_step.state if self.ahead is None else [])
+        if self.ranks.size > 1:
+            self.heard = Signals(*step.heard.tolist())  # type: ignore[misc]
         before, self.mark = self.mark, self.options.clock()
         self.step_seconds = self.mark - before
+        if step.communication_seconds and step.shape in self.compiled:
+            now.communication_seconds += step.communication_seconds
+            now.probed_seconds += self.step_seconds
         now.step, now.tokens, now.epochs = now.step + 1, step.tokens, step.tokens / self.epoch_tokens
         self._time(self.step_seconds, step)
         return Step(
@@ -242,7 +247,7 @@ class _Run:
             data_wait_share=now.data_seconds / now.train_seconds if now.train_seconds else 0.0,
         )
 
-    def _time(self, spent: float, step: _Begun) -> None:
+    def _time(self, spent: float, step: Begun) -> None:
         """Count one step's seconds.
 
         The first step of a process, and the first of another shape, compiles. The training in it is taken to last
@@ -283,6 +288,7 @@ class _Run:
         training, kept = self.model.trainable_parameters(), self.take_step.weights_to_keep()
         self.model.update(kept)
         loss = self.evaluate()
+        self.ranks.advance("saving")  # rank 0 alone may take long
         scores = self.options.score(self.model) if self.options.score else {}
         self.model.update(training)
         improved = math.isfinite(loss) and (now.best_valid_loss is None or loss < now.best_valid_loss)
@@ -332,11 +338,20 @@ class _Run:
 
     def _limit_reached(self) -> str:
         now = self.progress
-        return self.limits.reached(steps=now.step, tokens=now.tokens, epochs=now.epochs, seconds=now.train_seconds)
+        return self.limits.reached(steps=now.step, tokens=now.tokens, epochs=now.epochs, seconds=self._seconds())
+
+    def _seconds(self, ahead: int = 0) -> float:
+        """Return the seconds of training, so many steps ahead; of several ranks those of rank 0 at its last signal."""
+        if self.ranks.size > 1:
+            return self.heard.seconds
+        return self.progress.train_seconds + ahead * self.step_seconds
 
     def _save_is_due(self, step: int | None = None) -> bool:
         if self.options.save_every is not None:
             return (self.progress.step if step is None else step) % self.options.save_every == 0
+        return self._time_to_save() if self.ranks.size == 1 else self.heard.save > 0
+
+    def _time_to_save(self) -> bool:
         return self.options.clock() - self.saved_at >= self.options.save_seconds
 
     def _save(self, progress: Progress, best: Tree) -> Iterator[Saved]:
@@ -348,19 +363,21 @@ class _Run:
             "optimizers": self.take_step.optimizers.state,
             "memory": self.take_step.memory,
         }
-        random = [int(word) for word in np.array(mx.random.state[0])]  # type: ignore[index]
-        state = {"progress": asdict(progress), "data": self.prefetch.state(), "random": random}
-        path = save_checkpoint(self.options.checkpoints, self.progress.step, by_path(arrays), state)
+        self.ranks.advance("saving")
+        state = {"progress": asdict(progress), "data": self.prefetch.state(), **restoring.random_state(self.ranks)}
+        path = self.options.checkpoints
+        if self.ranks.rank == 0:
+            path = save_checkpoint(path, self.progress.step, by_path(arrays), state)
         self.mark = self.saved_at = self.options.clock()
         yield Saved(step=self.progress.step, path=path)
 
     def _restore(self, arrays: dict[str, mx.array], state: dict[str, Any], notes: list[str]) -> Resumed:
         optimizers = self.take_step.optimizers
         try:
-            weights = _filled("model", self.model.trainable_parameters(), arrays)
-            self.best = _filled("best", self.model.trainable_parameters(), arrays)
-            optimizers.state = _filled("optimizers", optimizers.state, arrays)
-            self.take_step.memory = _filled("memory", self.take_step.memory, arrays)
+            weights = restoring.filled("model", self.model.trainable_parameters(), arrays)
+            self.best = restoring.filled("best", self.model.trainable_parameters(), arrays)
+            optimizers.state = restoring.filled("optimizers", optimizers.state, arrays)
+            self.take_step.memory = restoring.filled("memory", self.take_step.memory, arrays)
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
             raise BadInput(
@@ -368,34 +385,8 @@ class _Run:
                 f"{error} does not fit"
             ) from error
         self.model.update(weights)
-        high, low = state["random"]
-        mx.random.seed(high << 32 | low)  # mx.random.state cannot be assigned
+        restoring.restore_random(state, self.ranks)
+        self.heard = Signals(seconds=self.progress.train_seconds)
         self.batches.restore(state["data"])
         self._note_target()
         return Resumed(step=self.progress.step, evaluated_step=self.progress.evaluated_step, notes=notes)
-
-
-def _filled(name: str, tree: Any, arrays: dict[str, mx.array]) -> Any:
-    """Return a tree like the given one with the stored arrays. Raises KeyError if one is missing or its shape differs.
-
-    tree_unflatten would split the optimizers' keys, which are dotted paths, at their dots.
-    """
-
-    def stored(path: str, value: mx.array) -> mx.array:
-        if arrays[f"{name}.{path}"].shape != value.shape:
-            raise KeyError(f"{name}.{path}")
-        return arrays[f"{name}.{path}"]
-
-    return tree_map_with_path(stored, tree)
-
-
-def _describe(event: Step) -> str:
-    values = (f"{name} {value:.4g}" for name, value in event.metrics.items())
-    return ", ".join([*values, f"gradient norm {event.gradient_norm:.4g}"])
-
-
-def _divergence(now: Progress, figures: str) -> str:
-    kept = "no evaluation came before it, so its weights are the initial ones"
-    if now.best_valid_loss is not None:
-        kept = "the weights of the best evaluation before it are kept"
-    return f"diverged at step {now.step}: {figures}; {kept}: try a lower --learning-rate"

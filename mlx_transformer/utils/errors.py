@@ -74,14 +74,15 @@ def exit_cleanly(command: Callable[[], None]) -> NoReturn:
     except (BadInput, RunFailed, Interrupted) as error:
         sentence = " ".join(str(error).splitlines())  # another library's message may have several lines
         print(sentence if isinstance(error, Interrupted) else f"error: {sentence}", file=sys.stderr)
-        sys.exit(_exit_code(error))
+        sys.exit(exit_code(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
 
 
-def _exit_code(error: Exception) -> int:
+def exit_code(error: Exception) -> int:
+    """Return the exit code of an error."""
     return 2 if isinstance(error, BadInput) else 130 if isinstance(error, Interrupted) else 1
 
 

@@ -90,7 +90,6 @@ def their_logits(module, embedding, x):
     return h @ embedding.T
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("kind", [POST, PreNorm], ids=["post-norm", "pre-norm"])
 def test_outputs_and_gradients_agree_with_pytorch(kind):
     net, x = tiny(kind, n_layers=2), pairs()

@@ -163,8 +163,3 @@ def test_numbers_of_the_recipe_vary_too(planned, tmp_path):
 def test_what_cannot_vary_is_one_sentence(planned, line, message):
     with pytest.raises(BadInput, match=message):
         planned(*line)
-
-
-def test_translators_are_not_compared_on_a_text():
-    with pytest.raises(BadInput, match="it translates pairs, and a comparison trains all on one text"):
-        Variant.read("1/translator")

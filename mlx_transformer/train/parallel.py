@@ -1,0 +1,291 @@
+"""Training by several processes (ranks) over mlx.distributed: each computes its share of the same batch.
+
+The one place that communicates. What a batch computes is the same as in one process: every rank has all weights, reads
+the sequences of its share, and the mean of the gradients over all ranks updates the weights of each. Models, recipes
+and phases know nothing of it.
+"""
+
+import hashlib
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_transformer.backend import Launch, launched
+from mlx_transformer.train import watch
+from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.train.watch import Watch
+from mlx_transformer.utils.errors import BadInput, RunFailed, exit_code
+
+Arrays = dict[str, mx.array]
+T = TypeVar("T")
+BUCKET_BYTES = 8 << 20  # of one all-reduce: few messages, of which the first begins while gradients are computed
+PROBE_EVERY = 20  # steps between two of which the communication is timed, which must wait for the gradients
+_SECOND_SEED = 0x9E3779B97F4A7C15  # of the ranks after the first: 2^64 over the golden ratio
+
+
+class Signals(NamedTuple):
+    """What the ranks tell each other with the gradients of a step, so that all act alike after it."""
+
+    stop: float = 0.0  # a rank is to stop
+    save: float = 0.0  # rank 0: a checkpoint is due by the clock
+    seconds: float = 0.0  # rank 0: of training so far
+
+
+class Ranks:
+    """The ranks that train one model, and this one's place among them. `ALONE` is a process by itself."""
+
+    def __init__(self, group: mx.distributed.Group | None = None, backend: str = "", own: Watch | None = None) -> None:
+        self.group, self.backend, self.watch = group, backend, own
+        self.rank, self.size = (group.rank(), group.size()) if group is not None else (0, 1)
+        self.communication_seconds = 0.0  # of the last step, if it was timed
+        self._steps = 0
+        # A ring sends from a thread of the CPU; with a stream of its own it does not wait for the rest of the step.
+        self._stream = mx.new_stream(mx.cpu) if self.size > 1 and backend != "nccl" else None
+
+    def part(self, batch: np.ndarray) -> np.ndarray:
+        """Return this rank's share of a batch (B, ...)."""
+        size = len(batch) // self.size
+        return batch[self.rank * size : (self.rank + 1) * size]
+
+    def advance(self, stage: str) -> None:
+        """Tell the watch what this rank does now."""
+        if self.watch is not None:
+            self.watch.advance(stage)
+
+    def mean(self, arrays: Arrays) -> Arrays:
+        """Average float32 arrays of equal names and shapes over the ranks, in few large messages, lazily.
+
+        Those of the last layers come first, as the backward pass computes them first.
+        """
+        result: Arrays = {}
+        previous: list[mx.array] = []
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        for paths in buckets({path: value.nbytes for path, value in arrays.items()}):
+            with mx.stream(self._stream if on_cpu and self._stream else mx.default_stream(mx.default_device())):
+                flat = mx.concatenate([arrays[path].reshape(-1).astype(mx.float32) for path in paths])
+                if previous:
+                    flat = mx.depends([flat], previous)[0]  # the same order on every rank
+                total = mx.distributed.all_sum(flat, group=self.group, stream=self._stream)
+                previous, start = [total], 0
+                total = total * (1 / self.size)
+                for path in paths:
+                    value, end = arrays[path], start + arrays[path].size
+                    result[path] = total[start:end].reshape(value.shape).astype(value.dtype)
+                    start = end
+        return {path: result[path] for path in arrays}
+
+    def average(
+        self, metrics: Arrays, gradients: list[Arrays], signals: Signals
+    ) -> tuple[Arrays, list[Arrays], mx.array]:
+        """Average metrics and gradients over the ranks, and add up the signals (3,).
+
+        Every PROBE_EVERY-th step waits for the gradients first and times the rest: `communication_seconds`.
+        """
+        arrays = {f"{i}/{path}": value for i, part in enumerate(gradients) for path, value in part.items()}
+        arrays |= {f"metrics/{name}": value for name, value in metrics.items()}
+        arrays["signals"] = mx.array(signals, mx.float32)
+        probes, self._steps = self._steps % PROBE_EVERY == PROBE_EVERY // 2, self._steps + 1
+        if probes:
+            mx.eval(arrays)
+        started = time.perf_counter()
+        means = self.mean(arrays)
+        if probes:
+            mx.eval(means)
+        self.communication_seconds = time.perf_counter() - started if probes else 0.0
+        return (
+            {name: means[f"metrics/{name}"] for name in metrics},
+            [{path: means[f"{i}/{path}"] for path in part} for i, part in enumerate(gradients)],
+            means["signals"] * self.size,
+        )
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the JSON value that each rank gives, by rank."""
+        if self.group is None:
+            return [value]
+        data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        lengths = self._gathered(np.array([len(data)], np.int32))
+        width = int(lengths.max())
+        rows = self._gathered(np.pad(data, (0, width - len(data)))).reshape(self.size, width)
+        return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+    def _gathered(self, values: np.ndarray) -> np.ndarray:
+        return np.array(mx.distributed.all_gather(mx.array(values), group=self.group, stream=self._stream))
+
+    def send_arrays(self, arrays: Arrays | None) -> Arrays:
+        """Return rank 0's arrays on every rank; the others give None."""
+        if self.group is None:
+            return arrays or {}
+        described = {path: [list(value.shape), str(value.dtype)] for path, value in (arrays or {}).items()}
+        result: Arrays = {}
+        for path, (shape, dtype) in self.gather(described)[0].items():
+            kind = getattr(mx, dtype.removeprefix("mlx.core."))
+            raw = mx.view(arrays[path].reshape(-1), mx.uint8) if arrays else mx.zeros(_bytes(shape, kind), mx.uint8)
+            total = mx.distributed.all_sum(raw, group=self.group, stream=self._stream)
+            result[path] = mx.view(total, kind).reshape(shape)
+            mx.eval(result[path])
+        return result
+
+    def check_equal(self, facts: dict[str, Any]) -> None:
+        """Raise BadInput, the same on every rank, where a rank has another value than rank 0 under a name."""
+        hashes = {name: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest() for name, v in facts.items()}
+        everyone = self.gather(hashes)
+        for rank, theirs in enumerate(everyone):
+            if other := [name for name in everyone[0] if theirs.get(name) != everyone[0][name]]:
+                sentence = f"rank {rank} has another {' and another '.join(other)} than rank 0"
+                self._raise(BadInput(f"{sentence}: start the same command, files and versions on every rank"))
+
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """Call a function on rank 0, then on the others, which find in the caches what rank 0 has put there.
+
+        Raises BadInput or RunFailed on every rank if one of them raises it.
+        """
+        result: T | None = None
+        errors: list[tuple[str, str] | None] = [None]
+        for turn in range(min(2, self.size)):
+            error: BadInput | RunFailed | None = None
+            if turn == (self.rank > 0):
+                try:
+                    result = function()
+                except (BadInput, RunFailed) as raised:
+                    if self.group is None:
+                        raise
+                    error = raised
+            errors = self.gather(error and (type(error).__name__, str(error)))
+            for rank, found in enumerate(errors):
+                if found:
+                    kind = BadInput if found[0] == "BadInput" else RunFailed
+                    self._raise(kind(found[1] if rank == 0 else f"rank {rank}: {found[1]}"))
+        return result  # type: ignore[return-value]
+
+    def _raise(self, error: Exception) -> NoReturn:
+        """Raise an error that every rank has; the ranks but 0 end without a word."""
+        if self.rank:
+            self.leave(exit_code(error))
+        raise error
+
+    def leave(self, code: int) -> NoReturn:
+        """End this rank, silently, once rank 0 has said why: `mlx.launch` stops all when one ends with an error."""
+        if self.watch is not None:
+            self.watch.wait_for_first()
+        sys.exit(code)
+
+    def own_seed(self, seed: int) -> int:
+        """Return the seed of this rank's dropout; rank 0 has that of a process by itself."""
+        return (seed + self.rank * _SECOND_SEED) % 2**64
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """End the watch on leaving, and say which rank is lost where a collective operation fails."""
+        if self.watch is None:
+            yield
+            return
+        failed = True
+        try:
+            yield
+            failed = False
+        except SystemExit:  # every rank ends
+            failed = False
+            raise
+        except (BadInput, RunFailed) as error:
+            raise type(error)(f"rank {self.rank}: {error}" if self.rank else str(error)) from error
+        except RuntimeError as error:
+            lost = self.watch.failure(wait=5 * watch.BEAT_SECONDS)
+            if lost is None:
+                raise
+            raise (RunFailed(lost) if self.watch.reports else SystemExit(1)) from error
+        finally:
+            self.watch.close(failed=failed)
+
+
+ALONE = Ranks()
+
+
+def join() -> Ranks:
+    """Join the other ranks, if a launcher such as `mlx.launch` started several; else return ALONE.
+
+    Raises RunFailed where the others do not come.
+    """
+    launch = launched()
+    if launch is None:
+        return ALONE
+    seconds = watch.timeout()
+    try:
+        with _interrupted_after(2 * seconds):
+            group = mx.distributed.init(strict=True, backend=launch.backend)
+        ranks = Ranks(group, launch.backend)
+        ranks.watch = _meet(ranks, launch) if ranks.size > 1 else None
+        return ranks
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunFailed(f"the ranks did not find each other over {launch.backend} ({error})") from error
+
+
+@contextmanager
+def _interrupted_after(seconds: float) -> Iterator[None]:
+    """Interrupt a system call of MLX that waits without end, such as that for a neighbour that never connects."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _meet(ranks: Ranks, launch: Launch) -> Watch:
+    """Connect every rank to rank 0 by a socket of its own. Raises OSError."""
+    if ranks.rank == 0:
+        address = launch.addresses[0] if launch.addresses else ""
+        server, invitation = watch.listen(address)
+        ranks.gather(invitation)
+        return Watch(0, watch.accept_all(server, invitation["token"], ranks.size))
+    invitation = ranks.gather(None)[0]
+    places = [*launch.addresses, invitation["host"]]
+    for place in places[:-1]:
+        try:
+            return Watch(ranks.rank, watch.connect(place, invitation, ranks.rank))
+        except OSError:
+            continue
+    return Watch(ranks.rank, watch.connect(places[-1], invitation, ranks.rank))
+
+
+def check_batches(recipe: Recipe, seq_len: int, ranks: Ranks) -> None:
+    """Raise BadInput where a batch of the recipe cannot be divided equally among the ranks."""
+    full, warmup = recipe.batch_size(seq_len), recipe.batch_warmup
+    for size in {full, *(max(1, full >> n) for n in range(1, warmup.doublings + 1) if warmup)} if warmup else {full}:
+        if size % ranks.size:
+            raise BadInput(
+                f"a batch of {size} sequences cannot be divided among {ranks.size} ranks: "
+                f"give a --batch-size that is a multiple of {ranks.size}"
+                + ("" if size == full else f", also over the recipe's warm-up of batches, which begins at {size}")
+            )
+
+
+def buckets(sizes: dict[str, int]) -> list[list[str]]:
+    """Group paths, those of the last layers first, up to BUCKET_BYTES each."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for path in sorted(sizes, key=_layer, reverse=True):
+        if groups[-1] and filled + sizes[path] > BUCKET_BYTES:
+            groups.append([])
+            filled = 0
+        groups[-1].append(path)
+        filled += sizes[path]
+    return groups
+
+
+def _layer(path: str) -> int:
+    """Return the number of the layer in a path, "0/blocks.3.ffn.up_proj.weight" -> 3; -1 without one."""
+    found = re.search(r"\.(\d+)\.", path)
+    return int(found[1]) if found else -1
+
+
+def _bytes(shape: list[int], dtype: mx.Dtype) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.size

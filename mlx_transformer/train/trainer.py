@@ -90,10 +90,9 @@ class _Run:
     def __init__(
         self, model: Model, recipe: Recipe, data: Data, seed: int, limits: Limits, options: RunOptions
     ) -> None:
-        self.model, self.recipe, self.limits, self.options = model, recipe, limits, options
+        self.model, self.recipe, self.data, self.limits, self.options = model, recipe, data, limits, options
         seq_len = model.config.seq_len
         data = self._prepare(data)
-        self.epoch_tokens = data.epoch_tokens
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         self.ranks = ranks = options.ranks
         mx.random.seed(ranks.own_seed(seed))
@@ -218,7 +217,7 @@ class _Run:
         if step.shape != following or step.shape not in self.compiled:
             return False
         saves = self.options.checkpoints is not None and self._save_is_due(n)
-        epochs, seconds = step.tokens / self.epoch_tokens, self._seconds(ahead=2)
+        epochs, seconds = step.tokens / self.data.epoch_tokens, self._seconds(ahead=2)
         ends = self.limits.reached(steps=n, tokens=step.tokens, epochs=epochs, seconds=seconds)
         return not (self._evaluation_is_due(n) or saves or ends)
 
@@ -233,7 +232,7 @@ class _Run:
         if step.communication_seconds and step.shape in self.compiled:
             now.communication_seconds += step.communication_seconds
             now.probed_seconds += self.step_seconds
-        now.step, now.tokens, now.epochs = now.step + 1, step.tokens, step.tokens / self.epoch_tokens
+        now.step, now.tokens, now.epochs = now.step + 1, step.tokens, step.tokens / self.data.epoch_tokens
         self._time(self.step_seconds, step)
         return Step(
             step=now.step,
@@ -260,8 +259,7 @@ class _Run:
             self.compiling = step.shape, spent
             now.compile_seconds += spent
             return
-        shape, seconds = self.compiling
-        training = min(spent, seconds) if shape == step.shape else 0.0
+        training = min(spent, self.compiling[1]) if self.compiling[0] == step.shape else 0.0
         self.compiling = (), 0.0
         now.compile_seconds -= training
         now.train_seconds += training + spent

@@ -70,9 +70,13 @@ class WandbLogger(EventLogger):
         import wandb
 
         quiet = wandb.Settings(console="off", silent=True)
-        self.run = wandb.init(
-            project="mlx_transformer", name=folder.name, dir=str(folder), config=settings, settings=quiet
-        )
+        try:
+            self.run = wandb.init(
+                project="mlx_transformer", name=folder.name, dir=str(folder), config=settings, settings=quiet
+            )
+        except wandb.Error as error:  # no account, no connection
+            reason = str(error).rstrip(".")
+            raise BadInput(f"--log wandb: {reason}; or set WANDB_MODE=offline, which needs no account") from error
         self.run.define_metric("*", step_metric="step")
 
     def send(self, step: int, figures: dict[str, float]) -> None:

@@ -58,6 +58,17 @@ def test_wandb_writes_offline_into_the_run_folder(tmp_path, monkeypatch):
     assert b"train/gradient_norm" in data.read_bytes()
 
 
+def test_wandb_without_an_account_is_one_sentence(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**settings):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(BadInput, match=r"--log wandb: No API key .* log in; or set WANDB_MODE=offline"):
+        loggers.open_loggers(("wandb",), tmp_path, {}, 1)
+
+
 def test_a_logger_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="wandb is not installed; pip install"):

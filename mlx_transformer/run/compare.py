@@ -51,7 +51,10 @@ class RunRecord:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         curve = [line for text in lines if (line := _parse(text))]
         path = folder / "result.json"
-        result = _read_json(path) if path.is_file() else _result_so_far(curve)
+        finished = path.is_file()
+        result = _read_json(path) if finished else _result_so_far(curve)
+        if finished and "stopped" not in result:
+            raise BadInput(f"'{path}' is damaged: expected the key stopped")
         if not all(isinstance(result.get(key), int | float | None) for key in _RESULTS):
             raise BadInput(f"'{path}' is damaged: expected numbers for {', '.join(_RESULTS)}")
         return cls(str(folder), _settings(stored), result, curve)

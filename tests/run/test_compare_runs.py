@@ -79,5 +79,6 @@ def test_what_the_command_cannot_compare(tmp_path):
     assert_bad(list_runs("compare", tmp_path / "a", tmp_path), "is no run")
     assert_bad(list_runs(*both, "--out", tmp_path / "x.pdf"), ".png")
     assert_bad(list_runs(*both, "--out", tmp_path / "a" / "result.json" / "x.png"), "cannot be written")
-    (tmp_path / "b" / "result.json").write_text('{"best_valid_loss": "low"}')
-    assert_bad(list_runs(*both), "is damaged")
+    for damaged in ('{"best_valid_loss": "low", "stopped": "plateau"}', "{}", "no JSON"):
+        (tmp_path / "b" / "result.json").write_text(damaged)
+        assert_bad(list_runs(*both), "is damaged")

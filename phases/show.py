@@ -203,9 +203,10 @@ def difference(a: Sections, b: Sections) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _show(variant: Variant, size: str, terminal: Terminal) -> None:
+    sections = describe(variant, size)  # raises BadInput, before anything is printed
     if title := (variant.experiment.module.__doc__ or "").strip():
         terminal.print(title.splitlines()[0], markup=False)
-    for title, rows in describe(variant, size).items():
+    for title, rows in sections.items():
         table = Table(*_HEADS[title], title=f"{variant}, {size}: {title}", title_justify="left")
         for name, cells in rows.items():
             style = "red" if "UNUSED" in cells else "dim" if cells[-1] == "model.py" else ""

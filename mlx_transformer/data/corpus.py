@@ -79,6 +79,8 @@ def load_corpus(
         corpus = _tinystories(stories, say)
     elif data == "auto":
         corpus = _tinystories_or_fables(stories, say)
+    elif data == "pairs" and not Path(data).exists():
+        raise BadInput("pairs, the built-in translations, are for translators: give --branch translator of phase 1")
     else:
         train = open_source(
             data, text_column, "--data takes auto, fables, tinystories, task:NAME, OWNER/NAME of the hub or", say

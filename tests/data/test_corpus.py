@@ -226,6 +226,7 @@ def test_bad_arguments_are_refused(tmp_path):
     cases = [
         ((str(tmp_path / "no.txt"),), "does not exist"),
         (("/dev/null",), "not a regular file"),
+        (("pairs",), "give --branch translator"),
         ((path, str(tmp_path / "no.txt")), "does not exist"),
         ((path, path), "nothing is left to train on"),
         ((path, None, 0), "--stories 0"),

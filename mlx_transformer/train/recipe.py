@@ -52,7 +52,12 @@ class Recipe:
     dropout: Any = None  # replaces the Config's while training; None: the Config's
 
     def at(self, size: str) -> "Recipe":
-        """Return the recipe of one model size ("nano", "small", "base"): every BySize replaced by its value."""
+        """Return the recipe of one model size ("nano", "small", "base"): every BySize replaced by its value.
+
+        Raises BadInput for another size.
+        """
+        if size not in (names := [f.name for f in fields(BySize)]):
+            raise BadInput(f"size = {size!r}: expected one of {', '.join(names)}")
         return _pick(self, size)
 
     def check(self) -> "Recipe":

@@ -367,6 +367,8 @@ def test_the_recipe_s_dropout_replaces_the_model_s_while_training(ours, recipe_s
 
 
 def test_a_recipe_of_several_sizes_is_bad_input():
+    with pytest.raises(BadInput, match="size = 'big': expected one of nano, small, base"):
+        RECIPE.at("big")
     with pytest.raises(BadInput, match=r'the recipe\'s batch_tokens differs by model size: use recipe\.at\("nano"\)'):
         train(recipe=phase1.RECIPE)
     schedule = InverseSqrt(warmup_tokens=BySize(nano=1, small=2, base=3))

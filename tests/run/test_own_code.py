@@ -123,6 +123,12 @@ def test_code_on_the_command_line(copied):
     assert changed.out != kept.out
 
 
+def test_its_export_is_refused_without_a_flag_that_does_not_exist(home, tmp_path):
+    refused = command(entry.main, "export", home / "run", tmp_path / "out")
+    assert_bad(refused, "holds a model of your own file")
+    assert "--code" not in refused.err
+
+
 def test_another_file_is_loaded_with_a_warning(copied):
     before = logits(load(copied / "run", code="kept")[0])
     (copied / "bend.py").write_text(BEND.replace("slope * x", "-x"))

@@ -11,6 +11,7 @@ from mlx_transformer.run.commands.model import load_model
 from mlx_transformer.run.flags import Argument, RunArgument, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.run.saved import model_folder, read_config, save_model
+from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.files import check_new, new_folder
 
 COMMANDS = {
@@ -82,6 +83,8 @@ def export_model(run: Path, folder: Path) -> str:
     """
     check_new(folder)
     described = read_config(model_folder(run))
+    if described.get("code") is not None:
+        raise BadInput(f"'{run}' holds a model of your own file, which no library reads: no export to Hugging Face")
     model, tokenizer = load_model(run, None)
     return write_model(model, tokenizer, described["phase"], described.get("branch"), folder)
 

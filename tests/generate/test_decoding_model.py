@@ -17,7 +17,7 @@ def test_it_computes_the_same(name):
     net = tiny(kinds()[name])
     before = by_path(net.parameters())
     made = decoding_model(net)
-    np.testing.assert_allclose(np.array(made(tokens())), np.array(net(tokens())), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.array(made(tokens())), np.array(net(tokens())), rtol=1e-4, atol=3e-5)
     after = by_path(net.parameters())
     assert before.keys() == after.keys()
     assert all(mx.array_equal(before[path], after[path]) for path in before)

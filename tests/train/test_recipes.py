@@ -73,8 +73,8 @@ def test_help_names_the_recipes_and_the_dropout(capsys):
 
 
 def test_groups_that_share_a_parameter_are_refused_before_a_folder_is_made(tiny, tmp_path, monkeypatch):
-    matrices, vectors = phase2.RECIPES["original"].groups
-    twice = replace(phase2.RECIPES["original"], groups=(matrices, vectors, replace(vectors, name="again")))
+    *others, vectors = phase2.RECIPES["original"].groups
+    twice = replace(phase2.RECIPES["original"], groups=(*others, vectors, replace(vectors, name="again")))
     monkeypatch.setitem(phase2.RECIPES, "twice", twice)
     refused = train(*tiny, "--recipe", "twice", "--out", tmp_path / "run")
     assert_bad(refused, "'vectors' and 'again'")

@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from bench.workers.process import WorkerFailed
+from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands import evaluate as evaluate_command
 from mlx_transformer.run.commands import generate as generate_command
 from mlx_transformer.train import checkpoint, trainer
@@ -90,7 +91,7 @@ def test_nor_is_a_disk_that_is_not_full(tmp_path, monkeypatch):
     ],
 )
 def test_generate_and_evaluate(monkeypatch, module, function, line, word):
-    monkeypatch.setattr(module, "load_model", lambda *_: (None, None))
+    monkeypatch.setattr(module, "load_model", lambda *_: (Model, None))
     monkeypatch.setattr(module, function, full)
     assert_explained(command(lambda: exit_cleanly(module.main), *line), word)
 

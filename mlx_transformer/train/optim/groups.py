@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx import optimizers
 
+from mlx_transformer.ops.fastmath import fence
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import Tree, by_path
 
@@ -117,14 +118,25 @@ class _Optimizer(optimizers.Optimizer):
 class AdamW(UpdateRule):
     """Adam with bias correction (Kingma & Ba 2015, alg. 1) and decoupled decay (Loshchilov & Hutter 2019, alg. 2).
 
-    That of mlx.optimizers, with bias correction.
+    Equal to mlx.optimizers.AdamW with bias correction, which computes the powers of the betas for every element.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def make(self) -> optimizers.Optimizer:
-        return optimizers.AdamW(0.0, list(self.betas), self.eps, self.weight_decay, bias_correction=True)
+    def init(self, parameter: mx.array) -> Arrays:
+        return {"m": mx.zeros_like(parameter), "v": mx.zeros_like(parameter)}
+
+    def update(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
+        (b1, b2), lr, step = self.betas, optimizer.learning_rate, optimizer.step
+        scale, root = fence(lr / (1 - b1**step)), fence(mx.rsqrt(1 - b2**step))
+        new: Arrays = {}
+        for path, gradient in gradients.items():
+            state, weight = optimizer.state[path], parameters[path]
+            m = state["m"] = b1 * state["m"] + (1 - b1) * gradient
+            v = state["v"] = b2 * state["v"] + (1 - b2) * mx.square(gradient)
+            new[path] = weight * (1 - lr * self.weight_decay) - scale * m / (mx.sqrt(v) * root + self.eps)
+        return new
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,8 +45,12 @@ class Attention(nn.Module):
         return KVCache()
 
     def n_scores(self, length: int) -> int:
-        """Return the number of scores, over all heads, that training keeps for one sequence of `length` tokens."""
+        """Return the number of scores, over all heads, of one sequence of `length` tokens."""
         return self.n_heads * length * self.n_keys(length)
+
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        """Return about how many numbers training keeps of such a sequence; keeps_scores: as `ops.keeps_scores`."""
+        return 6 * self.n_heads * self.head_dim * length + 4 * keeps_scores * self.n_scores(length)
 
     def n_keys(self, length: int) -> int:
         """Return the number of keys that each query of such a sequence has a score with."""

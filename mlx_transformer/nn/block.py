@@ -33,6 +33,10 @@ class Block(nn.Module):
         """Return an empty cache of the mixer for decoding."""
         return self.mixer.make_cache(batch)
 
+    def n_computed(self, length: int) -> int:
+        """Return how many tokens of a sequence of `length` training computes."""
+        return length
+
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
         x = self.join(x, self.mixer, self.norms[0], ctx)
         return self.join(x, self.ffn, self.norms[1], ctx)

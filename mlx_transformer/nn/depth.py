@@ -59,8 +59,11 @@ class MixtureOfDepths(Block):
 
     def choose(self, scores: mx.array) -> mx.array:
         """Return the indices (B, k), ascending, of the largest scores (B, L) of each sequence."""
-        k = max(1, round(self.capacity * scores.shape[1]))
+        k = self.n_computed(scores.shape[1])
         return mx.sort(mx.argsort(-mx.stop_gradient(scores), axis=-1)[:, :k], axis=-1)
+
+    def n_computed(self, length: int) -> int:
+        return max(1, round(self.capacity * length))
 
     def record(self, scores: mx.array, chosen: mx.array, ctx: Ctx) -> None:
         """Record the router's loss, and the share of tokens that evaluation would choose as training did."""

@@ -108,6 +108,11 @@ class MixtureOfExperts(nn.Module):
         total = sum(w.size for w in by_path(self.experts.parameters()).values())
         return total // self.n_experts * (self.n_experts - self.per_token)
 
+    def n_kept(self, length: int) -> int:
+        """Return about how many numbers training keeps of one sequence of `length` tokens."""
+        d_ff, d_model = self.experts.up_proj.weight.shape[1:]
+        return int(4 * (d_model + d_ff) * self.per_token * max(1.0, self.capacity_factor) * length)
+
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
         tokens = x.flatten(0, -2)
         logits = self.router_proj(tokens.astype(mx.float32))

@@ -39,6 +39,9 @@ class ShawAttention(Attention):
         relative = self.relative_values[self.distances(k_pos, ctx)]  # (.., Lq, Lk, head_dim)
         return weights @ v + (weights.swapaxes(1, 2) @ relative).swapaxes(1, 2)
 
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        return super().n_kept(length, True)
+
     def distances(self, k_pos: mx.array, ctx: Ctx) -> mx.array:
         """Return the table row of each query and key, (.., Lq, Lk)."""
         return mx.minimum(causal_distances(ctx.positions, k_pos), self.relative_keys.shape[0] - 1)
@@ -91,6 +94,9 @@ class TransformerXLAttention(Attention):
 
     def n_keys(self, length: int) -> int:
         return min(length, 2 * self.segment_len)
+
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        return super().n_kept(length, True)  # the bias has the size of the scores
 
     def visible(self, q_pos: mx.array, k_pos: mx.array) -> mx.array:
         near = k_pos[..., None, :] // self.segment_len >= q_pos[..., :, None] // self.segment_len - 1

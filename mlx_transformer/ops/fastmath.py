@@ -29,6 +29,11 @@ def custom_ops(*arrays: mx.array | None) -> Any:
     return primitives() if fits else None
 
 
+def keeps_scores(dtype: mx.Dtype) -> bool:
+    """Return whether training in this dtype has scores and logits in memory: it has, but for our C++ operations."""
+    return dtype != mx.float32 or custom_ops() is None
+
+
 def with_gradient(
     function: Callable[..., mx.array], gradient: Callable[..., mx.array | tuple[mx.array, ...]]
 ) -> Callable[..., mx.array]:

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.backend import is_plain
-from mlx_transformer.ops.fastmath import custom_ops, on_linux_cpu, row_sum, tanh, with_gradient
+from mlx_transformer.ops.fastmath import custom_ops, keeps_scores, on_linux_cpu, row_sum, tanh, with_gradient
 
 CHUNK_ELEMENTS = 1 << 22  # logits in one chunk: 16 MB of float32
 GPU_CHUNK_ELEMENTS = 1 << 25  # the chunks run one after the other, and a GPU has more to share out
@@ -93,6 +93,14 @@ def mean_and_token_losses(
     """Return `mean_cross_entropy`, and the losses of the tokens (...), which have no gradient."""
     mean, losses = _mean_and_losses(h, weight, targets, weights, _Options(0.0, softcap, chunk))
     return mean, mx.stop_gradient(losses).reshape(targets.shape)
+
+
+def n_logits(tokens: int, vocab_size: int, dtype: mx.Dtype) -> int:
+    """Return how many numbers, of logits and of their gradients, the mean of so many losses has in memory at once."""
+    if is_plain():
+        return 3 * tokens * vocab_size
+    chunk = min(tokens, _Options(0.0, None, None).chunk_tokens(vocab_size))
+    return (3 if keeps_scores(dtype) else 1) * chunk * vocab_size
 
 
 def _mean_and_losses(

@@ -1,14 +1,19 @@
 """The memory of a training step: what does not fit the device is refused before it is started."""
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
+from mlx import nn
 
-from mlx_transformer.backend import device_info, divided_blas
+from mlx_transformer import ops
+from mlx_transformer.backend import device_info, divided_blas, streams
 from mlx_transformer.nn.attention import Attention
+from mlx_transformer.nn.block import Block
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.mixers import RecurrentMixer
 from mlx_transformer.nn.model import Model
+from mlx_transformer.nn.moe import MixtureOfExperts
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
@@ -16,64 +21,93 @@ from mlx_transformer.utils.errors import BadInput
 _OVERHEAD = 1.15  # of the process over MLX's arrays: 1.05 to 1.13 measured
 _SAMPLE_TOKENS = 8192  # of the larger sampled step: beyond a chunk of logits, from where memory grows evenly
 _SAMPLE_SHARE = 0.125  # of the device's memory, that a sampled step may take
+_MOST_SEQUENCES = 2**40
 
 
 def check_dimensions(config: Config, recipe: Recipe, flags: Sequence[str]) -> None:
-    """Raise BadInput where the inputs of the blocks alone exceed the device: before any layer is allocated.
+    """Raise BadInput where the inputs of the blocks of a single sequence exceed the device: before a model is made.
 
     flags: the names of the settings that were given.
     """
-    _check_least(config, recipe, 0, 0, flags)
+    needed = 4 * config.seq_len * config.d_model * config.n_layers
+    if 0 < device_info().memory_bytes < needed:
+        _refuse(recipe, config, "at least", needed, 0, flags)
 
 
 def check_memory(model: Model, recipe: Recipe, seed: int, flags: Sequence[str]) -> None:
     """Raise BadInput where a training step needs more memory than the device has.
 
-    `activation_bound` decides where it is clear. Where it is not, steps of a few sequences are measured on another
-    model of the same kind, which leaves this one as it is.
+    `step_bound` decides where it is clear. Where it is not, steps of a few sequences are measured on another model of
+    the same kind, which leaves this one as it is.
     """
-    config, parameters = model.config, model.count_parameters()["total"]
-    scores = most_scores(model)
-    _check_least(config, recipe, parameters, scores, flags)
-    present, batch = device_info().memory_bytes, max(1, recipe.batch_tokens // recipe.accumulate // config.seq_len)
-    states, bound = 12 * parameters, activation_bound(config, scores)  # weights, gradients and optimizer state
-    if present <= 0 or _OVERHEAD * (states + batch * bound) <= present:
+    config, present = model.config, device_info().memory_bytes
+    batch = max(1, recipe.batch_tokens // recipe.accumulate // config.seq_len)
+    if present <= 0 or _OVERHEAD * step_bound(model, recipe, batch) <= present:
         return
-    sample = min(batch, max(2, _SAMPLE_TOKENS // config.seq_len), int(_SAMPLE_SHARE * present / bound))
+    room = int(present / _OVERHEAD)
+    fits = bisect.bisect_right(range(1, _MOST_SEQUENCES), room, key=lambda size: step_bound(model, recipe, size))
+    least = _least(model, recipe, batch)
+    if least > present:
+        _refuse(recipe, config, "at least", least, fits, flags)
+    sample = min(batch, max(2, _SAMPLE_TOKENS // config.seq_len), int(_SAMPLE_SHARE * fits))
     if sample < 2:  # too large to be measured
         return
     fixed, each = _measure(type(model), config, recipe, seed, (sample // 2, sample))
     mx.clear_cache()
-    needed = _OVERHEAD * (states + fixed + batch * each)
+    fixed += 12 * model.count_parameters()["total"]  # weights and optimizer state
+    needed = _OVERHEAD * (fixed + batch * each)
     if needed > present:
-        largest = int(0.9 * (present / _OVERHEAD - states - fixed) / each)  # two measurements differ a little
+        largest = int(0.9 * (present / _OVERHEAD - fixed) / each)  # two measurements differ a little
         _refuse(recipe, config, "about", needed, largest, flags)
 
 
-def most_scores(model: Model) -> int:
-    """Return the scores of one sequence, over all heads, in the layer that has most."""
-    mixers = (part for part in model.modules() if isinstance(part, (Attention, RecurrentMixer)))
-    return max((mixer.n_scores(model.config.seq_len) for mixer in mixers), default=0)
+def step_bound(model: Model, recipe: Recipe, batch: int) -> int:
+    """Return an upper bound, mostly within a factor of two, of the bytes of a training step of so many sequences."""
+    config, dtype = model.config, getattr(mx, recipe.dtype)
+    length, keeps_scores, used = config.seq_len, ops.keeps_scores(dtype), min(len(streams()), batch)
+    tokens = length * -(-batch // used)  # of a stream
+    shared, kept = _mask(model) // 4, 6 * config.d_model * length  # numbers; kept: of the ends of the model
+    for block in _blocks(model):
+        mixers = list(_parts(block, (Attention, RecurrentMixer)))
+        experts = list(_parts(block, MixtureOfExperts))
+        own = block.n_computed(length) if isinstance(block, Block) else length
+        kept += 12 * config.d_model * own
+        kept += sum(mixer.n_kept(own, keeps_scores) for mixer in mixers) if mixers else 6 * config.d_model * own
+        kept += sum(part.n_kept(own) for part in experts) if experts else 4 * config.d_ff * own
+        shared += sum(mixer.n_shared(length) for mixer in mixers if isinstance(mixer, RecurrentMixer))
+    parameters = model.count_parameters()["total"]
+    of_a_stream = parameters + shared + ops.n_logits(tokens, config.vocab_size, dtype)  # each has its own gradients
+    return 4 * (3 * parameters + used * of_a_stream + batch * kept)
 
 
-def activation_bound(config: Config, scores: int) -> int:
-    """Return an upper bound, mostly within a factor of two, of the bytes that a sequence adds to a training step.
+def _least(model: Model, recipe: Recipe, batch: int) -> int:
+    """Return a lower bound of the bytes of a training step of so many sequences."""
+    config, scores = model.config, 0
+    if ops.keeps_scores(getattr(mx, recipe.dtype)):  # of one layer, with their gradient
+        scores = 2 * max((mixer.n_scores(config.seq_len) for mixer in _attention(model)), default=0)
+    inputs = config.seq_len * config.d_model * config.n_layers  # of the blocks
+    return 4 * (3 * model.count_parameters()["total"] + batch * (inputs + scores)) + _mask(model)
 
-    scores: as `most_scores` returns them.
-    """
-    a_layer = 20 * config.d_model + 4 * config.d_ff + 4 * scores // config.seq_len
-    return 4 * config.seq_len * (config.n_layers * a_layer + 3 * config.vocab_size)
+
+def _mask(model: Model) -> int:
+    """Return the bytes of the largest mask of attention, which all sequences share."""
+    length = model.config.seq_len
+    return max((length * mixer.n_keys(length) for mixer in _attention(model)), default=0)
 
 
-def _check_least(config: Config, recipe: Recipe, parameters: int, scores: int, flags: Sequence[str]) -> None:
-    """Raise BadInput where a lower bound of the memory of training exceeds the device's."""
-    tokens = recipe.batch_tokens // recipe.accumulate  # of one forward pass
-    activations = tokens * config.d_model * config.n_layers  # inputs of the blocks alone
-    attention = 2 * scores * max(1, tokens // config.seq_len)  # of one layer, with their gradient
-    needed, present = 4 * (3 * parameters + activations + attention), device_info().memory_bytes
-    if 0 < present < needed:
-        largest = int((present / _OVERHEAD - 12 * parameters) / activation_bound(config, scores))
-        _refuse(recipe, config, "at least", needed, largest, flags)
+def _attention(model: Model) -> Iterator[Attention]:
+    return (mixer for mixer in _parts(model, Attention) if not isinstance(mixer, RecurrentMixer))
+
+
+def _blocks(model: Model) -> list[nn.Module]:
+    """Return the blocks of a training step, one that runs several times as often, and those beside the model's own."""
+    stack = model.stack()
+    known = {id(block) for block in stack}
+    return [*stack, *(block for block in _parts(model, Block) if id(block) not in known)]
+
+
+def _parts(module: nn.Module, kind: type | tuple[type, ...]) -> Iterator:
+    return (part for part in module.modules() if isinstance(part, kind))
 
 
 def _measure(

@@ -1,9 +1,12 @@
 """Bad input: one sentence, exit code 2, nothing written."""
 
+from types import SimpleNamespace
+
 import mlx.core as mx
 import pytest
 
 from bench.tools import baselines
+from mlx_transformer.run import memory
 from mlx_transformer.run.commands import generate, interop, runs
 from mlx_transformer.utils.errors import exit_cleanly
 from phases import phase3
@@ -127,8 +130,9 @@ def test_models_larger_than_memory(flags, refused):
     refused(*flags, words=("need at least", "GiB"))
 
 
-def test_sequences_whose_scores_exceed_memory(refused, text, tmp_path):
-    """With windowed attention, which computes scores in blocks, the same sequence is accepted."""
+def test_sequences_whose_mask_exceeds_memory(refused, text, tmp_path, monkeypatch):
+    """On a device of 4 GiB. Windowed attention computes scores in blocks: it needs a mask of a block alone."""
+    monkeypatch.setattr(memory, "device_info", lambda: SimpleNamespace(memory_bytes=2**32))
     long = write_text(tmp_path / "long.txt", size=500_000)
     settings = {"seq_len": 100_000, "d_model": 64, "n_heads": 4, "n_layers": 1}
     refused(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run import memory, training
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.utils.errors import BadInput
@@ -52,16 +53,15 @@ def test_the_original_recipe_at_base_is_what_it_was():
 
 
 def test_the_memory_that_is_asked_for_is_that_of_one_part(monkeypatch):
-    """A step of a thousand sequences that fits a device in eight parts, and not in one."""
-    device = SimpleNamespace(memory_bytes=2**30)
-    monkeypatch.setattr(memory, "device_info", lambda: device)
-    recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=2**22)
+    """A step of sixteen thousand sequences that fits a device in eight parts, and not in one."""
+    monkeypatch.setattr(memory, "device_info", lambda: SimpleNamespace(memory_bytes=2**33))
+    recipe = replace(phase1.RECIPE.at("nano"), batch_tokens=2**20)
+    model = phase1.Model(phase1.Config(**SIZES["nano"]))
 
     def check(**changes):
-        config = phase1.Config(d_model=64, n_layers=2)
-        memory.check_dimensions(config, replace(recipe, **changes), ())
+        memory.check_memory(model, replace(recipe, **changes), 0, ())
 
-    with pytest.raises(BadInput, match="4,194,304 tokens at a time"):
+    with pytest.raises(BadInput, match="1,048,576 tokens at a time"):
         check()
     check(accumulate=8)
 

@@ -38,8 +38,15 @@ class RecurrentMixer(nn.Module):
         """Return the state of `batch` sequences for decoding."""
         return State(**self.initial_state(batch))
 
-    def n_scores(self, length: int) -> int:
-        """Return the numbers of a pair of tokens, over all heads, that training keeps for one sequence: none here."""
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        """Return about how many numbers training keeps of one sequence of `length` tokens; subclasses override this.
+
+        keeps_scores: as `ops.keeps_scores`, which matrices of pairs of tokens within a chunk do not heed.
+        """
+        return 0
+
+    def n_shared(self, length: int) -> int:
+        """Return about how many numbers training keeps once for all sequences, beside the weights."""
         return 0
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:

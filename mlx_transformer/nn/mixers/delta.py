@@ -47,8 +47,10 @@ class GatedDeltaNet(RecurrentMixer):
         memory = mx.zeros((batch, self.n_heads, self.head_dim, self.head_dim))
         return {"memory": memory, "tail": self.conv.initial_tail(batch)}
 
-    def n_scores(self, length: int) -> int:
-        return 2 * self.n_heads * length * min(length, CHUNK)  # of keys with keys, and of queries with keys
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        chunk = min(length, CHUNK)
+        a_token = 20 * self.head_dim + 12 * chunk + 6 * self.head_dim**2 // chunk  # the last: of the states of chunks
+        return self.n_heads * length * a_token
 
     def advance(self, x: mx.array, ctx: Ctx, state: dict[str, mx.array] | None) -> tuple[mx.array, dict[str, mx.array]]:
         held = self.initial_state(x.shape[0]) if state is None else state

@@ -9,7 +9,7 @@ from mlx_transformer import ops
 from mlx_transformer.nn.attention import GroupedAttention
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.mixers.base import RecurrentMixer
-from mlx_transformer.nn.mixers.recurrence import CHUNK, linear_recurrence
+from mlx_transformer.nn.mixers.recurrence import linear_recurrence, n_scores
 
 _EPS = 1e-6  # added to the normalizer, as in the paper's code
 
@@ -31,11 +31,8 @@ class LinearAttention(RecurrentMixer, GroupedAttention):
     def initial_state(self, batch: int) -> dict[str, mx.array]:
         return {"sums": mx.zeros((batch, self.n_kv_heads, 1, self.head_dim, self.head_dim + 1))}
 
-    def n_scores(self, length: int) -> int:
-        return GroupedAttention.n_scores(self, length)
-
-    def n_keys(self, length: int) -> int:
-        return min(length, CHUNK)
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        return 8 * self.n_heads * self.head_dim * length + 4 * n_scores(self.n_heads, length)
 
     def advance(self, x: mx.array, ctx: Ctx, state: dict[str, mx.array] | None) -> tuple[mx.array, dict[str, mx.array]]:
         q, k, v = self.project(x, ctx)

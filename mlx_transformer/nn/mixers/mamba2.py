@@ -10,7 +10,7 @@ from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import Linear
 from mlx_transformer.nn.mixers.base import RecurrentMixer
 from mlx_transformer.nn.mixers.convolution import ShortConvolution
-from mlx_transformer.nn.mixers.recurrence import linear_recurrence
+from mlx_transformer.nn.mixers.recurrence import linear_recurrence, n_scores
 from mlx_transformer.nn.mixers.ssm import step_biases
 from mlx_transformer.nn.norm import RMSNorm
 from mlx_transformer.utils.errors import BadInput
@@ -54,6 +54,10 @@ class Mamba2(RecurrentMixer):
     def initial_state(self, batch: int) -> dict[str, mx.array]:
         shape = batch, self.n_heads, self.d_state, self.width // self.n_heads
         return {"sums": mx.zeros(shape), "tail": self.conv.initial_tail(batch)}
+
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        convolved = self.width + 2 * self.d_state
+        return (4 * convolved + 8 * self.width) * length + 5 * n_scores(self.n_heads, length)
 
     def advance(self, x: mx.array, ctx: Ctx, state: dict[str, mx.array] | None) -> tuple[mx.array, dict[str, mx.array]]:
         held: dict[str, Any] = state or {"sums": None, "tail": None}

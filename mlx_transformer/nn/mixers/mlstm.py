@@ -9,7 +9,7 @@ from mlx_transformer import ops
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import Linear
 from mlx_transformer.nn.mixers.base import RecurrentMixer
-from mlx_transformer.nn.mixers.recurrence import CHUNK, linear_recurrence
+from mlx_transformer.nn.mixers.recurrence import linear_recurrence, n_scores
 
 GATE_CAP = 15.0  # bound on the inputs of both gates (arXiv 2503.13427, sec. 3.2)
 _LEAST_FORGET, _LARGEST_FORGET = 3.0, 6.0  # biases of the forget gates at the start, spread over the heads
@@ -75,8 +75,8 @@ class MLSTM(RecurrentMixer):
         sums = mx.zeros((batch, self.n_heads, self.head_dim, self.head_dim + 1))
         return {"sums": sums, "m": mx.zeros((batch, self.n_heads))}
 
-    def n_scores(self, length: int) -> int:
-        return self.n_heads * length * min(length, CHUNK)
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        return 12 * self.n_heads * self.head_dim * length + 5 * n_scores(self.n_heads, length)
 
     def advance(self, x: mx.array, ctx: Ctx, state: dict[str, mx.array] | None) -> tuple[mx.array, dict[str, mx.array]]:
         q, k, v = (self.split(one(x)) for one in (self.q_proj, self.k_proj, self.v_proj))

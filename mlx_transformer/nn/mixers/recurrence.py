@@ -42,6 +42,11 @@ def linear_recurrence(
     return chunkwise(q, k, v, log_decay, state, chunk)
 
 
+def n_scores(n_heads: int, length: int) -> int:
+    """Return the number of scores of one sequence of `length` tokens, which training keeps."""
+    return n_heads * length * min(length, CHUNK)
+
+
 def recurrent(
     q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array | None = None, state: mx.array | None = None
 ) -> Result:

@@ -9,7 +9,7 @@ from mlx_transformer import ops
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import Linear
 from mlx_transformer.nn.mixers.base import RecurrentMixer
-from mlx_transformer.nn.mixers.recurrence import CHUNK, linear_recurrence
+from mlx_transformer.nn.mixers.recurrence import linear_recurrence, n_scores
 
 
 class Retention(RecurrentMixer):
@@ -37,8 +37,9 @@ class Retention(RecurrentMixer):
     def initial_state(self, batch: int) -> dict[str, mx.array]:
         return {"sums": mx.zeros((batch, self.n_heads, self.head_dim, self.value_dim))}
 
-    def n_scores(self, length: int) -> int:
-        return self.n_heads * length * min(length, CHUNK)
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        widths = self.n_heads * (4 * self.head_dim + 6 * self.value_dim)
+        return widths * length + 3 * n_scores(self.n_heads, length)  # the decays are those of all sequences
 
     def advance(self, x: mx.array, ctx: Ctx, state: dict[str, mx.array] | None) -> tuple[mx.array, dict[str, mx.array]]:
         q, k, v = (self.split(one(x)) for one in (self.q_proj, self.k_proj, self.v_proj))

@@ -60,6 +60,11 @@ class Mamba(RecurrentMixer):
     def initial_state(self, batch: int) -> State:
         return {"h": mx.zeros((batch, self.width, self.d_state)), "tail": self.conv.initial_tail(batch)}
 
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        between_chunks = 2 * self.d_state * -(-length // ops.SCAN_CHUNK)
+        within = 4 * self.d_state * min(length, ops.SCAN_CHUNK) if keeps_scores else 0
+        return self.width * (16 * length + between_chunks + within)
+
     def advance(self, x: mx.array, ctx: Ctx, state: State | None) -> tuple[mx.array, State]:
         held = self.initial_state(x.shape[0]) if state is None else state
         x, z = mx.split(self.in_proj(x), 2, axis=-1)
@@ -111,6 +116,12 @@ class S4D(RecurrentMixer):
 
     def initial_state(self, batch: int) -> State:
         return {"real": mx.zeros((batch, *self.a_log.shape)), "imag": mx.zeros((batch, *self.a_log.shape))}
+
+    def n_kept(self, length: int, keeps_scores: bool) -> int:
+        return 6 * self.skip.size * length
+
+    def n_shared(self, length: int) -> int:
+        return 16 * self.skip.size * min(length, CHUNK) ** 2  # of the Toeplitz matrices and what they are cut from
 
     def advance(self, x: mx.array, ctx: Ctx, state: State | None) -> tuple[mx.array, State]:
         y, state = self.convolve(x.astype(mx.float32), state or self.initial_state(x.shape[0]))

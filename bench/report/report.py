@@ -98,6 +98,7 @@ def _story(logs: Logs, rest: str) -> str:
     return story.split("\n\n")[0].strip("\n")
 
 
+_SIZES = {"nano": 0, "small": 1, "base": 2}
 _RIVALS = ("torch", "torch-compile", "torch-installed")
 DIRECTIVES: dict[str, Callable[[Logs, str], str]] = {"log": _name_log, "table": _table, "story": _story}
 
@@ -138,7 +139,7 @@ def shapes_table(logs: Sequence[Mapping[str, Any]]) -> str:
 
 def _order(log: Mapping[str, Any]) -> tuple[Any, ...]:
     config = log["config"]
-    return (log["phase"], log["size"], _kernel(log), config["dropout"], config["seq_len"], log["batch_size"])
+    return (log["phase"], _SIZES[log["size"]], _kernel(log), config["dropout"], config["seq_len"], log["batch_size"])
 
 
 def _kernel(log: Mapping[str, Any]) -> str:
@@ -159,6 +160,21 @@ def decode_table(log: Mapping[str, Any]) -> str:
         for part in log["batches"]
     ]
     return table(("batch", "`mlx`, tokens/s", *(f"speedup over `{name}`" for name in against)), rows)
+
+
+def decodes_table(logs: Sequence[Mapping[str, Any]]) -> str:
+    """Table of several logs of `bench decode`: throughput and speedup over PyTorch, one row per log and batch size."""
+    ordered = sorted(logs, key=lambda log: (log["phase"], _SIZES[log["size"]]))
+    parts = [(log, part) for log in ordered for part in log["batches"]]
+    rivals = list(dict.fromkeys(one["b"] for _, part in parts for one in part["ratios"]))
+    rows = []
+    for log, part in parts:
+        ratios = {one["b"]: write_ratio(one) for one in part["ratios"]}
+        ours = f"{part['workers']['mlx']['tokens_per_second']:,.0f}"
+        rows.append(
+            (f"phase {log['phase']}, {log['size']}", f"{part['batch']}", ours, *(ratios.get(b, "") for b in rivals))
+        )
+    return table(("model", "prompts", "`mlx`, tokens/s", *(f"speedup over `{name}`" for name in rivals)), rows)
 
 
 def baselines_table(text: str, *results: Mapping[str, Any]) -> str:
@@ -334,6 +350,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "step": step_table,
     "shapes": shapes_table,
     "decode": decode_table,
+    "decodes": decodes_table,
     "baselines": baselines_table,
     "apart": apart_table,
     "tune": tune_table,

@@ -49,15 +49,17 @@ from mlx_transformer.nn.moe import (
     Experts,
     GatedExperts,
     MixtureOfExperts,
+    ReLUSquaredExperts,
     ReLUSquaredMixture,
     StackedLinear,
+    SwiGLUExperts,
     SwiGLUMixture,
     Switch,
 )
-from mlx_transformer.nn.multitoken import MultiToken, ParallelMultiToken
-from mlx_transformer.nn.ngrams import NGramExpert, NGramTable
+from mlx_transformer.nn.multitoken import ChainedFurtherToken, FurtherToken, MultiToken, ParallelMultiToken
+from mlx_transformer.nn.ngrams import CountedLevel, NGramExpert, NGramTable
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
-from mlx_transformer.nn.patches import with_patches
+from mlx_transformer.nn.patches import Patched, PatchNumbers, with_patches
 from mlx_transformer.nn.position import (
     ALiBi,
     LearnedPosition,
@@ -155,6 +157,13 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "Switch",
     "Experts",
     "GatedExperts",
+    "ChainedFurtherToken",
+    "CountedLevel",
+    "FurtherToken",
+    "PatchNumbers",
+    "Patched",
+    "ReLUSquaredExperts",
+    "SwiGLUExperts",
     "StackedLinear",
     "Dispatch",
     # n-grams

@@ -44,7 +44,9 @@ class Bytes:
 
 
 TOKENIZER = Bytes()
-SHAPE = SimpleNamespace(config=SimpleNamespace(seq_len=40))  # all that is asked of a model that is not run
+SHAPE = SimpleNamespace(
+    config=SimpleNamespace(seq_len=40), parallel=False
+)  # all that is asked of a model that is not run
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,7 @@ def test_shaw_without_tables_is_no_position(unordered):
     assert apart(shaw, unordered) > 1e-3
     no_keys = set_all(shaw, "relative_keys", 0.0)
     assert apart(no_keys, unordered) > 1e-3
-    assert apart(set_all(no_keys, "relative_values", 0.0), unordered) == 0
+    assert apart(set_all(no_keys, "relative_values", 0.0), unordered) < 1e-5
 
 
 def test_shaw_is_the_paper_s_sum_over_pairs():

@@ -91,8 +91,12 @@ def test_decoding_beyond_the_context_slides_with_sparse_caches():
     assert together == [[a[0], b[0]] for a, b in zip(*alone, strict=True)]
 
 
-def test_scores_and_cache_of_sparse_attention_grow_slower_than_the_length():
-    """From 256 to 8,192 tokens the keys of a query grow by the square root, where full attention's grow 32 times."""
+def test_scores_and_cache_of_sparse_attention_grow_slower_than_the_length(monkeypatch):
+    """From 256 to 8,192 tokens the keys of a query grow by the square root, where full attention's grow 32 times.
+
+    Memory is that of the plain forms, which keep the scores.
+    """
+    monkeypatch.setenv("MLX_TRANSFORMER_PLAIN", "1")
     config = BRANCHES["sparse"].Config
     keys = {}
     for length in (256, 8192):

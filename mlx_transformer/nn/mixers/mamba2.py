@@ -57,7 +57,7 @@ class Mamba2(RecurrentMixer):
 
     def n_kept(self, length: int, keeps_scores: bool) -> int:
         convolved = self.width + 2 * self.d_state
-        return (4 * convolved + 8 * self.width) * length + 5 * n_scores(self.n_heads, length)
+        return (5 * convolved + 10 * self.width) * length + 7 * n_scores(self.n_heads, length)
 
     def advance(self, x: mx.array, ctx: Ctx, state: dict[str, mx.array] | None) -> tuple[mx.array, dict[str, mx.array]]:
         held: dict[str, Any] = state or {"sums": None, "tail": None}

@@ -24,10 +24,23 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 
-# Our own, of mlx_transformer/primitives.cpp.
-FOR_A_CPU = frozenset({"CpuAttention", "CpuLayerNorm", "CpuRMSNorm"})
-# Their eval_gpu raises (MLX 0.32, mlx/backend/metal/primitives.cpp; our primitives.cpp).
+# Our own, of mlx_transformer/backend/primitives.cpp and scan.cpp.
+FOR_A_CPU = frozenset(
+    {
+        "CpuAttention",
+        "CpuAttentionGradient",
+        "CpuAttentionOfOne",
+        "CpuCrossEntropy",
+        "CpuLayerNorm",
+        "CpuLayerNormGradient",
+        "CpuRMSNorm",
+        "CpuRMSNormGradient",
+        "CpuSelectiveScan",
+        "CpuSelectiveScanGradient",
+    }
+)
 _SUM = {"Scatter": 2, "ScatterAxis": 0}  # the reduction's number among a primitive's arguments (mlx/primitives.h)
+# Their eval_gpu raises (MLX 0.32, mlx/backend/metal/primitives.cpp; our primitives.cpp).
 NO_METAL_KERNEL = FOR_A_CPU | {"LUF", "QRF", "SVD", "Inverse", "Cholesky", "Eig", "Eigh", "Load"}
 
 

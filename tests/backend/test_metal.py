@@ -1,13 +1,16 @@
 """Every phase, branch and idea can run on a Mac's GPU: no primitive without a Metal kernel in its graph, no float64."""
 
-from contextlib import contextmanager, nullcontext
+import re
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 from bench.tools.graph import FOR_A_CPU, NO_METAL_KERNEL, labels, on_metal, trace, training_step
+from mlx_transformer import backend
 from mlx_transformer.backend import describe_primitives, primitives
 from mlx_transformer.generate.decoding import Decoder, _prefill
 from mlx_transformer.utils.trees import by_path
@@ -68,11 +71,20 @@ def _missing(function, x):
         return set(labels(*function(x))) & NO_METAL_KERNEL
 
 
-@pytest.mark.parametrize("form", [on_metal, nullcontext], ids=["metal", "cpu"])
+def test_the_operations_for_a_cpu_are_those_of_our_source():
+    files = Path(backend.__file__).parent.glob("*.cpp")
+    assert {name for file in files for name in re.findall(r'"(Cpu\w+)"', file.read_text("utf-8"))} == FOR_A_CPU
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_training_step_has_a_metal_kernel_for_everything(name, form):
-    with form():
+def test_a_training_step_has_a_metal_kernel_for_everything(name):
+    with on_metal():
         assert not _missing(*_train(*RECIPES[name]))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_step_on_a_cpu_lacks_kernels_for_operations_of_ours_only(name):
+    assert _missing(*_train(*RECIPES[name])) <= FOR_A_CPU
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -51,9 +51,12 @@ def _train(kind, recipe=phase1.RECIPE, **options):
 
 
 def _decode(kind):
-    """A step of cached decoding as a function of the tokens just sampled, and such tokens."""
+    """A step of cached decoding as a function of the tokens just sampled, and such tokens.
+
+    A translator takes its source from the first five tokens of a prompt (tests/ladder.py).
+    """
     model = tiny(kind, n_layers=2)
-    _, cache = _prefill(model, [[1, 2, 3], [4, 5, 6, 7]])
+    _, cache = _prefill(model, [[1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9]])
     cache.reserve(4)
     mx.eval(cache.state)
     decoder, before = Decoder(model), cache.state

@@ -104,7 +104,7 @@ def test_the_work_of_a_step_is_known():
     _, work = read_work(Flags(size="base", batch_size=256))
     assert work.total("flops") / work.tokens == pytest.approx(33e6, rel=0.01)
     assert work.total("nbytes") < 33.6e9
-    assert work.total("launches") <= 560
+    assert work.total("launches") <= 565  # 3 for the scalars of each of AdamW's 4 groups
 
 
 def test_the_command(capsys, monkeypatch):

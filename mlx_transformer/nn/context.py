@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from mlx_transformer import ops
 from mlx_transformer.nn.cache import Cache
 
 
@@ -40,7 +41,7 @@ class Ctx:
         return replace(self, layer=layer, cache=None if cache is None else cache.layers[layer])
 
     def take(self, chosen: mx.array) -> Ctx:
-        """Return the context of some tokens: chosen (B, k) int, their indices in each sequence.
+        """Return the context of some tokens: chosen (B, k) int, their indices in each sequence, each once.
 
         Raises ValueError with a cache or a mask, which are of all tokens: not implemented.
         """
@@ -54,7 +55,7 @@ class Ctx:
             "target_log_prob": self.target_log_prob,
         }
         taken: dict[str, Any] = {
-            name: mx.take_along_axis(array, chosen if array.ndim == 2 else chosen[..., None], axis=1)
+            name: mx.take_along_axis(array, chosen, axis=1) if array.ndim == 2 else ops.take_tokens(array, chosen)
             for name, array in per_token.items()
             if array is not None
         }

@@ -52,10 +52,9 @@ class MixtureOfDepths(Block):
             return x + mx.where(chosen[..., None], gates * change, mx.zeros((), x.dtype))
         chosen = self.choose(scores)
         self.record(scores, chosen, ctx)
-        some = mx.take_along_axis(x, chosen[..., None], axis=1)
+        some = ops.take_tokens(x, chosen)
         change = super().__call__(some, ctx.take(chosen)) - some
-        sequences = mx.arange(x.shape[0])[:, None]
-        return x.at[sequences, chosen].add(mx.take_along_axis(gates, chosen[..., None], axis=1) * change)
+        return x + ops.put_tokens(ops.take_tokens(gates, chosen) * change, chosen, x.shape[1])
 
     def choose(self, scores: mx.array) -> mx.array:
         """Return the indices (B, k), ascending, of the largest scores (B, L) of each sequence."""

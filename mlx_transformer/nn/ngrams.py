@@ -38,7 +38,7 @@ class NGramTable(nn.Module):
 
     def add(self, x: mx.array, grams: mx.array, depth: int) -> mx.array:
         """Return the input x (B, L, D) of block `depth`, or of the head, with the n-grams' vectors added."""
-        return x + self.gram_lambda[depth] * grams
+        return x + self.gram_lambda[depth : depth + 1] * grams
 
 
 class CountedLevel(nn.Module):

@@ -29,7 +29,7 @@ class StepPosition(LearnedPosition):
 
     def at_step(self, x: mx.array, ctx: Ctx) -> mx.array:
         """Return the input x (B, L, D) of step ctx.layer with its position and the step added."""
-        return super().at_input(x, ctx) + self.step_weight[ctx.layer]
+        return super().at_input(x, ctx) + self.step_weight[ctx.layer : ctx.layer + 1]
 
 
 class Halting(nn.Module):

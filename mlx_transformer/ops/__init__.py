@@ -7,7 +7,15 @@ from mlx_transformer.ops.activations import elu_plus_one, gelu_tanh, relu, relu_
 from mlx_transformer.ops.attention import attention, dense_attention, grouped_attention
 from mlx_transformer.ops.dropout import dropout
 from mlx_transformer.ops.fastmath import exp_decay, keeps_scores
-from mlx_transformer.ops.gather import CastWeight, fixed_order, gather_by_distance, gather_matmul, gather_rows
+from mlx_transformer.ops.gather import (
+    CastWeight,
+    fixed_order,
+    gather_by_distance,
+    gather_matmul,
+    gather_rows,
+    put_tokens,
+    take_tokens,
+)
 from mlx_transformer.ops.loss import cross_entropy, mean_and_token_losses, mean_cross_entropy, n_logits
 from mlx_transformer.ops.norms import layer_norm, rms_norm
 from mlx_transformer.ops.scan import CHUNK as SCAN_CHUNK
@@ -36,6 +44,7 @@ __all__ = [
     "mean_and_token_losses",
     "mean_cross_entropy",
     "n_logits",
+    "put_tokens",
     "relu",
     "relu_squared",
     "rms_norm",
@@ -44,5 +53,6 @@ __all__ = [
     "silu",
     "softmax",
     "softplus",
+    "take_tokens",
     "unit_lower_inverse",
 ]

@@ -67,6 +67,31 @@ def gather_by_distance(scores: mx.array, distances: mx.array) -> mx.array:
     return mx.take_along_axis(scores.astype(mx.float32), distances, axis=-1).astype(scores.dtype)
 
 
+def take_tokens(x: mx.array, chosen: mx.array) -> mx.array:
+    """Return the tokens chosen (B, k) int of x (B, L, D), (B, k, D), each at most once: the gradient adds nothing."""
+
+    def gradient(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
+        return _put(cotangent, chosen, x.shape[1])
+
+    return with_gradient(lambda x: _take(x, chosen), gradient)(x)
+
+
+def put_tokens(some: mx.array, chosen: mx.array, length: int) -> mx.array:
+    """Return (B, length, D) with `some` (B, k, D) at the tokens chosen (B, k), each at most once, and 0 elsewhere."""
+    return with_gradient(lambda some: _put(some, chosen, length), lambda _, g, __: _take(g, chosen))(some)
+
+
+def _take(x: mx.array, chosen: mx.array) -> mx.array:
+    return mx.take_along_axis(x, chosen[..., None], axis=1)
+
+
+def _put(some: mx.array, chosen: mx.array, length: int) -> mx.array:
+    batch, k = chosen.shape
+    place = mx.full((batch, length), k)  # of each token in `some`; k: a row of zeros
+    place[mx.arange(batch)[:, None], chosen] = mx.arange(k)
+    return _take(mx.pad(some, [(0, 0), (0, 1), (0, 0)]), place)
+
+
 class CastWeight(mx.array):
     """A weight in the dtype that the model computes in. Its rows, w[indices], are those of the float32 weight.
 

@@ -81,6 +81,20 @@ def test_scores_by_distance_in_a_fixed_order(clipped):
         assert mx.allclose(one[0], other[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, *HALF])
+def test_tokens_taken_and_put_back_add_nothing(dtype):
+    x, g = (mx.random.normal(shape).astype(dtype) for shape in ((2, 6, 3), (2, 4, 3)))
+    chosen = mx.array([[0, 2, 3, 5], [4, 1, 5, 0]])
+    sequences, zeros = mx.arange(2)[:, None], mx.zeros_like(x)
+    taken, to_x = mx.vjp(lambda x: ops.take_tokens(x, chosen), [x], [g])
+    put, to_some = mx.vjp(lambda some: ops.put_tokens(some, chosen, 6), [g], [x])
+    for got in (taken[0], to_some[0]):
+        assert mx.array_equal(got, x[sequences, chosen])
+    for got in (to_x[0], put[0]):
+        assert mx.array_equal(got, zeros.at[sequences, chosen].add(g))
+        assert got.dtype == dtype
+
+
 class Counting(phase1.Model):
     """Its loss is the sum of the rows of a table of its own: the gradient is how often each token occurs."""
 

@@ -28,6 +28,7 @@ Arrays = dict[str, mx.array]
 T = TypeVar("T")
 BUCKET_BYTES = 8 << 20  # of one all-reduce: few messages, of which the first begins while gradients are computed
 PROBE_EVERY = 20  # steps between two of which the communication is timed, which must wait for the gradients
+_BROKEN = "a collective operation returned what no rank has sent"
 _SECOND_SEED = 0x9E3779B97F4A7C15  # of the ranks after the first: 2^64 over the golden ratio
 
 
@@ -46,7 +47,7 @@ class Ranks:
         self.group, self.backend, self.watch = group, backend, own
         self.rank, self.size = (group.rank(), group.size()) if group is not None else (0, 1)
         self.communication_seconds = 0.0  # of the last step, if it was timed
-        self._steps = 0
+        self._steps = self._gathers = 0
         # A ring sends from a thread of the CPU; with a stream of its own it does not wait for the rest of the step.
         self._stream = mx.new_stream(mx.cpu) if self.size > 1 and backend != "nccl" else None
 
@@ -107,14 +108,29 @@ class Ranks:
         )
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the JSON value that each rank gives, by rank."""
+        """Return the JSON value that each rank gives, by rank.
+
+        Raises RuntimeError where a rank is lost: the collective operations of a broken ring return whatever is in
+        memory, so that each message carries its rank and number. A gather before a checkpoint keeps it from a step
+        that such an operation has spoiled.
+        """
         if self.group is None:
             return [value]
-        data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        lengths = self._gathered(np.array([len(data)], np.int32))
-        width = int(lengths.max())
+        self._gathers += 1
+        marks = [[rank, self._gathers % 2**31] for rank in range(self.size)]
+        data = np.frombuffer(json.dumps([*marks[self.rank], value]).encode(), np.uint8)
+        headers = self._gathered(np.array([*marks[self.rank], len(data)], np.int32)).reshape(self.size, 3)
+        if headers[:, :2].tolist() != marks:
+            raise RuntimeError(_BROKEN)
+        width = int(headers[:, 2].max())
         rows = self._gathered(np.pad(data, (0, width - len(data)))).reshape(self.size, width)
-        return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+        try:
+            messages = [json.loads(row[:length].tobytes()) for row, length in zip(rows, headers[:, 2], strict=True)]
+        except ValueError as error:
+            raise RuntimeError(_BROKEN) from error
+        if [message[:2] for message in messages] != marks:
+            raise RuntimeError(_BROKEN)
+        return [message[2] for message in messages]
 
     def _gathered(self, values: np.ndarray) -> np.ndarray:
         return np.array(mx.distributed.all_gather(mx.array(values), group=self.group, stream=self._stream))

@@ -362,6 +362,7 @@ class _Run:
             "memory": self.take_step.memory,
         }
         self.ranks.advance("saving")
+        mx.eval(arrays)  # before the ranks exchange their random state, which fails where one was lost in a step
         state = {"progress": asdict(progress), "data": self.prefetch.state(), **restoring.random_state(self.ranks)}
         path = self.options.checkpoints
         if self.ranks.rank == 0:

@@ -52,13 +52,20 @@ class Watch:
         self.sentence: str | None = None  # once a rank is lost; "": it has said itself what is wrong
         self._peers = {other: _Peer(other, host, own, now, now) for other, (host, own) in sockets.items()}
         self._lost, self._closed = threading.Event(), threading.Event()
-        self._lock, self._sending = threading.Lock(), threading.Lock()
+        self._lock, self._sending = threading.Lock(), threading.RLock()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def advance(self, stage: str) -> None:
-        """Say what this rank does now; called at each step, so that a rank that stands still is noticed."""
+        """Say what this rank does now; called at each step, so that a rank that stands still is noticed.
+
+        The first stage after PREPARING is sent at once: a rank that hangs soon after it is not granted the patience
+        of one that prepares.
+        """
+        prepared = self.stage == PREPARING != stage
         self.stage, self.count, self.moved = stage, self.count + 1, time.monotonic()
+        if prepared:
+            self._tell_stage()
 
     def failure(self, wait: float = 0.0) -> str | None:
         """Wait for the sentence about a lost rank; "" where another rank has said it, None where none is lost."""
@@ -83,7 +90,7 @@ class Watch:
         while not self._closed.is_set():
             if time.monotonic() - told >= BEAT_SECONDS:
                 told = time.monotonic()
-                self._tell({"stage": self.stage, "count": self.count})
+                self._tell_stage()
             for peer in self._readable():
                 self._hear(peer)
             self._look_for_hanging()
@@ -153,6 +160,10 @@ class Watch:
         if self.reports:
             print(f"error: {self.sentence}", file=sys.stderr, flush=True)
         os._exit(1)
+
+    def _tell_stage(self) -> None:
+        with self._sending:  # two threads tell it: the newest comes last
+            self._tell({"stage": self.stage, "count": self.count})
 
     def _tell(self, message: dict[str, Any]) -> None:
         for peer in list(self._peers.values()):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +46,28 @@ def ring(folder: Path, *commands: list, **variables: str):
         processes = []
         for rank, command in enumerate(commands):
             out, err = (stack.enter_context((folder / f"{rank}.{end}").open("w")) for end in ("out", "err"))
+            if rank == len(commands) - 1 > 0:
+                time.sleep(0.25)  # the last rank connects first, and MLX waits 1 s if rank 0 does not listen yet
             words = [sys.executable, *map(str, command)]
             own["MLX_RANK"] = str(rank)
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=own, cwd=ROOT)
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=own,
+                cwd=ROOT,
+                start_new_session=True,  # a group of its own, for `_end`
+            )
             stack.callback(_end, process)
             processes.append(process)
         yield Ring(processes, folder)
 
 
 def _end(process: subprocess.Popen) -> None:
-    process.kill()
+    """Kill a rank, running or stopped, with the processes that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

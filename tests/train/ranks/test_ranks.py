@@ -3,22 +3,26 @@
 import json
 import re
 import signal
+import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
 import pytest
 
+from mlx_transformer.train import watch
 from mlx_transformer.train.checkpoint import list_checkpoints, load_newest
-from mlx_transformer.train.parallel import BUCKET_BYTES, buckets
+from mlx_transformer.train.parallel import BUCKET_BYTES, Ranks, buckets
 from tests.faults.runs import ON_CPU, merged
 from tests.train.ranks.rings import LONGEST, ROOT, ring
 
 WORKER = Path(__file__).parent / "worker.py"
 SCHEMA = ROOT / "mlx_transformer" / "run" / "result.schema.json"
+ENDLESS = ("--max-steps", 10**6, "--max-seconds", 2 * LONGEST)  # ends even where nobody is left to kill it
 MOE = {"phase": 4, "branch": "moe"}
-RUNS = {2: [{"phase": 1}, {"phase": 3}, {"phase": 5}, {"phase": 6}, MOE], 4: [{"phase": 6}, MOE]}  # by number of ranks
+RUNS = {2: [{"phase": 3}, {"phase": 5}, {"phase": 6}, MOE], 4: [{"phase": 6}, MOE]}  # by number of ranks
 
 
 def worked(folder: Path, size: int, runs: list[dict]) -> list[list[dict]]:
@@ -64,6 +68,41 @@ def test_gradients_travel_in_few_messages_the_last_layers_first():
     assert groups[0][0] == "0/blocks.9.ffn.weight"
 
 
+@pytest.mark.parametrize("broken", [np.zeros_like, lambda own: np.concatenate([own[: len(own) // 2]] * 2)])
+@pytest.mark.parametrize("fails_at", [0, 1])
+def test_a_broken_collective_operation_is_an_error(broken, fails_at, monkeypatch):
+    """A ring of which a rank is lost returns zeros, or what it has received before."""
+    first, second = (Ranks(SimpleNamespace(rank=lambda rank=rank: rank, size=lambda: 2), "ring") for rank in (0, 1))
+    sent = []  # by rank 1: its header, then its message
+    monkeypatch.setattr(second, "_gathered", lambda values: sent.append(values) or both(len(sent) - 1))
+
+    def both(i: int) -> np.ndarray:
+        """What both ranks send: they differ in the rank, which comes first in each."""
+        theirs = sent[i].copy()
+        theirs[i] = (0, ord("0"))[i]
+        return np.concatenate([theirs, sent[i]])
+
+    assert second.gather("value") == ["value", "value"]
+    received = iter([broken(both(i)) if i == fails_at else both(i) for i in range(2)])
+    monkeypatch.setattr(first, "_gathered", lambda _: next(received))
+    with pytest.raises(RuntimeError, match="what no rank has sent"):
+        first.gather("value")
+
+
+def test_the_end_of_preparing_is_told_at_once(monkeypatch):
+    """A rank that hangs after it is not granted the patience of one that prepares, however late its next beat is."""
+    monkeypatch.setattr(watch, "BEAT_SECONDS", 1e6)
+    here, there = socket.socketpair()
+    with there:
+        there.settimeout(LONGEST)
+        own = watch.Watch(1, {0: ("here", here)})
+        own.advance("computing a step")
+        while b"computing a step" not in there.recv(4096):
+            pass
+        there.sendall(b'{"bye": true}\n')
+        own.close()
+
+
 @pytest.fixture(scope="module")
 def flags(text):
     return command(ON_CPU, "--batch-size", 4, "--dropout", 0, "--data", text, "--eval-every", 4)
@@ -82,9 +121,11 @@ def losses(folder: Path) -> dict:
 
 def test_one_rank_writes_and_a_run_resumes_on_another_number_of_ranks(flags, tmp_path):
     alone, run = tmp_path / "alone", tmp_path / "run"
-    with ring(tmp_path / "a", command(flags, "--max-steps", 12, "--out", alone)) as one:
-        assert one.wait() == [0]
-    with ring(tmp_path / "b", *[command(flags, "--max-steps", 4, "--out", run)] * 2) as two:
+    with (
+        ring(tmp_path / "a", command(flags, "--max-steps", 12, "--out", alone)) as one,
+        ring(tmp_path / "b", *[command(flags, "--max-steps", 4, "--out", run)] * 2) as two,
+    ):
+        assert one.wait() == [0], one.err(0)
         assert two.wait() == [0, 0], two.err(0)
         assert "2 ranks over ring, each with 2 sequences of a batch" in two.out(0)
         assert two.out(1) == two.err(1) == ""
@@ -133,14 +174,14 @@ def wait_for_checkpoint(folder: Path) -> None:
     [
         (signal.SIGKILL, 1, "has ended"),
         (signal.SIGKILL, 0, "has ended"),
-        (signal.SIGSTOP, 2, "has not answered for 4 s"),
+        (signal.SIGSTOP, 2, "has not answered for 3 s"),
     ],
     ids=["killed", "first-killed", "stopped"],
 )
 def test_a_lost_rank_ends_all_with_one_sentence_that_names_it(number, lost, says, flags, tmp_path):
     out, size = tmp_path / "run", 3 if lost == 2 else 2
-    endless = ("--quiet", "--max-steps", 10**6, "--save-every", 5, "--out", out, "--batch-size", 2 * size)
-    with ring(tmp_path / "ring", *[command(flags, *endless)] * size, MLX_TRANSFORMER_RANK_TIMEOUT="4") as own:
+    endless = ("--quiet", *ENDLESS, "--save-every", 5, "--out", out, "--batch-size", 2 * size)
+    with ring(tmp_path / "ring", *[command(flags, *endless)] * size, MLX_TRANSFORMER_RANK_TIMEOUT="3") as own:
         wait_for_checkpoint(out)
         own.processes[lost].send_signal(number)
         left = [rank for rank in range(size) if rank != lost]
@@ -155,7 +196,7 @@ def test_a_lost_rank_ends_all_with_one_sentence_that_names_it(number, lost, says
 
 def test_ctrl_c_on_any_rank_saves_once(flags, tmp_path):
     out = tmp_path / "run"
-    endless = command(flags, "--max-steps", 10**6, "--save-every", 1000, "--out", out)
+    endless = command(flags, *ENDLESS, "--save-every", 100, "--out", out)
     with ring(tmp_path / "ring", endless, endless) as two:
         wait_for_checkpoint(out)
         two.processes[1].send_signal(signal.SIGINT)

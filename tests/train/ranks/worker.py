@@ -25,13 +25,13 @@ def text() -> Tokens:
     return Tokens(train, train[:500], 0, **facts)
 
 
-def run(ranks, phase: int, branch: str | None = None, accumulate: int = 1, steps: int = 50) -> dict:
+def run(ranks, phase: int, branch: str | None = None, accumulate: int = 1, steps: int = 24) -> dict:
     module = find_phase(phase)
     kind = find_branch(module, branch)
     recipe = module.RECIPE.at("nano")
     recipe = replace(recipe, batch_tokens=BATCH * SIZE["seq_len"], accumulate=accumulate)
     model = kind(kind.Config(**SIZE), 0)
-    options = RunOptions(eval_every=25, ranks=ranks)
+    options = RunOptions(eval_every=12, ranks=ranks)
     events = list(mt.fit(model, recipe, text(), limits=Limits(max_steps=steps), options=options))
     weights = by_path(model.parameters())
     return {

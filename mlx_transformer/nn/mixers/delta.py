@@ -10,6 +10,7 @@ from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import Linear
 from mlx_transformer.nn.mixers.base import RecurrentMixer
 from mlx_transformer.nn.mixers.convolution import ShortConvolution
+from mlx_transformer.nn.mixers.recurrence import decays, in_chunks
 from mlx_transformer.nn.mixers.ssm import step_biases
 from mlx_transformer.nn.norm import RMSNorm
 
@@ -94,12 +95,9 @@ def gated_delta_rule(
     if length == 1:
         return _step(q, k, v, log_decay, beta, state)
     chunk = min(chunk, length)
-    q, k, v, log_decay, beta = (_in_chunks(x, chunk) for x in (q, k, v, log_decay[..., None], beta[..., None]))
+    q, k, v, log_decay, beta = (in_chunks(x, chunk, -2) for x in (q, k, v, log_decay[..., None], beta[..., None]))
     total = mx.cumsum(log_decay, axis=-2)  # log of the decay since the chunk began, (B, H, N, C, 1)
-    visible = mx.tril(mx.ones((chunk, chunk), dtype=mx.bool_))
-    decay = ops.exp_decay(
-        mx.where(visible, total - total.swapaxes(-1, -2), -mx.inf)
-    )  # from key to query, (B, H, N, C, C)
+    decay = decays(total[..., 0])  # from key to query, (B, H, N, C, C)
     since_start, to_end = ops.exp_decay(total), ops.exp_decay(total[..., -1:, :] - total)
 
     transposed, written = k.swapaxes(-1, -2), beta * k
@@ -124,12 +122,6 @@ def _step(
     state = mx.exp(log_decay)[..., None] * state
     state = state + k.swapaxes(-1, -2) @ (beta[..., None] * (v - k @ state))
     return q @ state, state
-
-
-def _in_chunks(x: mx.array, chunk: int) -> mx.array:
-    """Return x (B, H, L, d) as (B, H, N, C, d), padded with zeros, which leave a state as it is."""
-    x = mx.pad(x, [(0, 0), (0, 0), (0, -x.shape[2] % chunk), (0, 0)])
-    return x.reshape(*x.shape[:2], -1, chunk, x.shape[-1])
 
 
 def scan_affine(a: mx.array, b: mx.array, start: mx.array) -> mx.array:

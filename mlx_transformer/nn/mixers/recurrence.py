@@ -76,7 +76,7 @@ def parallel(
         o, last = (o, last) if state is None else (o + q @ state, last + state)
         return o.astype(dtype), last
     summed = mx.cumsum(log_decay.astype(mx.float32), axis=-1)
-    o = (scores * _decays(summed)) @ v
+    o = (scores * decays(summed)) @ v
     total = summed[..., -1:]
     last = k.swapaxes(-1, -2) @ (exp_decay(total - summed)[..., None] * v)
     if state is not None:
@@ -95,9 +95,9 @@ def chunkwise(
 ) -> Result:
     """Return o and the last state by chunks: each in parallel from a state of 0, then what the chunks before it add."""
     dtype, length = v.dtype, q.shape[-2]
-    q, k, v = (_chunks(x, chunk, -2) for x in _float32(q, k, v))
+    q, k, v = (in_chunks(x, chunk, -2) for x in _float32(q, k, v))
     if log_decay is not None:
-        log_decay = _chunks(log_decay.astype(mx.float32), chunk, -1)
+        log_decay = in_chunks(log_decay.astype(mx.float32), chunk, -1)
     o, updates = parallel(q, k, v, log_decay)
     summed = None if log_decay is None else mx.cumsum(log_decay, axis=-1)
     starts, last = _carry(updates, None if summed is None else summed[..., -1], state)
@@ -123,7 +123,7 @@ def _carry(updates: mx.array, log_decay: mx.array | None, state: mx.array | None
         else:
             own = log_decay[..., begin : begin + _BLOCK]
             own = mx.concatenate([mx.zeros_like(own[..., :1]), own], axis=-1)
-            weights = _decays(mx.cumsum(own, axis=-1))
+            weights = decays(mx.cumsum(own, axis=-1))
         states = mx.unflatten(weights @ terms.flatten(-2, -1), -1, block.shape[-2:])
         starts.append(states[..., :-1, :, :])
         state = states[..., -1, :, :]
@@ -131,7 +131,7 @@ def _carry(updates: mx.array, log_decay: mx.array | None, state: mx.array | None
     return (starts[0] if len(starts) == 1 else mx.concatenate(starts, axis=-3)), state
 
 
-def _decays(summed: mx.array) -> mx.array:
+def decays(summed: mx.array) -> mx.array:
     """Return the decay a_i ... a_(j+1) from each token j to each token i, 0 for j > i: (..., L) -> (..., L, L)."""
     steps = summed[..., :, None] - summed[..., None, :]
     return exp_decay(mx.where(_causal(summed.shape[-1]), steps, -mx.inf))  # before exp: no inf in its gradient
@@ -143,7 +143,7 @@ def _causal(length: int) -> mx.array:
     return at[:, None] >= at
 
 
-def _chunks(x: mx.array, chunk: int, axis: int) -> mx.array:
+def in_chunks(x: mx.array, chunk: int, axis: int) -> mx.array:
     """Split an axis, counted from the end, into chunks, padded with 0, which leaves state and decay unchanged."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % chunk)

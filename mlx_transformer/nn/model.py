@@ -269,16 +269,17 @@ class Model(nn.Module):
 M = TypeVar("M", bound=Model)
 
 
-def leaf(model: type[M], *numbers: type[config.Hyperparameters], **slots: Slot) -> type[M]:
+def leaf(model: type[M], *mixins: type[config.Hyperparameters] | type[Model], **slots: Slot) -> type[M]:
     """Return a branch of `model`: a subclass with the given slots (class attributes).
 
-    `numbers` are mixins of Config fields (direct subclasses of Hyperparameters); their fields override those of
-    model.Config. Example: `leaf(Model, RoPE, Position=RotaryPosition)`, where RoPE declares rope_theta.
+    mixins: Config fields (direct subclasses of Hyperparameters), which override those of model.Config, and subclasses
+    of Model that extend its methods. Example: `leaf(Model, RoPE, Position=RotaryPosition)`, RoPE declares rope_theta.
     Raises TypeError for a slot that the model does not have.
     """
     if unknown := [name for name in slots if not hasattr(model, name)]:
         raise TypeError(f"{model.__module__}.{model.__name__} has no slot '{unknown[0]}'")
     here = {"__module__": model.__module__}
-    if numbers:
+    if numbers := [mixin for mixin in mixins if not issubclass(mixin, Model)]:
         slots["Config"] = type("Config", (*numbers, model.Config), dict(here))
-    return type("Leaf", (model,), {**here, **slots})
+    parts = [mixin for mixin in mixins if issubclass(mixin, Model)]
+    return type("Leaf", (*parts, model), {**here, **slots})

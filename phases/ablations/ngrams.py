@@ -32,110 +32,102 @@ class ExpertConfig(nn.Hyperparameters):
             raise BadInput(f"ngram_order = {self.ngram_order}: expected at least 2")
 
 
-def tables(model: type[nn.Model]) -> type[nn.Model]:
-    """Return a model with a hashed table of bigrams and one of trigrams."""
+class Tables(nn.Model):
+    """A model that adds vectors of the last two and three tokens before every block and before the head."""
 
-    class Tables(model):  # type: ignore[valid-type,misc]
-        """Vectors of the last two and three tokens are added before every block and before the head."""
+    n_recent = 3
 
-        n_recent = 3
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.ngrams = [nn.NGramTable(config, n) for n in (2, 3)]
 
-        def build(self, config: Any) -> None:
-            super().build(config)
-            self.ngrams = [nn.NGramTable(config, n) for n in (2, 3)]
-
-        def run_blocks(self, x: mx.array, ctx: nn.Ctx) -> mx.array:
-            assert ctx.recent is not None, "set by Model.context"
-            grams = [table(ctx.recent) for table in self.ngrams]
-            stack = self.stack()
-            for depth in range(len(stack) + 1):
-                for table, gram in zip(self.ngrams, grams, strict=True):
-                    x = table.add(x, gram, depth)
-                if depth < len(stack):
-                    x = self.run_block(stack[depth], x, ctx.at(depth))
-            return x
-
-    return nn.leaf(Tables, TablesConfig)
+    def run_blocks(self, x: mx.array, ctx: nn.Ctx) -> mx.array:
+        assert ctx.recent is not None, "set by Model.context"
+        grams = [table(ctx.recent) for table in self.ngrams]
+        stack = self.stack()
+        for depth in range(len(stack) + 1):
+            for table, gram in zip(self.ngrams, grams, strict=True):
+                x = table.add(x, gram, depth)
+            if depth < len(stack):
+                x = self.run_block(stack[depth], x, ctx.at(depth))
+        return x
 
 
-def expert(model: type[nn.Model]) -> type[nn.Model]:
-    """Return a model mixed with an n-gram model of the training text."""
+class Expert(nn.Model):
+    """A model mixed with an n-gram model of the training text.
 
-    class Expert(model):  # type: ignore[valid-type,misc]
-        """The network learns by its own cross-entropy, the gate by the mixture's; the mixture predicts."""
+    The network learns by its own cross-entropy, the gate by the mixture's; the mixture predicts.
+    """
 
-        def build(self, config: Any) -> None:
-            super().build(config)
-            self.n_recent = config.ngram_order - 1
-            self.expert = nn.NGramExpert(config)
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.n_recent = config.ngram_order - 1
+        self.expert = nn.NGramExpert(config)
 
-        def prepare(self, train: np.ndarray, eos_id: int) -> np.ndarray:
-            if len(train) > MAX_TOKENS:
-                raise BadInput(
-                    f"the training text has {len(train):,} tokens: the n-gram expert looks up at most {MAX_TOKENS:,}; "
-                    "give fewer --stories"
-                )
-            vocab_size, order = self.config.vocab_size, self.config.ngram_order
-            text, further = np.split(train, [self.config.ngram_tokens])
-            counted = kneser_ney(text, vocab_size, eos_id, order)
-            self.expert.set_counts(
-                mx.array(counted.unigram.astype(np.float32)), [_arrays(level, vocab_size) for level in counted.levels]
+    def prepare(self, train: np.ndarray, eos_id: int) -> np.ndarray:
+        if len(train) > MAX_TOKENS:
+            raise BadInput(
+                f"the training text has {len(train):,} tokens: the n-gram expert looks up at most {MAX_TOKENS:,}; "
+                "give fewer --stories"
             )
-            parts = [held_out_log_prob(text, vocab_size, eos_id, order, FOLDS)]
-            if len(further):  # is held out anyway
-                parts.append(counted.log_prob(np.concatenate([[eos_id], further])))
-            log_prob = np.concatenate(parts).astype(np.float32)
-            return np.stack([log_prob.view(np.int32), np.asarray(train, np.int32)], axis=1)
+        config: Any = self.config
+        vocab_size, order = config.vocab_size, config.ngram_order
+        text, further = np.split(train, [config.ngram_tokens])
+        counted = kneser_ney(text, vocab_size, eos_id, order)
+        self.expert.set_counts(
+            mx.array(counted.unigram.astype(np.float32)), [_arrays(level, vocab_size) for level in counted.levels]
+        )
+        parts = [held_out_log_prob(text, vocab_size, eos_id, order, FOLDS)]
+        if len(further):  # is held out anyway
+            parts.append(counted.log_prob(np.concatenate([[eos_id], further])))
+        log_prob = np.concatenate(parts).astype(np.float32)
+        return np.stack([log_prob.view(np.int32), np.asarray(train, np.int32)], axis=1)
 
-        def tables(self) -> dict[str, mx.array]:
-            unigram, levels = self.expert.counts()
-            orders = (
-                {f"order_{n}.{name}": array for name, array in arrays.items()} for n, arrays in enumerate(levels, 2)
-            )
-            return {"unigram": unigram, **{name: array for arrays in orders for name, array in arrays.items()}}
+    def tables(self) -> dict[str, mx.array]:
+        unigram, levels = self.expert.counts()
+        orders = ({f"order_{n}.{name}": array for name, array in arrays.items()} for n, arrays in enumerate(levels, 2))
+        return {"unigram": unigram, **{name: array for arrays in orders for name, array in arrays.items()}}
 
-        def load_tables(self, arrays: dict[str, mx.array]) -> None:
-            if arrays.get("unigram", mx.zeros(0)).size != self.config.vocab_size:
-                raise BadInput("the counts of the n-gram expert are missing or of another vocabulary")
-            levels: dict[int, dict[str, mx.array]] = {}
-            for name, array in arrays.items():
-                if name != "unigram":
-                    order, _, what = name.removeprefix("order_").partition(".")
-                    levels.setdefault(int(order), {})[what] = array
-            self.expert.set_counts(arrays["unigram"], [levels[n] for n in sorted(levels)])
+    def load_tables(self, arrays: dict[str, mx.array]) -> None:
+        if arrays.get("unigram", mx.zeros(0)).size != self.config.vocab_size:
+            raise BadInput("the counts of the n-gram expert are missing or of another vocabulary")
+        levels: dict[int, dict[str, mx.array]] = {}
+        for name, array in arrays.items():
+            if name != "unigram":
+                order, _, what = name.removeprefix("order_").partition(".")
+                levels.setdefault(int(order), {})[what] = array
+        self.expert.set_counts(arrays["unigram"], [levels[n] for n in sorted(levels)])
 
-        def inputs(self, batch: mx.array) -> tuple[nn.Ctx, mx.array]:
-            if batch.ndim == 2:
-                return super().inputs(batch)
-            ctx, targets = super().inputs(batch[:, 1])
-            return replace(ctx, target_log_prob=mx.view(batch[:, 0, 1:], mx.float32)), targets
+    def inputs(self, batch: mx.array) -> tuple[nn.Ctx, mx.array]:
+        if batch.ndim == 2:
+            return super().inputs(batch)
+        ctx, targets = super().inputs(batch[:, 1])
+        return replace(ctx, target_log_prob=mx.view(batch[:, 0, 1:], mx.float32)), targets
 
-        def objective(self, h: mx.array, targets: mx.array, ctx: nn.Ctx) -> mx.array:
-            loss, nats = ops.mean_and_token_losses(
-                h, self.head.matrix(self.embedding), targets, ctx.scored, softcap=self.head.softcap
-            )
-            assert ctx.recent is not None, "set by Model.context"
-            known, h = ctx.target_log_prob, mx.stop_gradient(h)
-            p = self.expert.probability(ctx.recent, targets) if known is None else mx.exp(known)
-            mixed = -self.expert.mix(h, -nats, p)
-            scored = ctx.scored
-            mean = mixed.mean() if scored is None else (mixed * scored).sum() / mx.maximum(scored.sum(), 1)
-            ctx.record("mixture_loss", mean, weight=1.0)
-            ctx.record("gate", mx.sigmoid(self.expert.gate(h)).mean())
-            return super().objective(h, targets, ctx) if self.label_smoothing else loss
+    def objective(self, h: mx.array, targets: mx.array, ctx: nn.Ctx) -> mx.array:
+        loss, nats = ops.mean_and_token_losses(
+            h, self.head.matrix(self.embedding), targets, ctx.scored, softcap=self.head.softcap
+        )
+        assert ctx.recent is not None, "set by Model.context"
+        known, h = ctx.target_log_prob, mx.stop_gradient(h)
+        p = self.expert.probability(ctx.recent, targets) if known is None else mx.exp(known)
+        mixed = -self.expert.mix(h, -nats, p)
+        scored = ctx.scored
+        mean = mixed.mean() if scored is None else (mixed * scored).sum() / mx.maximum(scored.sum(), 1)
+        ctx.record("mixture_loss", mean, weight=1.0)
+        ctx.record("gate", mx.sigmoid(self.expert.gate(h)).mean())
+        return super().objective(h, targets, ctx) if self.label_smoothing else loss
 
-        def predict(self, h: mx.array, ctx: nn.Ctx) -> mx.array:
-            assert ctx.recent is not None, "set by Model.context"
-            logits = super().predict(h, ctx).astype(mx.float32)
-            log_network = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            return self.expert.mix(h, log_network, self.expert.distribution(ctx.recent)).astype(h.dtype)
+    def predict(self, h: mx.array, ctx: nn.Ctx) -> mx.array:
+        assert ctx.recent is not None, "set by Model.context"
+        logits = super().predict(h, ctx).astype(mx.float32)
+        log_network = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return self.expert.mix(h, log_network, self.expert.distribution(ctx.recent)).astype(h.dtype)
 
-        def evaluation_loss(self, h: mx.array, targets: mx.array, ctx: nn.Ctx) -> mx.array:
-            assert ctx.recent is not None, "set by Model.context"
-            nats = super().evaluation_loss(h, targets, ctx)
-            return -self.expert.mix(h, -nats, self.expert.probability(ctx.recent, targets))
-
-    return nn.leaf(Expert, ExpertConfig)
+    def evaluation_loss(self, h: mx.array, targets: mx.array, ctx: nn.Ctx) -> mx.array:
+        assert ctx.recent is not None, "set by Model.context"
+        nats = super().evaluation_loss(h, targets, ctx)
+        return -self.expert.mix(h, -nats, self.expert.probability(ctx.recent, targets))
 
 
 def _arrays(level: Level, vocab_size: int) -> dict[str, mx.array]:

@@ -63,6 +63,38 @@ class SwitchConfig(MoEConfig):
     experts_per_token: int = 1  # experts that compute a token
 
 
+class Universal(nn.Model):
+    """One block for all steps, until each token halts (Dehghani et al. 2018, arXiv 1807.03819)."""
+
+    Position = nn.StepPosition
+
+    @classmethod
+    def n_blocks(cls, config: nn.Config) -> int:
+        return 1
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.halting = nn.Halting(config)
+
+    def stack(self) -> list[nn.Module]:
+        return self.blocks * self.config.n_layers
+
+    def run_block(self, block: nn.Module, x: mx.array, ctx: nn.Ctx) -> mx.array:
+        return super().run_block(block, ctx.position.at_step(x, ctx), ctx)
+
+    def run_blocks(self, x: mx.array, ctx: nn.Ctx) -> mx.array:
+        config: Any = self.config
+        p, states = [], []
+        for depth, block in enumerate(self.stack()):
+            p.append(self.halting.probability(x))
+            x = self.run_block(block, x, ctx.at(depth))
+            states.append(x)
+        output, steps, remaining = self.halting.mean(p, states)
+        ctx.record("ponder_steps", steps.mean())
+        ctx.record("ponder_cost", (steps + remaining).mean(), config.ponder_weight)
+        return output
+
+
 def with_experts(
     model: type[nn.Model], experts: type[nn.MixtureOfExperts], numbers: type[MoEConfig] = MoEConfig
 ) -> type[nn.Model]:
@@ -77,38 +109,6 @@ def with_experts(
 
 def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
     """Return the branches of phase 4's model."""
-
-    class Universal(model):  # type: ignore[valid-type,misc]
-        """One block for all steps, until each token halts (Dehghani et al. 2018, arXiv 1807.03819)."""
-
-        Position = nn.StepPosition
-        Config = type("Config", (UniversalConfig, model.Config), {"__module__": model.__module__})
-
-        @classmethod
-        def n_blocks(cls, config: nn.Config) -> int:
-            return 1
-
-        def build(self, config: Any) -> None:
-            super().build(config)
-            self.halting = nn.Halting(config)
-
-        def stack(self) -> list[nn.Module]:
-            return self.blocks * self.config.n_layers
-
-        def run_block(self, block: nn.Module, x: mx.array, ctx: nn.Ctx) -> mx.array:
-            return super().run_block(block, ctx.position.at_step(x, ctx), ctx)
-
-        def run_blocks(self, x: mx.array, ctx: nn.Ctx) -> mx.array:
-            p, states = [], []
-            for depth, block in enumerate(self.stack()):
-                p.append(self.halting.probability(x))
-                x = self.run_block(block, x, ctx.at(depth))
-                states.append(x)
-            output, steps, remaining = self.halting.mean(p, states)
-            ctx.record("ponder_steps", steps.mean())
-            ctx.record("ponder_cost", (steps + remaining).mean(), self.config.ponder_weight)
-            return output
-
     return {
         "tied": nn.leaf(model, Head=nn.TiedHead),  # Press & Wolf 2017, arXiv 1608.05859
         "window": nn.leaf(model, WindowConfig, Mixer=FusedWindow),  # Beltagy et al. 2020, arXiv 2004.05150; Mistral
@@ -117,7 +117,7 @@ def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
         "linear_relu2": nn.leaf(model, Mixer=nn.SquaredReLUAttention),
         "sparse": nn.leaf(model, SparseConfig, Mixer=FusedSparse),  # Child et al. 2019, arXiv 1904.10509
         "mla": nn.leaf(model, LatentConfig, Mixer=FusedLatent, Position=nn.RotaryPosition),  # arXiv 2405.04434
-        "universal": Universal,
+        "universal": nn.leaf(model, Universal, UniversalConfig),
         # GLaM: Du et al. 2021, arXiv 2112.06905; Mixtral: Jiang et al. 2024, arXiv 2401.04088
         "moe": with_experts(model, nn.MixtureOfExperts),
         # Fedus et al. 2021, arXiv 2101.03961

@@ -98,12 +98,6 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
     class RoutedBlock(nn.MixtureOfDepths, model.Block):  # type: ignore[name-defined]
         """A block of the tokens that its router chooses."""
 
-    class MultiToken(nn.MultiToken, model):  # type: ignore[valid-type,misc]
-        """Phase 6 that learns to predict further tokens one after the other."""
-
-    class ParallelMultiToken(nn.ParallelMultiToken, model):  # type: ignore[valid-type,misc]
-        """Phase 6 that learns to predict further tokens, each by itself."""
-
     llama: dict[str, nn.Slot] = {slot: getattr(previous, slot) for slot in CHOSEN_SLOTS.values()}
 
     def before(*numbers: type[nn.Hyperparameters], **slots: nn.Slot) -> type[nn.Model]:
@@ -125,11 +119,13 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         "mlstm": nn.leaf(model, Mixer=nn.MLSTM, Position=nn.Position),
         # Raposo et al. 2024, arXiv 2404.02258
         "mod": nn.leaf(model, DepthConfig, Block=(model.Block, RoutedBlock)),
-        "mtp": nn.leaf(MultiToken, MultiTokenConfig),  # DeepSeek-V3, arXiv 2412.19437, sec. 2.2
-        "mtp_parallel": nn.leaf(ParallelMultiToken, MultiTokenConfig),  # Gloeckle et al. 2024, arXiv 2404.19737
+        "mtp": nn.leaf(model, nn.MultiToken, MultiTokenConfig),  # DeepSeek-V3, arXiv 2412.19437, sec. 2.2
+        # Gloeckle et al. 2024, arXiv 2404.19737
+        "mtp_parallel": nn.leaf(model, nn.ParallelMultiToken, MultiTokenConfig),
         "retnet": nn.leaf(model, RetNetConfig, Mixer=nn.Retention),  # Sun et al. 2023, arXiv 2307.08621
-        "ngram_tables": ngrams.tables(model),  # modded-nanogpt, 2024; Engram, arXiv 2601.07372
-        "ngram_expert": ngrams.expert(model),
+        # modded-nanogpt, 2024; Engram, arXiv 2601.07372
+        "ngram_tables": nn.leaf(model, ngrams.Tables, ngrams.TablesConfig),
+        "ngram_expert": nn.leaf(model, ngrams.Expert, ngrams.ExpertConfig),
         "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
         "moe": with_experts(model, nn.ReLUSquaredMixture),  # --init-from a dense run: 2212.05055
         "mamba": nn.leaf(model, MambaConfig, Mixer=nn.Mamba),  # Gu & Dao 2023, arXiv 2312.00752

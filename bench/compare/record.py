@@ -1,5 +1,6 @@
 """A comparison, the results so far, and compare.json made of them."""
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Comparison:
         """Every run, the variants interleaved within a seed, so that load drift affects all of them alike."""
         return [run.with_settings(seed=seed) for seed in self.seeds for run in self.runs]
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the results, by the name that a person knows it by."""
         plan = self.runs[0].plan

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -11,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench.compare import stats, summary
+from bench.compare import stats
 from bench.compare.summary import (
     MEASURES,
     NOT_MEASURED,
@@ -34,8 +33,6 @@ from bench.compare.summary import (
 )
 from mlx_transformer.run.plots import short
 from mlx_transformer.run.report import FIGURES, escaped, memory
-from mlx_transformer.utils.files import atomic_write
-from mlx_transformer.utils.terminal import Terminal
 
 QUALITIES = ("distinct_2", "repetition", "known_words", "grammatical", "consistent")
 
@@ -371,34 +368,6 @@ def markdown(table: Table) -> str:
 
 def _marked(cell: Cell) -> str:
     return escaped(" ".join(cell.text.split())) if cell.value is None else cell.text
-
-
-def write_markdown(path: Path, log: Log, plots: Sequence[tuple[str, str]]) -> None:
-    """Write compare.md: answer, remarks, plots (file, description), all tables. Raises OSError."""
-    answer, *further = summary.headline(log)
-    parts = ["# Does it pay?", f"**{escaped(answer)}**", *map(escaped, further), escaped(summary.setting(log))]
-    parts.append("\n".join(f"- {escaped(remark)}" for remark in summary.remarks(log)))
-    parts += [f"![{escaped(description)}]({name})" for name, description in plots]
-    for make in ALL:
-        table = make(log)
-        parts += [f"## {table.title}", markdown(table)]
-    parts += ["## Machine", escaped(summary.describe_machine(log))]
-    atomic_write(path, "\n\n".join(part for part in parts if part) + "\n")
-
-
-def show(log: Log, console: Terminal) -> None:
-    """Print the answer, the remarks and the main tables."""
-    answer, *further = summary.headline(log)
-    console.print(Text(answer, style="bold"))
-    for sentence in further:
-        console.print(Text(sentence))
-    for remark in summary.remarks(log):
-        console.print(Text(f"! {remark}", style="yellow"))
-    for make in ON_A_TERMINAL:
-        table = make(log)
-        if table.rows:
-            console.print(on_terminal(table))
-    console.print(Text(f"{summary.setting(log)}; {summary.describe_machine(log)}", style="dim"))
 
 
 def on_terminal(table: Table) -> RichTable:

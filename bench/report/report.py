@@ -200,7 +200,7 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
     rows = []
     for log in logs:
         best = log["best"] or dict.fromkeys(NAMES, math.nan)
-        losses = sorted(one["median"] for one in log["trials"])
+        loss = min((one["median"] for one in log["trials"] if one["median"] is not None), default=None)
         numbers = [f"{best[name]:g}" for name in NAMES]
         settled = "yes" if log["settled"] else "**no**"
         row = (
@@ -208,8 +208,8 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
             log["size"],
             short(log["budget_tokens"]),
             *numbers,
-            f"{losses[0]:.4f}",
-            f"{len(losses)}",
+            _loss(loss),
+            f"{len(log['trials'])}",
             settled,
         )
         rows.append(row)

@@ -37,7 +37,8 @@ SEEDS = 2
 FACTORS = (2.0, 3.0, 3.0)  # between neighbors: peak learning rate, multipliers of embedding and head
 GROUPS = {"embedding": ("embedding", "embeddings"), "head": ("head",)}  # number -> names of its optimizer group
 NAMES = ("learning_rate", *GROUPS)
-_FINEST = 8  # parts of a factor, so that positions are whole numbers: the factors shrink three times
+_PARTS = 8  # of a factor, so that places are whole numbers
+_STEPS = (8, 4, 2, 1)  # parts between neighbors, from a whole factor on: the factors shrink three times
 
 
 @dataclass
@@ -119,22 +120,22 @@ def is_settled(trials: Mapping[Point, Trial]) -> bool:
 def search(count: int, measure: Callable[[Point], Trial], save: Callable[[Trials], None]) -> Trials:
     """Measure `count` places; returns the trials in the order in which they were made."""
     trials: Trials = {}
-    step, point = _FINEST, Point()
-    while len(trials) < count:
+
+    def try_at(point: Point) -> None:
         trials[point] = measure(point)
         save(trials)
-        while not (unknown := [point for point in neighbors(best_of(trials), step) if point not in trials]):
-            step //= 2
-            if step == 0:
-                return trials
-        point = unknown[0]
+
+    try_at(Point())
+    for step in _STEPS:
+        while len(trials) < count and (unknown := [p for p in neighbors(best_of(trials), step) if p not in trials]):
+            try_at(unknown[0])
     return trials
 
 
 def values_at(point: Point, own: Mapping[str, float]) -> dict[str, float]:
     """Return the numbers at a place, rounded to three digits as one would write them into a recipe."""
     moved = zip(NAMES, point, FACTORS, strict=True)
-    return {name: float(f"{own[name] * factor ** (eighths / _FINEST):.3g}") for name, eighths, factor in moved}
+    return {name: float(f"{own[name] * factor ** (eighths / _PARTS):.3g}") for name, eighths, factor in moved}
 
 
 def own_values(recipe: Recipe) -> dict[str, float]:
@@ -158,12 +159,9 @@ def verdict(trials: Mapping[Point, Trial]) -> list[str]:
     sentences = [f"best: {numbers} (validation loss {one.median:.4f})"]
     if not is_settled(trials):
         sentences.append(f"not settled after {len(trials)} trials: it is at an edge; give more --trials")
-    near = [(name, point) for step in (8, 4, 2, 1) for name, point in _around(best, step) if point in trials]
-    return sentences + [f"{name} {trials[point].values[name]:g} {behind(one, trials[point])}" for name, point in near]
-
-
-def _around(best: Point, step: int) -> list[tuple[str, Point]]:
-    return [(NAMES[i // 2], point) for i, point in enumerate(neighbors(best, step))]
+    near = [(NAMES[i // 2], point) for step in _STEPS for i, point in enumerate(neighbors(best, step))]
+    known = [(name, trials[point]) for name, point in near if point in trials]
+    return sentences + [f"{name} {other.values[name]:g} {behind(one, other)}" for name, other in known]
 
 
 def behind(best: Trial, other: Trial) -> str:

@@ -57,7 +57,7 @@ def check_alike(plan: Plan, model: Model, ranks: Ranks) -> None:
 def _hash_of_project() -> str:
     digest = hashlib.sha256()
     for folder in ("mlx_transformer", "phases"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
+        for file in sorted(path for kind in ("*.py", "*.cpp") for path in (ROOT / folder).rglob(kind)):
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

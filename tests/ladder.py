@@ -69,3 +69,12 @@ def tiny(kind, **numbers):
 
 def tokens(batch=2, length=17, seed=3):
     return mx.random.randint(0, V, (batch, length), key=mx.random.key(seed))
+
+
+def in_parts(net, x, lengths):
+    """Return the logits of x (B, L), read through the cache in parts of these lengths."""
+    cache, start, out = net.make_cache(len(x)), 0, []
+    for length in lengths:
+        out.append(net(x[:, start : start + length], cache))
+        start += length
+    return mx.concatenate(out, axis=1)

@@ -1,11 +1,11 @@
 """Mamba's mixer against the one of transformers, with the same weights: values, gradients, decoding."""
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 from phases import phase6
 from tests.ladder import TINY, tiny
+from tests.parity.mixers import assert_same_values_and_gradients
 
 torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 pytest.importorskip("transformers", reason="transformers is not installed: make test installs it")
@@ -46,22 +46,4 @@ def find(tree, path):
 
 
 def test_values_and_gradients_are_theirs(pair):
-    ours, theirs, net = pair
-    x = np.random.default_rng(0).standard_normal((2, 70, TINY["d_model"])).astype(np.float32)
-    weight = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
-    ctx = net.context(mx.zeros((2, 70), mx.int32))
-
-    def loss(parameters, x):
-        ours.update(parameters)
-        y = ours(x, ctx)
-        return (y * mx.array(weight)).sum(), y
-
-    (_, y), (gradients, dx) = mx.value_and_grad(loss, argnums=(0, 1))(ours.trainable_parameters(), mx.array(x))
-    given = torch.from_numpy(x).requires_grad_()
-    expected = theirs(given)
-    (expected * torch.from_numpy(weight)).sum().backward()
-    np.testing.assert_allclose(np.array(y), expected.detach(), atol=1e-5)
-    np.testing.assert_allclose(np.array(dx), given.grad, atol=1e-4)
-    for name, parameter in theirs.named_parameters():
-        own = np.array(find(gradients, NAMES[name]))
-        np.testing.assert_allclose(own, parameter.grad.reshape(own.shape), rtol=1e-3, atol=2e-4, err_msg=name)
+    assert_same_values_and_gradients(pair, NAMES, 70, values=1e-5, inputs=1e-4, weights=2e-4)

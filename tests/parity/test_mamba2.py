@@ -7,6 +7,7 @@ from mlx.utils import tree_flatten
 
 from phases import phase6
 from tests.ladder import TINY, tiny
+from tests.parity.mixers import assert_same_values_and_gradients
 
 torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 pytest.importorskip("transformers", reason="transformers is not installed: make test installs it")
@@ -43,26 +44,7 @@ def pair():
 
 
 def test_values_and_gradients_are_theirs(pair):
-    ours, theirs, net = pair
-    x = np.random.default_rng(0).standard_normal((2, LENGTH, TINY["d_model"])).astype(np.float32)
-    weight = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
-    ctx = net.context(mx.zeros((2, LENGTH), mx.int32))
-
-    def loss(parameters, x):
-        ours.update(parameters)
-        y = ours(x, ctx)
-        return (y * mx.array(weight)).sum(), y
-
-    (_, y), (gradients, dx) = mx.value_and_grad(loss, argnums=(0, 1))(ours.trainable_parameters(), mx.array(x))
-    given = torch.from_numpy(x).requires_grad_()
-    expected = theirs(given)
-    (expected * torch.from_numpy(weight)).sum().backward()
-    np.testing.assert_allclose(np.array(y), expected.detach(), atol=2e-5)
-    np.testing.assert_allclose(np.array(dx), given.grad, atol=2e-4)
-    own = dict(tree_flatten(gradients))
-    for name, parameter in theirs.named_parameters():
-        found = np.array(own[NAMES[name]])
-        np.testing.assert_allclose(found, parameter.grad.reshape(found.shape), rtol=1e-3, atol=3e-4, err_msg=name)
+    assert_same_values_and_gradients(pair, NAMES, LENGTH, values=2e-5, inputs=2e-4, weights=3e-4)
 
 
 def test_decoding_is_theirs(pair):

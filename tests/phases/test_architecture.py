@@ -25,7 +25,7 @@ from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 from phases import phase1, phase2, phase3
 from phases.ablations.phase3 import LongformerConfig
-from tests.ladder import TINY, V, tiny, tokens
+from tests.ladder import TINY, V, in_parts, tiny, tokens
 
 BRANCHES = phase3.BRANCHES
 
@@ -430,11 +430,7 @@ def test_a_window_as_long_as_the_sequence_is_full_attention():
 def test_a_window_is_prefilled_in_parts_of_any_length(parts, window, n_global):
     net = tiny(BRANCHES["longformer"], window=window, n_global=n_global, n_layers=2)
     x = tokens(2, sum(parts))
-    cache, start, out = net.make_cache(2), 0, []
-    for length in parts:
-        out.append(net(x[:, start : start + length], cache))
-        start += length
-    np.testing.assert_allclose(mx.concatenate(out, axis=1), net(x), atol=1e-5)
+    np.testing.assert_allclose(in_parts(net, x, parts), net(x), atol=1e-5)
 
 
 def test_cost_grows_linearly_and_the_cache_does_not_grow():

@@ -21,7 +21,7 @@ from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 from phases import phase3, phase4
 from phases.ablations.phase4 import FusedWindow, WindowConfig
-from tests.ladder import TINY, tiny, tokens
+from tests.ladder import TINY, in_parts, tiny, tokens
 from tests.phases.test_architecture import apart, like
 
 BRANCHES = phase4.BRANCHES
@@ -113,11 +113,7 @@ def test_blocks_and_the_rolling_cache_equal_a_mask_over_the_full_matrix(window, 
     x = tokens(2, sum(parts))
     expected = full(x)
     np.testing.assert_allclose(net(x), expected, atol=1e-5)
-    cache, start, out = net.make_cache(2), 0, []
-    for length in parts:
-        out.append(net(x[:, start : start + length], cache))
-        start += length
-    np.testing.assert_allclose(mx.concatenate(out, axis=1), expected, atol=1e-5)
+    np.testing.assert_allclose(in_parts(net, x, parts), expected, atol=1e-5)
 
 
 def test_gradients_of_blocks_equal_those_of_a_mask():

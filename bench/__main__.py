@@ -14,6 +14,9 @@ TOOLS = {  # name -> module:function, and what the tool answers
     "step": ("bench.tools.step:main", "throughput of a training step, against PyTorch"),
     "decode": ("bench.tools.decode:main", "throughput of greedy decoding, against PyTorch and transformers"),
     "memory": ("bench.tools.memory:main", "peak memory of a training step"),
+    "footprint": ("bench.tools.footprint:main", "memory of a training step and of decoding, by variant"),
+    "tasks": ("bench.tools.tasks:main", "accuracy on tasks with exact scores over training, by variant"),
+    "growth": ("bench.tools.growth:main", "experts and depth grown from a smaller run, against training from scratch"),
     "sweep": ("bench.tools.sweep:main", "throughput and memory over batch size, sequence length, width and variants"),
     "tune": ("bench.tools.tune:main", "the best learning rate of a phase"),
     "length": (

@@ -379,5 +379,5 @@ def on_terminal(table: Table) -> RichTable:
         longest = max(len(word) for text in (head, *(row[i].text for row in table.rows)) for word in text.split())
         shown.add_column(Text(head), justify="right" if numeric else "left", min_width=longest, overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(cell.text) for cell in row))
+        shown.add_row(*(Text(cell.text.replace("**", "")) for cell in row))
     return shown

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import summary, tables
+from bench.report import rungs
 from bench.report.placeholder import Logs, write_ratio
 from bench.tools import floor
 from bench.tools.tune import NAMES
@@ -362,6 +363,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "machines": machines_table,
     "compare": compare_table,
     "fables": functools.partial(_one_table, floor.table),
+    **rungs.TABLES,
     **{make.__name__: functools.partial(_one_table, make) for make in (*tables.ALL, tables.ideas)},
 }
 

@@ -49,6 +49,12 @@ MEASURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {  # nam
     "decode seconds": ("decode", lambda one: median_seconds(one, "decode")),
     "decode bytes": ("decode", lambda one: one["decoding_bytes"]),
 }
+SHOWN: dict[str, Callable[[float], str]] = {
+    "step seconds": lambda x: f"{1000 * x:,.0f} ms",
+    "step bytes": lambda x: shown_bytes(int(x)),
+    "decode seconds": lambda x: f"{1000 * x:,.2f} ms",
+    "decode bytes": lambda x: f"{x / 1e3:,.0f} kB",
+}
 
 
 @dataclass
@@ -150,17 +156,11 @@ def show(log: Mapping[str, Any]) -> Table:
     """Return a table for people: the values at the longest length of each variant, and the slopes."""
     heads = ("tokens", "step", "slope", "memory", "slope", "a decoded token", "slope", "memory", "slope")
     table = Table("", *heads, title="one step, one decoded token", caption="slope over all lengths / the last three")
-    shown: dict[str, Callable[[float], str]] = {
-        "step seconds": lambda x: f"{1000 * x:,.0f} ms",
-        "step bytes": lambda x: shown_bytes(int(x)),
-        "decode seconds": lambda x: f"{1000 * x:,.2f} ms",
-        "decode bytes": lambda x: f"{x / 1e3:,.0f} kB",
-    }
     for name, own in log["slopes"].items():
         cells = []
         for measure in MEASURES:
             _, values = line(log, name, measure)
-            cells += [shown[measure](values[-1]) if values else FULL]
+            cells += [SHOWN[measure](values[-1]) if values else FULL]
             cells += [" / ".join("" if one is None else f"{one:.2f}" for one in own[measure].values())]
         reached = {lengths[-1] for measure in MEASURES if (lengths := line(log, name, measure)[0])}
         table.add_row(name, ", ".join(f"{length:,}" for length in sorted(reached, reverse=True)), *cells)

@@ -28,7 +28,7 @@ from bench.workers.machine import ROOT, threads, torch_device
 from bench.workers.process import ALLOCATOR, INTERRUPTED, UNTOUCHED, environment, run_to_end
 from bench.workers.training_step import save_weights
 from mlx_transformer.backend import compiles, device_info, versions
-from mlx_transformer.data.stream import Batches, validation_sequences
+from mlx_transformer.data.stream import validation_sequences
 from mlx_transformer.run.folder import CACHED_RUNS, write_settings
 from mlx_transformer.run.ladder import split_recipe
 from mlx_transformer.run.plan import Plan, make_plan
@@ -282,9 +282,9 @@ def _lay_out(run: Run, folder: Path) -> None:
 
 def _write_sequences(path: Path, run: Run, steps: int) -> None:
     """Write the training sequences (steps * batch size, L + 1) of a run in their order."""
-    train, seq_len, size = run.plan.tokens.train, run.plan.config.seq_len, run.batch_size
-    batches = Batches(train, size, seq_len, run.plan.seed)
-    out = np.lib.format.open_memmap(path, "w+", train.dtype, (steps * size, seq_len + 1))
+    tokens, seq_len, size = run.plan.tokens, run.plan.config.seq_len, run.batch_size
+    batches = tokens.batches(size, seq_len, run.plan.seed)
+    out = np.lib.format.open_memmap(path, "w+", tokens.train.dtype, (steps * size, seq_len + 1))
     for i in range(0, len(out), size):
         out[i : i + size] = next(batches)
     out.flush()

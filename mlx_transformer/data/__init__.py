@@ -6,6 +6,8 @@
     tasks      TASKS            generated texts with exact scores, for task:NAME
     tokens     tokenize_corpus  both texts -> one array of token ids each, an EOS token between documents, on disk
     stream     Batches          the training array -> shuffled sequences of seq_len + 1 token ids; Prefetch draws ahead
+    shards     find_shards      files of a text larger than a disk, fetched and read while a model trains
+    streaming  ShardBatches     the same sequences from such files, through a shuffled buffer, a share for each rank
 
 `load` does the first four. Each step is cached by the content that it depends on.
 """
@@ -43,6 +45,7 @@ def load(
     valid: str | Path | None = None,
     stories: int | None = None,
     text_column: str | None = None,
+    stream: bool = False,
 ) -> Tokens:
     """Return the token ids of a corpus, ready for `fit`; `.tokenizer` is the tokenizer that made them.
 
@@ -54,11 +57,12 @@ def load(
     valid: path of a validation text; None: the last 5 % of the documents are held out.
     text_column: key or column of .jsonl and .csv that holds the text; None: "text".
     stories: number of training documents to keep; None: all of a text, 30,000 fables, 100,000 of TinyStories.
+    stream: read a folder or data set of several files while a model trains; above 5 GB that is always so.
 
     Raises BadInput if a text cannot be read, split or fetched, or does not support the vocabulary; and for a tokenizer
     or a vocab_size with a task, which has its own.
     """
-    corpus = load_corpus(str(source), None if valid is None else str(valid), stories, _discard, text_column)
+    corpus = load_corpus(str(source), None if valid is None else str(valid), stories, _discard, text_column, stream)
     if corpus.task is not None and (tokenizer != "bpe" or vocab_size is not None):
         raise BadInput(f"task:{corpus.task} has a tokenizer of its own: leave tokenizer and vocab_size out")
     if not isinstance(tokenizer, Tokenizer):

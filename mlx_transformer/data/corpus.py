@@ -13,14 +13,17 @@ from pathlib import Path
 
 from mlx_transformer.data import tasks, tinystories
 from mlx_transformer.data.documents import Part, digests, group, read_parts, take
+from mlx_transformer.data.shards import STREAM_BYTES, Shards, find_shards
 from mlx_transformer.data.sources import Source, check_column, open_source
 from mlx_transformer.data.store import SEPARATOR, cached_folder, progress, sha256_of
 from mlx_transformer.data.tasks import find_task, is_task
-from mlx_transformer.utils.errors import BadInput
+from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import write_json
 from mlx_transformer.utils.text import plural
 
 VALID_SHARE = 20  # without --valid, one in 20 documents (or lines) is held out
+SAMPLE_BYTES = 20_000_000  # of a streamed text, for the vocabulary
+HELD_OUT_BYTES = 16_000_000  # of its last file: more than the 1M tokens that are evaluated
 FABLES_STORIES, FABLES_VALID_STORIES, FABLES_SEED = 30_000, 1_000, 0
 _VERSION = 1  # of the prepared text: part of every cache key
 
@@ -45,6 +48,8 @@ class Corpus:
     note: str  # one sentence: which corpus, and why
     text_column: str | None = None  # key or column of the texts, if the files have columns
     task: str | None = None  # name of the task that generated the texts, with answers in brackets
+    shards: Shards | None = None  # the files that are streamed: `train` is then a sample of them
+    expansion: float = 1.0  # bytes of text for each stored byte of the sample
 
 
 def load_corpus(
@@ -53,13 +58,15 @@ def load_corpus(
     stories: int | None = None,
     say: Say = print,
     text_column: str | None = None,
+    stream: bool = False,
 ) -> Corpus:
-    """Prepare the corpus of `--data --valid --stories --text-column`.
+    """Prepare the corpus of `--data --valid --stories --text-column --stream`.
 
     data: `auto` (TinyStories if it is in the cache or can be fetched, else the fables), `fables`, `tinystories`,
         `task:NAME`, or what sources.py reads: a path, or `OWNER/NAME` of a data set on the Hugging Face hub.
     stories: number of training documents to keep, from the first.
     text_column: key or column of .jsonl and .csv that holds the text; None: "text".
+    stream: read the files while a model trains; a folder or data set above STREAM_BYTES is always streamed.
 
     Raises BadInput if a text cannot be read, split or fetched, for an unknown task, and for options of a text with one.
     """
@@ -71,6 +78,8 @@ def load_corpus(
             raise BadInput(f"--valid {valid} goes with --data PATH; {data} brings its own validation stories")
         if text_column is not None:
             raise BadInput(f"--text-column {text_column} goes with .jsonl and .csv; {data}: no columns")
+    if stream and (is_task(data) or data in ("auto", "fables", "tinystories")):
+        raise BadInput(f"--stream goes with a folder of texts, a text, or OWNER/NAME of the hub, not with {data}")
     if is_task(data):
         corpus = _task(data, {"valid": valid, "stories": stories, "text-column": text_column})
     elif data == "fables":
@@ -81,6 +90,9 @@ def load_corpus(
         corpus = _tinystories_or_fables(stories, say)
     elif data == "pairs" and not Path(data).exists():
         raise BadInput("pairs, the built-in translations, are for translators: give --branch translator of phase 1")
+    elif (shards := find_shards(data, text_column, stream)) is not None:
+        held_out = None if valid is None else open_source(valid, text_column, "--valid takes", say)
+        corpus = _streamed(shards, held_out, stories, stream)
     else:
         train = open_source(
             data, text_column, "--data takes auto, fables, tinystories, task:NAME, OWNER/NAME of the hub or", say
@@ -302,3 +314,65 @@ def _split_lines(folder: Path, source: Source, stories: int | None) -> None:
             yield line
 
     _prepare(folder, "text", group(train()), group(lines), frozenset(), source.size)
+
+
+def _streamed(shards: Shards, valid: Source | None, stories: int | None, asked: bool) -> Corpus:
+    """Take from a streamed text what is needed before training: a sample for the vocabulary, and a validation text.
+
+    Without `valid` the last file is held out. No more of any file is read.
+    """
+    if stories is not None:
+        raise BadInput(f"--stories {stories} cannot be counted in a text that is streamed: give --max-tokens")
+    if valid is None and len(shards) < 2:
+        raise BadInput(f"{shards.label} is one file, and the last one is held out from a streamed text: give --valid")
+    *files, last = shards.files
+    train = shards if valid is not None else shards.only(files)
+
+    def build(folder: Path) -> None:
+        held_out = valid.parts() if valid is not None else _head(shards.only([last]), HELD_OUT_BYTES, [])
+        try:
+            tally = _write(folder / "valid.txt", held_out, frozenset(), lambda count: None)
+            banned, expansions = frozenset(digests(read_parts(folder / "valid.txt"))), list[float]()
+            sample = _write(folder / "train.txt", _head(train, SAMPLE_BYTES, expansions), banned, lambda count: None)
+        except RunFailed as error:
+            raise BadInput(str(error)) from error
+        if not sample.documents:
+            raise BadInput(f"the first files of {shards.label} hold nothing but documents of the validation text")
+        write_facts(folder, "text", sample, tally, floor_bits=None)
+        write_json(folder / "expansion.json", expansions[0])
+
+    key = cache_key("stream", shards.identity, SAMPLE_BYTES, HELD_OUT_BYTES, "" if valid is None else valid.identity)
+    folder = cached_folder("corpora", f"stream-{key}", build)
+    corpus = open_prepared(folder, shards.label)
+    why = "as requested" if asked else f"which is more than {STREAM_BYTES / 1e9:g} GB"
+    end = f"{last} is held out" if valid is None else f"validation on {valid.label}"
+    note = (
+        f"data: {shards.label} is streamed, {why}: {plural(len(train), 'file')}, {train.size / 1e9:,.2f} GB as stored; "
+        f"{end}, and its documents are left out of the others; a vocabulary is learned from the first "
+        f"{corpus.train_bytes / 1e6:,.1f} MB"
+    )
+    return replace(
+        corpus,
+        name=shards.name,
+        note=note,
+        text_column=shards.column,
+        sha256=hashlib.sha256((shards.identity + corpus.sha256).encode()).hexdigest(),
+        shards=train,
+        expansion=json.loads((folder / "expansion.json").read_text()),
+    )
+
+
+def _head(shards: Shards, size: int, expansions: list[float]) -> Iterator[Part]:
+    """Yield the first documents of so many bytes, the last one cut; append the bytes of text per stored byte."""
+    stored = read = 0
+    for number in range(len(shards)):
+        shard = shards.open(number)
+        for text, ends in shard.parts():
+            read += len(text.encode())
+            yield text, ends or read >= size
+            if read >= size:
+                break
+        stored += shard.consumed
+        if read >= size:
+            break
+    expansions.append(read / stored)

@@ -5,8 +5,9 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_transformer.backend import cache_dir
 from mlx_transformer.data.store import unwritable
@@ -77,37 +78,73 @@ def is_name(text: str, suffixes: Sequence[str]) -> bool:
     return not os.path.exists(text.partition("/")[0])
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set's training split. sizes: bytes, by name, in order."""
+
+    name: str
+    revision: str
+    sizes: dict[str, int]
+
+
+def find(name: str, formats: Sequence[Sequence[str]]) -> Listing:
+    """Ask the hub for the files of a data set's training split.
+
+    formats: suffixes of files that can be read, the preferred format first. Raises Unanswered; BadInput if the data set
+    has no such files.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint())
+    info = ask(lambda: api.dataset_info(name, timeout=REACH_SECONDS, files_metadata=True))
+    return Listing(name, str(info.sha), _choose(name, info, formats))
+
+
 def fetch(name: str, formats: Sequence[Sequence[str]], say: Say) -> list[Path]:
     """Return the files of a data set's training split, from the cache or the hub.
 
-    formats: suffixes of files that can be read, the preferred format first. Raises BadInput if the hub does not answer
-    and the cache lacks a file, or if the data set has no such files.
+    formats: as in `find`. Raises BadInput if the hub does not answer and the cache lacks a file, or if the data set has
+    no such files.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    record = cache_dir() / "hub" / f"{name.replace('/', '--')}.json"
+    try:
+        found = find(name, formats)
+    except Unanswered as error:
+        if (held := _held(name, record)) is not None:
+            return held
+        raise out_of_reach(name, error) from None
+    files = [*found.sizes]
+    say(f"{name} of the hub: {plural(len(files), 'file')}, {sum(found.sizes.values()) / 1e6:,.1f} MB: {_some(files)}")
+    paths = [download(found, file) for file in files]
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, {"revision": found.revision, "files": files})
+    except OSError as error:
+        raise unwritable(record.parent, error) from error
+    return paths
+
+
+def out_of_reach(name: str, error: Unanswered) -> BadInput:
+    """Make the error for a data set that is nowhere."""
+    return BadInput(f"{name} does not exist here, and is out of reach as a data set of the hub: {error}")
+
+
+def download(listing: Listing, file: str, folder: Path | None = None) -> Path:
+    """Fetch one file; folder: where to put it, instead of the cache of huggingface_hub. Raises BadInput."""
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError
 
-    listing = cache_dir() / "hub" / f"{name.replace('/', '--')}.json"
+    where: dict[str, Any] = {
+        "repo_type": "dataset",
+        "revision": listing.revision,
+        "endpoint": endpoint(),
+        "local_dir": folder,
+    }
     try:
-        api = HfApi(endpoint=endpoint())
-        info = ask(lambda: api.dataset_info(name, timeout=REACH_SECONDS, files_metadata=True))
-    except Unanswered as error:
-        if (held := _held(name, listing)) is not None:
-            return held
-        raise BadInput(f"{name} does not exist here, and is out of reach as a data set of the hub: {error}") from None
-    files, size = _choose(name, info, formats)
-    say(f"{name} of the hub: {plural(len(files), 'file')}, {size / 1e6:,.1f} MB: {_some(files)}")
-    paths = []
-    try:
-        for file in files:
-            paths.append(Path(hf_hub_download(name, file, repo_type="dataset", revision=info.sha, endpoint=endpoint())))
+        return Path(hf_hub_download(listing.name, file, **where))
     except (HTTPError, OSError, ValueError) as error:
-        raise BadInput(f"{name}: {file} could not be fetched ({sentence(error)}); the next run resumes") from error
-    try:
-        listing.parent.mkdir(parents=True, exist_ok=True)
-        write_json(listing, {"revision": info.sha, "files": files})
-    except OSError as error:
-        raise unwritable(listing.parent, error) from error
-    return paths
+        sentence_of = sentence(error)
+        raise BadInput(f"{listing.name}: {file} could not be fetched ({sentence_of}); the next run resumes") from error
 
 
 def _held(name: str, listing: Path) -> list[Path] | None:
@@ -126,14 +163,14 @@ def _held(name: str, listing: Path) -> list[Path] | None:
     return paths if len(paths) == len(found) else None
 
 
-def _choose(name: str, info: "DatasetInfo", formats: Sequence[Sequence[str]]) -> tuple[list[str], int]:
-    """Return the names of the training files, in order and of one format, and their bytes."""
+def _choose(name: str, info: "DatasetInfo", formats: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Return the bytes of the training files, by name, in order and of one format."""
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     for train in (True, False):  # without a file named for training, those that are named for nothing else
         for suffixes in formats:
             chosen = [file for file in sorted(sizes) if _suits(file, suffixes, train)]
             if chosen:
-                return chosen, sum(sizes[file] for file in chosen)
+                return {file: sizes[file] for file in chosen}
     if any(file.endswith(".parquet") for file in sizes):
         raise BadInput(f"{name} has Parquet files only, which would need pyarrow; write it as .jsonl and give that")
     raise BadInput(f"{name} has no .jsonl, .csv or .txt to train on; it has {_some(sorted(sizes)) or 'no files'}")

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from mlx_transformer.data import hub
 from mlx_transformer.data.documents import Part, group, lines_of
@@ -27,7 +27,7 @@ from mlx_transformer.utils.text import plural
 DEFAULT_COLUMN = "text"
 TAKEN = "UTF-8 text, .jsonl or .csv, each also as .gz, or a folder of them"
 _JSON, _CSV, _BINARY = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".parquet", ".arrow", ".feather")
-_FORMATS = (_JSON, _CSV, (".txt",))  # of a data set that has several, the first
+FORMATS = (_JSON, _CSV, (".txt",))  # of a data set that has several, the first
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,13 @@ def open_source(
     Raises BadInput unless all of it is readable UTF-8 and some of it is text.
     """
     path = Path(label).expanduser()
-    if not os.path.exists(path) and hub.is_name(label, tuple(itertools.chain(*_FORMATS))):
-        return _open_files(hub.fetch(label, _FORMATS, say), label, label, column)
+    if not os.path.exists(path) and hub.is_name(label, tuple(itertools.chain(*FORMATS))):
+        return _open_files(hub.fetch(label, FORMATS, say), label, label, column)
+    return _open_files(files_in(path, takes), str(path), path.resolve().name, column)
+
+
+def files_in(path: Path, takes: str = "expected") -> list[Path]:
+    """Return the files of a folder in order, hidden ones left out, or the file itself. Raises BadInput."""
     try:
         if not path.exists():
             raise BadInput(f"{path} does not exist; {takes} the path of a text")
@@ -75,17 +80,16 @@ def open_source(
             files = [file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)]
             if not files:
                 raise BadInput(f"{path} is a folder without files; give {TAKEN}")
-        elif path.is_file():
-            files = [path]
-        else:
-            raise BadInput(f"{path} is not a regular file; give {TAKEN}")
+            return files
+        if path.is_file():
+            return [path]
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror or error})") from error
-    return _open_files(files, str(path), path.resolve().name, column)
+    raise BadInput(f"{path} is not a regular file; give {TAKEN}")
 
 
 def _open_files(files: Sequence[Path], label: str, name: str, column: str | None) -> Source:
-    columned = [path for path in files if _kind(path) != "text"]
+    columned = [path for path in files if is_columned(path)]
     column = (column or DEFAULT_COLUMN) if columned else None
     identities, size = [], 0
     for path in files:
@@ -126,17 +130,28 @@ def open_file(path: Path, mode: str, **options: Any) -> Any:
     return (gzip.open if path.name.lower().endswith(".gz") else open)(path, mode, **options)
 
 
+def is_columned(path: Path) -> bool:
+    """Whether a file has records with named columns."""
+    return _kind(path) != "text"
+
+
 def _read(path: Path, column: str | None) -> Iterator[str]:
-    """Yield the lines of a file; CRLF and CR become LF, a byte order mark is removed."""
+    with open(path, "rb") as raw:
+        yield from read_open(raw, path, column)
+
+
+def read_open(raw: BinaryIO, path: Path, column: str | None) -> Iterator[str]:
+    """Yield the lines of an open file; CRLF and CR become LF, a byte order mark is removed. path: for its name."""
     kind = _kind(path)
-    with open_file(path, "rt", encoding="utf-8-sig", newline="" if kind == "csv" else None) as file:
-        if kind == "text":
-            yield from lines_of(file)
-            return
-        assert column is not None
-        for text in (_json_texts if kind == "json" else _csv_texts)(file, path, column):
-            yield from lines_of(io.StringIO(text, newline=None))
-            yield f"\n{SEPARATOR}\n"
+    content: Any = gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw
+    file = io.TextIOWrapper(content, encoding="utf-8-sig", newline="" if kind == "csv" else None)
+    if kind == "text":
+        yield from lines_of(file)
+        return
+    assert column is not None
+    for text in (_json_texts if kind == "json" else _csv_texts)(file, path, column):
+        yield from lines_of(io.StringIO(text, newline=None))
+        yield f"\n{SEPARATOR}\n"
 
 
 def _json_texts(file: TextIO, path: Path, column: str) -> Iterator[str]:

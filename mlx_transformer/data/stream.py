@@ -26,6 +26,8 @@ class Batches(Iterator[np.ndarray]):
     Raises BadInput if the tokens do not fill one sequence.
     """
 
+    divided = False
+
     def __init__(self, tokens: np.ndarray, batch_size: int | Callable[[int], int], seq_len: int, seed: int = 0):
         if len(tokens) < seq_len + 1:
             raise BadInput(
@@ -122,7 +124,9 @@ class _Drawn:
 
 
 class Stream(Protocol):
-    """An endless stream of batches that can tell and restore its position."""
+    """An endless stream of batches that can tell and restore its position. divided: each rank gets its share only."""
+
+    divided: bool
 
     def __next__(self) -> np.ndarray: ...
 

@@ -19,9 +19,10 @@ import numpy as np
 
 from mlx_transformer.data.chunks import Chunk, chunks, encode_chunks
 from mlx_transformer.data.corpus import Corpus
-from mlx_transformer.data.documents import Part, read_documents, read_parts
+from mlx_transformer.data.documents import Part, digests, read_documents, read_parts
 from mlx_transformer.data.store import cached_folder, progress
 from mlx_transformer.data.stream import Batches, validation_batches
+from mlx_transformer.data.streaming import ShardBatches, Text
 from mlx_transformer.data.tasks.packing import encode_examples, pack
 from mlx_transformer.data.tokenizers import SymbolTokenizer, Tokenizer
 from mlx_transformer.utils.errors import BadInput
@@ -88,6 +89,31 @@ class Tokens:
         return [(part, mask & (part[:, 1:] >= 0)) for part, mask in batches] if self.is_masked else batches
 
 
+@dataclass(frozen=True)
+class StreamedTokens(Tokens):
+    """The tokens of a text that is read while a model trains; `train` are those of a sample of it."""
+
+    text: Text | None = None
+    text_bytes: int = 0  # of the whole text: estimated
+    sample_bytes: int = 1
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Targets of an epoch, estimated from the sample."""
+        return round(super().epoch_tokens * self.text_bytes / self.sample_bytes)
+
+    def of_rank(self, rank: int, ranks: int) -> "StreamedTokens":
+        """Return what one of several ranks reads."""
+        return replace(self, rank=rank, ranks=ranks)
+
+    def batches(self, batch_size: int | Callable[[int], int], seq_len: int, seed: int) -> ShardBatches:  # type: ignore[override]
+        """Return this rank's share of the training stream. Raises BadInput for more ranks than files."""
+        assert self.text is not None
+        return ShardBatches(self.text, batch_size, seq_len, seed, rank=self.rank, ranks=self.ranks)
+
+
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], None] = print) -> Tokens:
     """Tokenize both splits, a few megabytes at a time, or open the token files that are there.
 
@@ -118,7 +144,19 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer, say: Callable[[str], N
         count = plural(len(valid) - 1, "token")
         say(f"warning: the validation text has only {count}, so that its loss is noisy; give a longer one as --valid")
     floor_bits = corpus.floor_bits if whole else None
-    return Tokens(train, valid, tokenizer.eos_id, floor_bits=floor_bits, tokenizer=tokenizer, **facts)
+    if corpus.shards is None:
+        return Tokens(train, valid, tokenizer.eos_id, floor_bits=floor_bits, tokenizer=tokenizer, **facts)
+    return StreamedTokens(
+        train,
+        valid,
+        tokenizer.eos_id,
+        floor_bits=None,
+        tokenizer=tokenizer,
+        text=Text(corpus.shards, tokenizer, frozenset(digests(read_parts(corpus.valid)))),
+        text_bytes=round(corpus.shards.size * corpus.expansion),
+        sample_bytes=corpus.train_bytes,
+        **facts,
+    )
 
 
 def _tokenize_task(corpus: Corpus, tokenizer: Tokenizer) -> Tokens:

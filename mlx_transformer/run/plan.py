@@ -109,7 +109,7 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
         experiment=experiment,
         kind=kind,
         task=task,
-        settings=decide(settings, size, corpus.name),
+        settings=decide(replace(settings, stream=corpus.shards is not None), size, corpus.name),
         size=size,
         seed=settings.seed or 0,
         config=config,

@@ -7,7 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.backend import versions
-from mlx_transformer.data.tokens import Tokens
+from mlx_transformer.data.shards import check_count
+from mlx_transformer.data.tokens import StreamedTokens, Tokens
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.flags import read_json
 from mlx_transformer.run.ladder import Experiment
@@ -33,7 +34,9 @@ def share_settings(experiment: Experiment, settings: Settings, ranks: Ranks) -> 
 
 
 def check_text(plan: Plan, ranks: Ranks) -> None:
-    """Raise BadInput for what several ranks cannot divide: pairs of a translator, of which batches differ in size."""
+    """Raise BadInput for what ranks cannot divide: pairs, whose batches differ in size, and fewer files than ranks."""
+    if isinstance(plan.tokens, StreamedTokens) and plan.corpus.shards is not None:
+        check_count(plan.corpus.shards, ranks.size)
     if ranks.size > 1 and not isinstance(plan.tokens, Tokens):
         raise BadInput("a translator trains in one process: start it without mlx.launch")
 

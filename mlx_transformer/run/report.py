@@ -172,6 +172,7 @@ def _perplexity(loss: float) -> str:
 def _figures(result: Record) -> list[tuple[str, str]]:
     corpus, parameters, tokenizer = result["corpus"], result["parameters"], result["tokenizer"]
     rest = (f"{what} {_duration(result[f'{key}_seconds'])}" for what, key in _BESIDES.items())
+    about = "streamed, about " if corpus.get("streamed") else ""
     rows = [
         ("best validation loss", _nats(result["best_valid_loss"])),
         ("best bits per byte", _number(result["best_valid_bpb"])),
@@ -191,7 +192,7 @@ def _figures(result: Record) -> list[tuple[str, str]]:
             f"{result['tokens_per_second']:,.0f} tokens/s" if result["tokens_per_second"] else "under 10 steps",
         ),
         ("peak memory", memory(result["peak_memory_bytes"])),
-        ("training text", f"{corpus['train_tokens']:,} tokens, {corpus['train_bytes']:,} bytes"),
+        ("training text", f"{about}{corpus['train_tokens']:,} tokens, {corpus['train_bytes']:,} bytes"),
         ("validation text", f"{corpus['valid_tokens']:,} tokens, {corpus['valid_bytes']:,} bytes"),
         ("tokenizer", f"{tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens"),
         ("model", f"{result['size']}: {_settings(result['config'])}"),

@@ -28,8 +28,9 @@ def make_result(
 
 def known_before(plan: Plan, model: Model) -> dict[str, Any]:
     """Return the part of result.json that is known before training."""
-    tokens, device = plan.tokens, device_info()
+    tokens, device, shards = plan.tokens, device_info(), plan.corpus.shards
     floor = tokens.floor_bits
+    streamed = shards and {"files": len(shards), "bytes": shards.size, "sample_bytes": plan.corpus.train_bytes}
     return {
         "schema_version": _SCHEMA_VERSION,
         "phase": plan.experiment.phase,
@@ -46,10 +47,11 @@ def known_before(plan: Plan, model: Model) -> dict[str, Any]:
             "sha256": plan.corpus.sha256,
             "train_tokens": tokens.epoch_tokens,
             "valid_tokens": tokens.valid_tokens,
-            "train_bytes": plan.corpus.train_bytes,
+            "train_bytes": plan.corpus.train_bytes if streamed is None else tokens.text_bytes,
             "valid_bytes": tokens.valid_bytes,
             "floor_bpb": None if floor is None else floor / tokens.valid_bytes,
             "duplicates_removed": plan.corpus.duplicates_removed,
+            "streamed": streamed,
         },
         "tokenizer": {
             "kind": plan.tokenizer.kind,

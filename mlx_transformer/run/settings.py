@@ -68,6 +68,8 @@ class Settings(DataFlags, SamplingFlags):
     """initialize weights and tokenizer from this run; a deeper model, or one with experts, grows from it"""
     stories: WholeNumber = None
     """number of documents to train on"""
+    stream: Switch = False
+    """read the files of --data while training, in bounded memory and disk (default: above 5 GB in several files)"""
     tokenizer: Place = None
     """bpe, word, or the path of a tokenizer.json (default: bpe)"""
     vocab_size: Extent = None
@@ -125,7 +127,7 @@ class Settings(DataFlags, SamplingFlags):
 
 GROUPS = {  # of --help-all; the fields of a Config that Settings lacks are in the first
     "model": ("size", "branch", "d_model", "n_layers", "n_heads", "d_ff", "seq_len", "dropout", "init_from"),
-    "data": ("data", "valid", "text_column", "stories", "tokenizer", "vocab_size"),
+    "data": ("data", "valid", "text_column", "stories", "stream", "tokenizer", "vocab_size"),
     "training": ("recipe", "batch_size", "learning_rate", "dtype", "seed", "device", "no_compile", "deterministic"),
     "limits": (*ENDS, "target_loss"),
     "generation": ("prompt", "temperature", "top_k", "top_p", "min_p"),

@@ -48,7 +48,8 @@ class TextTask:
 
     def load(self, settings: Settings, say: Say) -> Corpus:
         """Prepare the corpus. Raises BadInput."""
-        return load_corpus(settings.data or "auto", settings.valid, settings.stories, say, settings.text_column)
+        text = (settings.data or "auto", settings.valid, settings.stories, say, settings.text_column)
+        return load_corpus(*text, stream=settings.stream)
 
     def tokenize(self, corpus: Corpus, tokenizer: Tokenizer, config: Config, say: Say) -> Data:
         """Tokenize the corpus. Raises BadInput."""
@@ -86,6 +87,8 @@ class PairsTask(TextTask):
     def load(self, settings: Settings, say: Say) -> Corpus:
         if settings.text_column is not None:
             raise BadInput(f"--text-column {settings.text_column} goes with .jsonl and .csv; pairs have no columns")
+        if settings.stream:
+            raise BadInput("--stream goes with a text; a translator reads its pairs at once")
         return pairs.load_pairs(settings.data or "auto", settings.valid, settings.stories, say)
 
     def tokenize(self, corpus: Corpus, tokenizer: Tokenizer, config: Config, say: Say) -> Data:

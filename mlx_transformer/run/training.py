@@ -244,8 +244,11 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path, ranks: 
         console.say(describe(ranks, recipe.batch_size(plan.config.seq_len)))
     if plan.experiment.code is not None and not is_own(type(model).__module__) and type(model).__module__ != "__main__":
         console.say(f"{plan.experiment} defines no Model: the one of phase {plan.experiment.phase} is trained")
+    size = f"{plural(corpus.train_documents, 'document')}, {plan.tokens.epoch_tokens + 1:,} training tokens, "
+    if corpus.shards is not None:
+        size = f"{plural(len(corpus.shards), 'file')}, about {plan.tokens.epoch_tokens:,} training tokens, "
     console.say(
-        f"{plural(corpus.train_documents, 'document')}, {plan.tokens.epoch_tokens + 1:,} training tokens, "
+        f"{size}"
         f"{plan.tokens.valid_tokens + 1:,} validation tokens; "
         f"{plan.tokenizer.kind} tokenizer of {plan.config.vocab_size:,}"
     )

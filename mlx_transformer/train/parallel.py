@@ -47,6 +47,8 @@ class Ranks:
         self.group, self.backend, self.watch = group, backend, own
         self.rank, self.size = (group.rank(), group.size()) if group is not None else (0, 1)
         self.communication_seconds = 0.0  # of the last step, if it was timed
+        self.probe_every = PROBE_EVERY
+        self.messages = self.message_bytes = 0  # of the last mean
         self._steps = self._gathers = 0
         # A ring sends from a thread of the CPU; with a stream of its own it does not wait for the rest of the step.
         self._stream = mx.new_stream(mx.cpu) if self.size > 1 and backend != "nccl" else None
@@ -69,7 +71,9 @@ class Ranks:
         result: Arrays = {}
         previous: list[mx.array] = []
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        for paths in buckets({path: value.nbytes for path, value in arrays.items()}):
+        groups = buckets({path: value.nbytes for path, value in arrays.items()})
+        self.messages, self.message_bytes = len(groups), sum(value.nbytes for value in arrays.values())
+        for paths in groups:
             with mx.stream(self._stream if on_cpu and self._stream else mx.default_stream(mx.default_device())):
                 flat = mx.concatenate([arrays[path].reshape(-1).astype(mx.float32) for path in paths])
                 if previous:
@@ -88,12 +92,13 @@ class Ranks:
     ) -> tuple[Arrays, list[Arrays], mx.array]:
         """Average metrics and gradients over the ranks, and add up the signals (3,).
 
-        Every PROBE_EVERY-th step waits for the gradients first and times the rest: `communication_seconds`.
+        Every `probe_every`-th step waits for the gradients first and times the rest: `communication_seconds`.
         """
         arrays = {f"{i}/{path}": value for i, part in enumerate(gradients) for path, value in part.items()}
         arrays |= {f"metrics/{name}": value for name, value in metrics.items()}
         arrays["signals"] = mx.array(signals, mx.float32)
-        probes, self._steps = self._steps % PROBE_EVERY == PROBE_EVERY // 2, self._steps + 1
+        probes = self._steps % self.probe_every == self.probe_every // 2
+        self._steps += 1
         if probes:
             mx.eval(arrays)
         started = time.perf_counter()

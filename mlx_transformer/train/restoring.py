@@ -28,6 +28,14 @@ def load_checkpoint(folder: Path | None, ranks: Ranks) -> Checkpoint | None:
     return ranks.send_arrays(found and found[0]), rest[0], rest[1]
 
 
+def data_state(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Return the position of the batches as a checkpoint stores it, with the lanes of every rank (ShardBatches)."""
+    if "lanes" not in state:
+        return state
+    lanes = [lane for own in ranks.gather(state["lanes"]) for lane in own]
+    return {name: value for name, value in state.items() if name != "rank"} | {"lanes": lanes}
+
+
 def random_state(ranks: Ranks) -> dict[str, Any]:
     """Return the state of the random numbers of every rank, as a checkpoint stores it."""
     words = ranks.gather([int(word) for word in np.array(mx.random.state[0])])  # type: ignore[index]

@@ -14,7 +14,7 @@ from mlx_transformer.backend import divided_blas
 from mlx_transformer.data.pairs import PairTokens
 from mlx_transformer.data.stream import Prefetch, predicted_tokens
 from mlx_transformer.data.tasks.packing import unmarked
-from mlx_transformer.data.tokens import Tokens
+from mlx_transformer.data.tokens import StreamedTokens, Tokens
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train import restoring
 from mlx_transformer.train.checkpoint import save_checkpoint
@@ -95,6 +95,7 @@ class _Run:
         data = self._prepare(data)
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
         self.ranks = ranks = options.ranks
+        data = data.of_rank(ranks.rank, ranks.size) if isinstance(data, StreamedTokens) else data
         mx.random.seed(ranks.own_seed(seed))
         self.batches = data.batches(partial(recipe.batch_size, seq_len), seq_len, seed)
         model.masked = isinstance(data, Tokens) and data.is_masked
@@ -122,6 +123,8 @@ class _Run:
         train = self.model.prepare(text, data.eos_id)
         if train is text:
             return data
+        if isinstance(data, StreamedTokens):
+            raise BadInput("this model counts the whole training text before it trains: it cannot be streamed")
         if data.is_masked:
             train[:, -1] = data.train
         self.prepared = Prepared(seconds=self.options.clock() - started)
@@ -184,15 +187,18 @@ class _Run:
         self.progress.data_seconds += clock() - waiting
         masked = self.model.masked  # a budget of tokens counts all that are read, not the answers alone
         step_tokens = len(batch) * (batch.shape[-1] - 1) if masked else predicted_tokens(batch)
+        own, shape = self.ranks.part(batch), batch.shape
+        if self.batches.divided:
+            own, shape, step_tokens = batch, (len(batch) * self.ranks.size, *shape[1:]), step_tokens * self.ranks.size
         tokens += step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
         self.take_step.signals = self._signals()
-        metrics, norm = self.take_step(mx.array(self.ranks.part(batch)), learning_rate, share)
+        metrics, norm = self.take_step(mx.array(own), learning_rate, share)
         if on_gpu():
             mx.async_eval(metrics, norm, self.take_step.state)
         heard, spent = self.take_step.heard, self.ranks.communication_seconds
-        return Begun(batch.shape, step_tokens, tokens, learning_rate, metrics, norm, heard, spent)
+        return Begun(shape, step_tokens, tokens, learning_rate, metrics, norm, heard, spent)
 
     def _signals(self) -> Signals:
         """Return what this rank tells the others; the clock is that of rank 0."""
@@ -363,7 +369,8 @@ class _Run:
         }
         self.ranks.advance("saving")
         mx.eval(arrays)  # before the ranks exchange their random state, which fails where one was lost in a step
-        state = {"progress": asdict(progress), "data": self.prefetch.state(), **restoring.random_state(self.ranks)}
+        position = restoring.data_state(self.prefetch.state(), self.ranks)
+        state = {"progress": asdict(progress), "data": position, **restoring.random_state(self.ranks)}
         path = self.options.checkpoints
         if self.ranks.rank == 0:
             path = save_checkpoint(path, self.progress.step, by_path(arrays), state)

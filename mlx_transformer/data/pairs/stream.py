@@ -121,6 +121,8 @@ class PairBatches(Iterator[np.ndarray]):
     of which the smallest part has been drawn, so that after an epoch each pair has been drawn once, up to a batch.
     """
 
+    divided = False
+
     def __init__(self, side: Side, batch_size: int | Callable[[int], int], seq_len: int, seed: int = 0) -> None:
         self.batch_size, self.seq_len, self.seed = batch_size, seq_len, seed
         self._side, widths = side, side.widths

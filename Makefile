@@ -1,5 +1,6 @@
 # make run    everything from a fresh machine to a trained phase 1 (more flags: make run ARGS="--size nano")
 # make test   everything from a fresh machine to a tested checkout
+# make docs   the site, in site/index.html
 # On Linux with an NVIDIA GPU: make clean run BACKEND=cuda
 # For GNU make 3.81 and bash 3.2, which macOS has (tests/test_make.py).
 SUITS  := import platform, sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10) or platform.system() + platform.machine() == "Darwinx86_64")
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 BACKEND ?= cpu
 ARGS   ?=
 
-.PHONY: run test test-all lint clean
+.PHONY: run test test-all lint docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -27,6 +28,9 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { echo "error: $(PYTHON) is missing or older than 3.10: install a newer Python ('brew install python@3.12' or python.org on a Mac, 'apt install python3.12-venv' on Ubuntu), or name one with make PYTHON=python3.12 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import platform, sys; sys.exit(platform.system() + platform.machine() == "Darwinx86_64")' || { echo "error: $(PYTHON) is made for Intel processors, and MLX needs Apple silicon: install a native Python ('brew install python@3.12' with the Homebrew in /opt/homebrew, or python.org), or name one with make PYTHON=/opt/homebrew/bin/python3.12 ..." >&2; exit 2; }
@@ -39,8 +43,12 @@ $(VENV)/run.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),test,bench]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),test,bench,docs]' -c constraints.txt
+	@touch $@ $(VENV)/run.stamp $(VENV)/docs.stamp
+
+$(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(BACKEND),docs]'
 	@touch $@ $(VENV)/run.stamp
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -11,7 +11,7 @@ TOOLS = {  # name -> module:function, and what the tool answers
         "variants against each other and PyTorch: throughput, time to a target loss",
     ),
     "report": ("bench.report.report:main", "RESULTS.md from the published logs"),
-    "step": ("bench.tools.step:main", "throughput of a training step, against PyTorch"),
+    "step": ("bench.tools.step:main", "throughput of a training step, against PyTorch or by the number of ranks"),
     "decode": ("bench.tools.decode:main", "throughput of greedy decoding, against PyTorch and transformers"),
     "memory": ("bench.tools.memory:main", "peak memory of a training step"),
     "footprint": ("bench.tools.footprint:main", "memory of a training step and of decoding, by variant"),
@@ -30,6 +30,7 @@ TOOLS = {  # name -> module:function, and what the tool answers
     "schedules": ("bench.tools.schedules:main", "plot of the learning-rate schedules"),
     "machine": ("bench.tools.machine:main", "a report on this machine: GPU against CPU, resuming, throughput"),
     "roofline": ("bench.tools.roofline:main", "predicted throughput on Apple GPUs"),
+    "scaling": ("bench.tools.scaling:main", "predicted throughput on 1 to 64 machines"),
 }
 
 

@@ -9,6 +9,8 @@
     gemm             the matrix products of MLX's step alone: its ratio is their share of the step's time
     plain            MLX as installed, MLX_TRANSFORMER_PLAIN=1: one round only, since it is some 40x slower
 
+`--ranks 1,2,4` measures processes that train together instead (ranks.py).
+
 All start from the same weights and have the same batches and threads; without dropout, their losses must agree over the
 warm-up.
 """
@@ -23,7 +25,8 @@ import numpy as np
 from rich.table import Table
 
 from bench import logfile
-from bench.options import read_names
+from bench.options import read_names, read_numbers
+from bench.tools import ranks
 from bench.tools.throughput import StepFlags, describe, pass_worker
 from bench.workers import training_step
 from bench.workers.interleave import Ratio, interleave, speed_ratio
@@ -32,7 +35,7 @@ from bench.workers.process import Worker, WorkerProcess, started
 from bench.workers.training_step import BATCHES, WARM_UP, Task
 from mlx_transformer.run.flags import File, Number, Text, WholeNumber, parse
 from mlx_transformer.run.ladder import find_branch, find_phase
-from mlx_transformer.utils.errors import RunFailed
+from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.terminal import Terminal
 
 AGAINST = ("torch", "torch-compile", "torch-installed", "gemm", "plain")
@@ -52,6 +55,8 @@ class Flags(StepFlags):
     """steps of a round (default: as many as the fastest worker makes in 2 seconds)"""
     against: Text = None
     """torch, torch-compile, torch-installed, gemm, plain, with commas (default: the first three)"""
+    ranks: Text = None
+    """instead of PyTorch: numbers of processes that train together on this machine, with commas, such as 1,2,4"""
     out: File = None
     """write everything that was measured to this JSON file"""
 
@@ -153,6 +158,9 @@ def show(log: dict[str, Any]) -> Table:
 def main(prog: str = "python -m bench step", args: list[str] | None = None) -> None:
     """Run the command line."""
     flags = parse(Flags, prog, args=args)
+    if flags.ranks is not None:
+        measure_ranks(flags, read_numbers("--ranks", flags.ranks))
+        return
     against = read_names("--against", flags.against, AGAINST, AGAINST[:3])
     task = flags.task(dropout=flags.dropout or 0.0)
     if any(name.startswith("torch") for name in against):
@@ -162,3 +170,16 @@ def main(prog: str = "python -m bench step", args: list[str] | None = None) -> N
     log = compare(task, against, flags.rounds or 8, flags.steps, terminal.print)
     logfile.write_log(flags.out, log)
     terminal.print(show(log))
+
+
+def measure_ranks(flags: Flags, counts: list[int]) -> None:
+    """Measure several numbers of ranks. Raises BadInput for flags that do not go with them."""
+    if flags.against is not None:
+        raise BadInput(f"--against {flags.against} and --ranks {flags.ranks} exclude each other")
+    task = flags.task(dropout=flags.dropout or 0.0)
+    ranks.check_counts(counts, task)
+    logfile.check_out(flags.out)
+    terminal = Terminal(width=120)
+    log = ranks.compare(task, counts, flags.rounds or 8, flags.steps, ROUND_SECONDS, terminal.print)
+    logfile.write_log(flags.out, log)
+    terminal.print(ranks.show(log))

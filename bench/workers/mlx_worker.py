@@ -17,6 +17,7 @@ from mlx_transformer.nn.patches import class_of
 from mlx_transformer.run.console import Console
 from mlx_transformer.run.ladder import Experiment, find_phase
 from mlx_transformer.run.training import Curve
+from mlx_transformer.train.parallel import join
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.trainer import Limits, RunOptions, Step, default_eval_every, fit
 from mlx_transformer.utils.errors import RunFailed
@@ -62,6 +63,7 @@ class TrainingRounds:
     """Training steps of fit() as a run drives it, with its curve and console, without evaluations and checkpoints.
 
     experiment: a phase's number or the path of a file. The batch does not grow: the step that a run repeats is timed.
+    Several ranks, if they were started, train together.
     """
 
     def __init__(
@@ -88,26 +90,37 @@ class TrainingRounds:
         log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as in a run
         self.curve = Curve(Path(folder) / "curve.jsonl", lambda loss: None, log_every)
         self.console = Console(quiet=True).training(Limits())
-        self.events = fit(kind(kind.Config(**config)), rules, data, options=RunOptions(eval_every=10**9))
+        self.ranks = join()
+        options = RunOptions(eval_every=10**9, ranks=self.ranks)
+        self.events = fit(kind(kind.Config(**config)), rules, data, options=options)
 
     def facts(self) -> dict[str, Any]:
         """Describe the runtime."""
         return describe_runtime()
 
-    def round(self, steps: int) -> dict[str, Any]:
-        """Take the next steps; their losses, and the share of the training time spent waiting for batches so far."""
+    def round(self, steps: int, probe: bool = False) -> dict[str, Any]:
+        """Take the next steps; their losses, and the share of the training time spent waiting for batches so far.
+
+        probe: let each step of several ranks wait for its gradients, and time their exchange.
+        """
         losses: list[float] = []
+        communication: list[float] = []
         event = None
+        self.ranks.probe_every = 1 if probe else 10**9
         while len(losses) < steps:
             event = next(self.events)
             self.curve.write(event)
             self.console.show(event, mx.get_peak_memory())
             if isinstance(event, Step):
                 losses.append(event.metrics["loss"])
+                communication.append(self.ranks.communication_seconds)
             else:
                 raise RunFailed(f"training ended: {event}")
         assert isinstance(event, Step)
-        on_gpu = {} if device_info().backend == "cpu" else {"memory_bytes": mx.get_peak_memory()}
+        on_gpu: dict[str, Any] = {} if device_info().backend == "cpu" else {"memory_bytes": mx.get_peak_memory()}
+        if self.ranks.size > 1:
+            exchanged = {"messages": self.ranks.messages, "message_bytes": self.ranks.message_bytes}
+            on_gpu |= {"communication_seconds": communication if probe else None, **exchanged}
         return {"losses": losses, "data_wait_share": event.data_wait_share, **on_gpu}
 
 

@@ -10,6 +10,7 @@ Whatever is measured in a process of its own goes through this module.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,12 +44,16 @@ def environment(**changes: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """A measurement: a class, as "module:Class", the settings to make it from, and the process's environment."""
+    """A measurement: a class, as "module:Class", the settings to make it from, and the process's environment.
+
+    ranks: processes that measure together, as a ring of MLX on this machine.
+    """
 
     name: str
     target: str
     settings: dict[str, Any]
     environment: dict[str, str] = field(default_factory=environment)
+    ranks: int = 1
 
 
 class WorkerFailed(RunFailed):
@@ -71,12 +76,17 @@ class WorkerProcess:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send one request and wait for its answer. Raises WorkerFailed if the process ended."""
-        try:
+        self.send(request)
+        return self.receive()
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Send one request; `receive` raises if the process ended."""
+        with suppress(BrokenPipeError):
             print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()  # type: ignore[union-attr]
-        except BrokenPipeError:
-            line = ""
-        if not line:
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for an answer. Raises WorkerFailed if the process ended."""
+        if not (line := self.process.stdout.readline()):  # type: ignore[union-attr]
             code = self.process.wait()
             raise WorkerFailed(self.worker.name, code, last_words(code, self.stderr.read_text(errors="replace")))
         return json.loads(line)
@@ -86,6 +96,22 @@ class WorkerProcess:
         variables = {name: value for name, value in self.worker.environment.items() if name.startswith(_RECORDED)}
         public = {name: value for name, value in variables.items() if os.sep not in value}  # no paths
         return {**self.facts, "environment": public}
+
+
+@dataclass
+class RingProcess(WorkerProcess):
+    """A worker of several ranks; the first one's facts and answers, with those of all as `ranks`."""
+
+    others: list[WorkerProcess] = field(default_factory=list)
+
+    def send(self, request: dict[str, Any]) -> None:
+        for one in self.others:
+            one.send(request)
+        super().send(request)
+
+    def receive(self) -> dict[str, Any]:
+        answers = [super().receive(), *(one.receive() for one in self.others)]
+        return {**answers[0], "ranks": answers}
 
 
 def last_words(code: int, stderr: str) -> str:
@@ -101,22 +127,45 @@ def started(workers: Sequence[Worker]) -> Iterator[dict[str, WorkerProcess]]:
     """Start workers, by name, each ready for its first round; all are killed on leaving. Raises WorkerFailed."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        processes = {}
+        processes: dict[str, WorkerProcess] = {}
         for i, worker in enumerate(workers):
-            stderr = folder / f"{i}.txt"
-            process = subprocess.Popen(
-                [sys.executable, "-m", "bench.workers.worker", worker.target],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stack.enter_context(stderr.open("w")),
-                text=True,
-                env=worker.environment,
-                cwd=ROOT,
-            )
-            stack.callback(_kill, process)
-            processes[worker.name] = WorkerProcess(worker, process, stderr)
-            processes[worker.name].facts = processes[worker.name].ask(**worker.settings)
+            own = [_spawn(worker, place, folder / f"{i}_{rank}.txt", stack) for rank, place in _places(worker, folder)]
+            first = own[0]
+            if worker.ranks > 1:
+                first = RingProcess(worker, first.process, first.stderr, others=own[1:])
+            processes[worker.name] = first
+            first.facts = first.ask(**worker.settings)
         yield processes
+
+
+def _spawn(worker: Worker, variables: dict[str, str], stderr: Path, stack: ExitStack) -> WorkerProcess:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.workers.worker", worker.target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stack.enter_context(stderr.open("w")),
+        text=True,
+        env=variables,
+        cwd=ROOT,
+    )
+    stack.callback(_kill, process)
+    return WorkerProcess(worker, process, stderr)
+
+
+def _places(worker: Worker, folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number and the environment of each process; those of a ring share the threads."""
+    if worker.ranks == 1:
+        yield 0, worker.environment
+        return
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(worker.ranks)]
+        ports = [one.getsockname()[1] for one in sockets]
+    hosts = folder / f"{len(list(folder.iterdir()))}.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    share = str(max(1, threads() // worker.ranks))
+    own = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), share)
+    for rank in range(worker.ranks):
+        yield rank, {**worker.environment, **own, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)}
 
 
 def _kill(process: subprocess.Popen) -> None:

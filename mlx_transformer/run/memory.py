@@ -54,7 +54,7 @@ def check_memory(model: Model, recipe: Recipe, seed: int, flags: Sequence[str]) 
         return
     fixed, each = _measure(type(model), config, recipe, seed, (sample // 2, sample))
     mx.clear_cache()
-    fixed += 12 * model.count_parameters()["total"]  # weights and optimizer state
+    fixed += 4 * _copies(recipe) * model.count_parameters()["total"]
     needed = _OVERHEAD * (fixed + batch * each)
     if needed > present:
         largest = int(0.9 * (present / _OVERHEAD - fixed) / each)  # two measurements differ a little
@@ -77,7 +77,12 @@ def step_bound(model: Model, recipe: Recipe, batch: int) -> int:
         shared += sum(mixer.n_shared(length) for mixer in mixers if isinstance(mixer, RecurrentMixer))
     parameters = model.count_parameters()["total"]
     of_a_stream = parameters + shared + ops.n_logits(tokens, config.vocab_size, dtype)  # each has its own gradients
-    return 4 * (3 * parameters + used * of_a_stream + batch * kept)
+    return 4 * (_copies(recipe) * parameters + used * of_a_stream + batch * kept)
+
+
+def _copies(recipe: Recipe) -> int:
+    """Return the copies of the parameters that training holds: weights, optimizer state, their average."""
+    return 3 + (recipe.average.n_copies() if recipe.average else 0)
 
 
 def _least(model: Model, recipe: Recipe, batch: int) -> int:
@@ -86,7 +91,7 @@ def _least(model: Model, recipe: Recipe, batch: int) -> int:
     if ops.keeps_scores(getattr(mx, recipe.dtype)):  # of one layer, with their gradient
         scores = 2 * max((mixer.n_scores(config.seq_len) for mixer in _attention(model)), default=0)
     inputs = config.seq_len * config.d_model * config.n_layers  # of the blocks
-    return 4 * (3 * model.count_parameters()["total"] + batch * (inputs + scores)) + _mask(model)
+    return 4 * (_copies(recipe) * model.count_parameters()["total"] + batch * (inputs + scores)) + _mask(model)
 
 
 def _mask(model: Model) -> int:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from mlx_transformer.nn.model import Model
-from mlx_transformer.train.optim.average import EMA
+from mlx_transformer.train.optim.average import Average
 from mlx_transformer.train.optim.clip import Clip
 from mlx_transformer.train.optim.groups import Group, assign
 from mlx_transformer.train.optim.scaling import LossScale
@@ -48,7 +48,7 @@ class Recipe:
     accumulate: Any = 1  # parts of a step that are computed one after the other, to save memory
     checkpoint: str = "none"  # gradient checkpointing; "block": recompute each block in the backward pass
     label_smoothing: Any = 0.0  # of the training loss only
-    average: EMA | None = None  # of the weights: evaluated and kept instead of them
+    average: Average | None = None  # of the weights: evaluated and kept instead of them
     dropout: Any = None  # replaces the Config's while training; None: the Config's
 
     def at(self, size: str) -> "Recipe":
@@ -76,6 +76,8 @@ class Recipe:
             raise BadInput(f"accumulate = {self.accumulate}: expected a whole number of at least 1")
         if self.checkpoint not in CHECKPOINTS:
             raise BadInput(f"checkpoint = {self.checkpoint!r}: expected one of {', '.join(CHECKPOINTS)}")
+        if self.average:
+            self.average.check()
         return self
 
     def check_dropout(self, dropout: float) -> None:
@@ -97,7 +99,7 @@ class Recipe:
 
     def is_finished(self, tokens: int) -> bool:
         """Whether the weights no longer change: a learning rate of 0 now, and over the horizon of the average."""
-        since = tokens - (self.average.horizon_tokens if self.average else 0)
+        since = tokens - (self.average.horizon() if self.average else 0)
         return since > 0 and not any(map(self.learning_rate_at, (since, tokens)))
 
     def to_dict(self) -> dict[str, Any]:

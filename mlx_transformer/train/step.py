@@ -53,8 +53,9 @@ class TrainingStep:
         self.memory: dict[str, Arrays] = {
             "clip": recipe.clip.start(),
             "scaling": recipe.loss_scale.start() if recipe.dtype == "float16" else {},
-            "average": dict(parameters) if recipe.average else {},
+            "average": recipe.average.start(parameters) if recipe.average else {},
         }
+        self.snapshots = recipe.average.start_snapshots(parameters) if recipe.average else {}
         model.label_smoothing, model.checkpoint = recipe.label_smoothing, recipe.checkpoint
         self.shares = divide({path: value.size for path, value in parameters.items()})
         self.compiled, self.deterministic = compiled, deterministic
@@ -65,7 +66,7 @@ class TrainingStep:
 
     @property
     def state(self) -> list[Any]:
-        """Everything that a step reads and changes."""
+        """Everything that the compiled step reads and changes."""
         return [self.model.state, self.optimizers.state, self.memory, mx.random.state]
 
     def __call__(self, batch: mx.array, learning_rate: float, average_share: float = 1.0) -> tuple[Arrays, mx.array]:
@@ -84,11 +85,14 @@ class TrainingStep:
             self.model.update(tree_unflatten(list(new.items())))
         if self.optimizers.want_curvature():
             estimate_curvature(batch)
-        return take(batch, mx.array(learning_rate), mx.array(average_share))
+        done = take(batch, mx.array(learning_rate), mx.array(average_share))
+        if self.recipe.average and self.snapshots and average_share:
+            self.snapshots = self.recipe.average.taken(self.snapshots, by_path(self.model.trainable_parameters()))
+        return done
 
     def weights_to_keep(self) -> Tree:
         """Return what is evaluated and saved: the weights, or the recipe's average of them."""
-        average = self.memory["average"]
+        average = self.recipe.average.value(self.memory["average"], self.snapshots) if self.recipe.average else {}
         return tree_unflatten(list(average.items())) if average else self.model.trainable_parameters()
 
     def _build(self) -> tuple[Callable[..., tuple[Arrays, mx.array]], Callable, Callable]:
@@ -218,13 +222,13 @@ class TrainingStep:
 
     def _update(self, gradients: Arrays, norm: mx.array, average_share: mx.array) -> None:
         """Update the weights that have a gradient here, and their average."""
-        weights, average = by_path(self.model.trainable_parameters()), self.memory["average"]
+        weights = by_path(self.model.trainable_parameters())
         clipped = self.recipe.clip(gradients, weights, norm, self.memory["clip"])
         new = self.optimizers.update(clipped, weights)
         self.model.update(tree_unflatten(list(new.items())))
-        if average:
-            for path, weight in new.items():
-                average[path] = average[path] + average_share * (weight - average[path])
+        if self.recipe.average:
+            average = self.memory["average"]
+            average.update(self.recipe.average.after(average, new, average_share))
 
     def _observe(self, gradients: Arrays, targets: int) -> None:
         self.optimizers.observe(gradients, targets)

@@ -366,6 +366,7 @@ class _Run:
             "best": best,
             "optimizers": self.take_step.optimizers.state,
             "memory": self.take_step.memory,
+            "snapshots": self.take_step.snapshots,
         }
         self.ranks.advance("saving")
         mx.eval(arrays)  # before the ranks exchange their random state, which fails where one was lost in a step
@@ -384,6 +385,7 @@ class _Run:
             self.best = restoring.filled("best", self.model.trainable_parameters(), arrays)
             optimizers.state = restoring.filled("optimizers", optimizers.state, arrays)
             self.take_step.memory = restoring.filled("memory", self.take_step.memory, arrays)
+            self.take_step.snapshots = restoring.filled("snapshots", self.take_step.snapshots, arrays)
             self.progress = Progress(**state["progress"])
         except (KeyError, TypeError) as error:
             raise BadInput(

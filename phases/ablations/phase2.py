@@ -12,6 +12,7 @@ BUDGET         = BySize(nano=2_000_000, small=5_000_000, base=20_000_000)  # of 
 TOTAL_TOKENS   = BySize(nano=  960_000, small=2_400_000, base= 9_600_000)  # of the cosine, as of phase 2's schedule
 CYCLE_TOKENS   = BySize(nano=  200_000, small=  500_000, base= 2_000_000)  # of the first cosine before a restart
 AVERAGE_TOKENS = BySize(nano=   40_000, small=  100_000, base=   400_000)  # the horizon of the averaged weights
+AVERAGE_EVERY  = BySize(nano=    8_000, small=   20_000, base=   80_000)  # between two of the 5 averaged snapshots
 RAMP_TOKENS    = BySize(nano=  200_000, small=  500_000, base= 2_000_000)  # until the batch has its full size
 # fmt: on
 
@@ -64,6 +65,8 @@ OTHERS: dict[str, Callable[[Recipe], Recipe]] = {
     "zclip": _set(clip=optim.ZClip()),  # Kumar et al. 2025, arXiv 2504.02507
     "label_smoothing": _set(label_smoothing=0.1),  # Szegedy et al. 2016, arXiv 1512.00567, sec. 7
     "ema": _set(average=optim.EMA(horizon_tokens=AVERAGE_TOKENS)),  # Polyak & Juditsky 1992
+    # Vaswani et al. 2017, sec. 6.1
+    "checkpoint_average": _set(average=optim.CheckpointAverage(last=5, every_tokens=AVERAGE_EVERY)),
     # Smith et al. 2018, arXiv 1711.00489
     "batch_warmup": _set(batch_warmup=optim.BatchWarmup(tokens=RAMP_TOKENS, doublings=2)),
 }

@@ -1,6 +1,6 @@
 """Optimizers, schedules and clipping: what mlx.optimizers lacks or does differently."""
 
-from mlx_transformer.train.optim.average import EMA
+from mlx_transformer.train.optim.average import EMA, Average, CheckpointAverage
 from mlx_transformer.train.optim.clip import AGC, ByValue, Clip, GlobalNorm, ZClip
 from mlx_transformer.train.optim.groups import (
     AdamW,
@@ -65,7 +65,9 @@ __all__ = [  # noqa: RUF022 - grouped
     "Plateau",
     "StopRule",
     "SuccessiveRises",
-    # the average of the weights, and the scale of the loss in float16
+    # averages of the weights, and the scale of the loss in float16
+    "Average",
+    "CheckpointAverage",
     "EMA",
     "LossScale",
 ]

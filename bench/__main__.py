@@ -24,6 +24,7 @@ TOOLS = {  # name -> module:function, and what the tool answers
         "loss on sequences longer than those trained on; `length cost`: time and memory",
     ),
     "precision": ("bench.tools.precision:main", "loss in float16 and bfloat16 against float32"),
+    "averages": ("bench.tools.averages:main", "averages of the weights, compared in the same runs"),
     "fables": ("bench.tools.fables:main", "distance to the entropy of the built-in corpus, by phase"),
     "baselines": ("bench.tools.baselines:main", "loss of n-gram models on the same tokens"),
     "stopping": ("bench.tools.stopping:main", "early-stopping rules replayed on finished runs"),

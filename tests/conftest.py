@@ -79,7 +79,8 @@ def tiny(text):
 def no_pictures():
     """Draw no picture of a run: each takes half a second, and tests/run draws them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "draw_loss", lambda path, *_: path.touch())
+        for name in ("draw_loss", "draw_lengths"):
+            patch.setattr(training, name, lambda path, *_: path.touch())
         yield
 
 

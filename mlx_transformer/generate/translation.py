@@ -82,31 +82,65 @@ def compare(translations: Sequence[str], references: Sequence[str]) -> dict[str,
 
 def translation_loss(
     model: Model, tokenizer: Tokenizer, pairs: Sequence[Pair], say: Callable[[str], None] = print
-) -> tuple[float, int]:
-    """Return the loss in nats per target token, and the tokens, of the pairs of at most the model's seq_len tokens."""
-    side, _ = encode_pairs(pairs, tokenizer, model.config.seq_len, say)
+) -> tuple[float | None, int]:
+    """Return the loss in nats per target token, and the tokens, of the pairs of at most the model's seq_len tokens.
+
+    Says how many pairs are longer; the loss is None where all are.
+    """
+    try:
+        side, _ = encode_pairs(pairs, tokenizer, model.config.seq_len, say)
+    except BadInput:  # none fits
+        return None, 0
     evaluator = Evaluator(model, side.in_order(batch_tokens()))
     return evaluator(), evaluator.tokens
 
 
-def judge(model: Model, tokenizer: Tokenizer, pairs: Sequence[Pair], beam: Beam = Beam()) -> dict[str, Any]:  # noqa: B008
+def judge(
+    model: Model,
+    tokenizer: Tokenizer,
+    pairs: Sequence[Pair],
+    beam: Beam = Beam(),  # noqa: B008
+    kind_of: Callable[[Pair], str] | None = None,
+) -> dict[str, Any]:
     """Translate sources by beam search and greedily, and score both.
 
-    by_length: for each class of source lengths, in words, its first length, its pairs and their exact match.
+    by_length: for each class of source lengths, in words, its first length, its pairs and their exact match. by_kind:
+    the same for the pairs of each kind, where kind_of tells them.
     """
-    sources, references = [source for source, _ in pairs], [target for _, target in pairs]
-    found = {}
-    for name, how in (("beam", beam), ("greedy", GREEDY)):
-        made = translate(model, tokenizer, sources, beam=how.size, length_penalty=how.alpha)
-        found[name] = [one.text for one in made]
-        found[f"{name}_score"] = sum(one.score for one in made) / len(made)  # type: ignore[assignment]
-    classes: dict[int, list[bool]] = {}
-    for source, reference, ours in zip(sources, references, found["beam"], strict=True):
-        classes.setdefault((len(source.split()) - 1) // _WORDS * _WORDS + 1, []).append(ours == reference)
-    return {
-        "pairs": len(pairs),
-        **compare(found["beam"], references),
-        "score": found["beam_score"],
-        "greedy": compare(found["greedy"], references) | {"score": found["greedy_score"]},
-        "by_length": [[words, len(hits), sum(hits) / len(hits)] for words, hits in sorted(classes.items())],
+    found = [_judged(model, tokenizer, pairs, how, kind_of) for how in (beam, GREEDY)]
+    return {"pairs": len(pairs), **found[0], "greedy": found[1]}
+
+
+def _judged(
+    model: Model, tokenizer: Tokenizer, pairs: Sequence[Pair], beam: Beam, kind_of: Callable[[Pair], str] | None
+) -> dict[str, Any]:
+    """Translate sources and score the translations."""
+    made = translate(model, tokenizer, [source for source, _ in pairs], beam=beam.size, length_penalty=beam.alpha)
+    texts, references = [one.text for one in made], [target for _, target in pairs]
+    hits = [ours == reference for ours, reference in zip(texts, references, strict=True)]
+    scores = {
+        **compare(texts, references),
+        "score": sum(one.score for one in made) / len(made),
+        "by_length": _by_length(pairs, hits),
     }
+    if kind_of is None:
+        return scores
+    kinds: dict[str, tuple[list[Pair], list[bool]]] = {}
+    for pair, hit in zip(pairs, hits, strict=True):
+        own = kinds.setdefault(kind_of(pair), ([], []))
+        own[0].append(pair)
+        own[1].append(hit)
+    return scores | {
+        "by_kind": {
+            kind: {"pairs": len(own), "exact_match": sum(right) / len(own), "by_length": _by_length(own, right)}
+            for kind, (own, right) in sorted(kinds.items())
+        }
+    }
+
+
+def _by_length(pairs: Sequence[Pair], hits: Sequence[bool]) -> list[list[float]]:
+    """Return [first length, pairs, share of hits] of each class of source lengths, in words."""
+    classes: dict[int, list[bool]] = {}
+    for (source, _), hit in zip(pairs, hits, strict=True):
+        classes.setdefault((len(source.split()) - 1) // _WORDS * _WORDS + 1, []).append(hit)
+    return [[words, len(own), sum(own) / len(own)] for words, own in sorted(classes.items())]

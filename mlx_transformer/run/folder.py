@@ -21,7 +21,7 @@ from mlx_transformer.utils.files import as_bad_input, check_place, lock_file, wr
 RESULTS = Path("results/phases")
 CACHED_RUNS = Path("results/bench/runs")  # of comparisons, named by a fingerprint
 RECIPE_CODE = "recipe_code"  # folder of the copy of the file that --recipe FILE.py:NAME names
-_FILES = (SETTINGS, "result.json", "curve.jsonl", "report.md", "stories.md", "loss.png", "log.txt")
+_FILES = (SETTINGS, "result.json", "curve.jsonl", "report.md", "stories.md", "loss.png", "lengths.png", "log.txt")
 _FOLDERS = ("model", "checkpoints", "code", RECIPE_CODE)
 
 

@@ -1,4 +1,4 @@
-"""loss.png: the loss of a run over tokens and time, its learning rate and its gradient norm; the style of all plots."""
+"""The pictures of a run, loss.png and a translator's lengths.png, and the style of all plots."""
 
 import contextlib
 import math
@@ -97,6 +97,32 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
         panel.set_axisbelow(True)
     (axes, *below)[-1].set_xlabel("training tokens")
     figure.align_ylabels()
+    write_png(figure, path)
+
+
+@drawing()
+def draw_lengths(path: Path, result: Record) -> None:
+    """Write the exact match of a translator by the length of the source as a PNG, a line per test and search.
+
+    result is a result.json with translations. The same input gives the same bytes. Raises OSError.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.6), dpi=150, layout="constrained")
+    axes, quality = figure.subplots(), result["quality"]
+    beam, colors = f"beam search ({quality['beam']})", (VALID_COLOR, TRAIN_COLOR, FLOOR_COLOR)
+    for (name, scores), color in zip(quality["translations"].items(), colors, strict=False):
+        for search, found, style in ((beam, scores, "o-"), ("greedy", scores["greedy"], "s:")):
+            words, _, shares = zip(*found["by_length"], strict=True)
+            label = f"{name}, {search}: {100 * found['exact_match']:.1f} %"
+            axes.plot(words, [100 * share for share in shares], style, color=color, markersize=4, label=label)
+    axes.set_title(f"{title(result)}: translations equal to the reference", pad=10)
+    axes.set_xlabel("source length (words, classes of four by their first)")
+    axes.set_ylabel("exact match (%)")
+    axes.set_ylim(-3, 103)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(loc="best", framealpha=1, edgecolor="none", fontsize=9)
     write_png(figure, path)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mlx_transformer.run.plots import draw_loss, finite, series, short, title
+from mlx_transformer.run.plots import draw_lengths, draw_loss, finite, series, short, title
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.files import atomic_write
 from mlx_transformer.utils.text import plural
 
-__all__ = ["draw_loss", "escaped", "memory", "write_report", "write_stories"]
+__all__ = ["draw_lengths", "draw_loss", "escaped", "memory", "write_report", "write_stories"]
 
 Record = Mapping[str, Any]
 
@@ -60,6 +60,7 @@ def write_report(
         _how_good(result),
         *_task_section(result),
         "![loss, learning rate and gradient norm over tokens](loss.png)",
+        *(["![exact match by the length of the source](lengths.png)"] if result["quality"].get("translations") else []),
         "## Figures",
         _table(("figure", "value"), [*_figures(result), *_load(curve)]),
         "## Notes",

@@ -110,7 +110,10 @@ class PairsTask(TextTask):
         beam, tests = Beam(), plan.tokens.tests
         made = translate(model, plan.tokenizer, self.prompts(plan), beam=beam.size, length_penalty=beam.alpha)
         stories = [{"prompt": one.source, "text": f"{one.source}\n{one.text}", "ended": one.ended} for one in made]
-        judged = {name: judge(model, plan.tokenizer, test[:_JUDGED_PAIRS], beam) for name, test in tests.items()}
+        kind_of = pairs.kind_of if pairs.is_built_in(plan.settings.data) else None
+        judged = {
+            name: judge(model, plan.tokenizer, test[:_JUDGED_PAIRS], beam, kind_of) for name, test in tests.items()
+        }
         return stories, {"beam": beam.size, "length_penalty": beam.alpha, "translations": judged}
 
 

@@ -4,7 +4,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,7 @@ from mlx_transformer.run.loggers import check_loggers, open_loggers
 from mlx_transformer.run.own_code import Code, is_own
 from mlx_transformer.run.plan import Plan, make_plan
 from mlx_transformer.run.ranks import check_alike, check_text, describe, share_settings
-from mlx_transformer.run.report import draw_loss, resume_command, write_report, write_stories
+from mlx_transformer.run.report import draw_lengths, draw_loss, resume_command, write_report, write_stories
 from mlx_transformer.run.result import make_result
 from mlx_transformer.run.saved import CODE, save_description, save_model, save_tables
 from mlx_transformer.run.settings import Settings, read_result, settings_type
@@ -200,15 +200,25 @@ def _finish(
     result = make_result(plan, model, stopped, figures, ranks)
     write_report(folder, result, curve.lines or [], stories, plan.experiment.command, plan.limits)
     write_json(folder / "result.json", result)
-    try:
-        draw_loss(folder / "loss.png", result, curve.lines or [])
-    except Exception as error:  # of matplotlib and its fonts; the results are there without it
-        console.say(f"warning: loss.png was not drawn ({type(error).__name__}: {error})")
+    _draw(folder, result, curve, console)
     if stopped.why == "diverged":
         raise RunFailed(stopped.message)
     if stopped.why == "interrupted":
         raise Interrupted(f"saved; resume with: {resume_command(plan.experiment.command, folder)}")
     _say_result(console, result, stories, folder)
+
+
+def _draw(folder: Path, result: dict[str, Any], curve: Curve, console: Console) -> None:
+    pictures: dict[str, Callable[[Path], None]] = {
+        "loss.png": lambda path: draw_loss(path, result, curve.lines or []),
+    }
+    if result["quality"].get("translations"):
+        pictures["lengths.png"] = lambda path: draw_lengths(path, result)
+    for name, draw in pictures.items():
+        try:
+            draw(folder / name)
+        except Exception as error:  # of matplotlib and its fonts; the results are there without it
+            console.say(f"warning: {name} was not drawn ({type(error).__name__}: {error})")
 
 
 def _saved_as(plan: Plan, model: Model) -> tuple[Model, Tokenizer, int | None, str | None, Code | None]:

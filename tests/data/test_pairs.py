@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from mlx_transformer.data.fables.teller import SplitMix64
-from mlx_transformer.data.pairs import PairBatches, load_pairs, numbers, read_pairs, read_parallel, tokenize_pairs
+from mlx_transformer.data.pairs import (
+    PairBatches,
+    kind_of,
+    load_pairs,
+    numbers,
+    read_pairs,
+    read_parallel,
+    tokenize_pairs,
+)
 from mlx_transformer.data.pairs.generate import LONGER, LONGEST, draw_sentence, generate
 from mlx_transformer.data.pairs.language import LEXICON
 from mlx_transformer.data.pairs.stream import PAD, WIDTH, Sentences, Side
@@ -40,6 +48,15 @@ def test_words_and_digits_determine_each_other():
     pairs += [(numbers.number(n), str(n)) for n in (*range(2000), *range(0, 10**6, 997))]
     pairs += [numbers.date(year, 3, 1) for year in range(1100, 2100)]
     assert len({words for words, _ in pairs}) == len({digits for _, digits in pairs}) == len(set(pairs))
+
+
+def test_a_pair_says_of_which_kind_it_is():
+    drawn = (numbers.draw_number, numbers.draw_date, numbers.draw_clock, lambda random: numbers.draw_sum(random, 4))
+    random = SplitMix64(3)
+    for draw, kind in zip(drawn, ("numbers", "dates", "times", "sums"), strict=True):
+        pairs = [draw(random) for _ in range(200)]
+        assert {kind_of(pair) for pair in pairs} == {kind_of(pair[::-1]) for pair in pairs} == {kind}
+    assert {kind_of(draw_sentence(random, 1, LONGEST)) for _ in range(200)} == {"sentences"}
 
 
 def test_every_sentence_has_one_translation_and_its_verb_last():

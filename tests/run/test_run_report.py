@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlx_transformer
-from mlx_transformer.run.report import draw_loss, write_report, write_stories
+from mlx_transformer.run.report import draw_lengths, draw_loss, write_report, write_stories
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.files import atomic_write, write_json
 
@@ -265,6 +265,16 @@ def test_the_picture_shows_the_curve(tmp_path):
     draw_loss(tmp_path / "a.png", a_result(), list(a_curve()))
     draw_loss(tmp_path / "b.png", a_result(), list(a_curve(final=3.0)))
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_the_exact_match_of_a_translator_is_drawn_by_length(tmp_path):
+    scores = {"pairs": 9, "exact_match": 0.5, "chrf": None, "bleu": None, "by_length": [[1, 4, 1.0], [5, 5, 0.2]]}
+    one = {**scores, "greedy": {**scores, "exact_match": 0.4}}
+    quality = {"beam": 4, "translations": {"held out": one, "longer": {**one, "by_length": [[13, 9, 0.1]]}}}
+    assert "](lengths.png)" in report(tmp_path, a_result(quality=quality))
+    assert "](lengths.png)" not in report(tmp_path, a_result())
+    draw_lengths(tmp_path / "lengths.png", a_result(quality=quality))
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_write_json_turns_nan_and_infinity_into_null(tmp_path):

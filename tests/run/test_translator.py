@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 import mlx_transformer as mt
+from mlx_transformer.data.pairs import corpus
 from mlx_transformer.run import result
 from mlx_transformer.run.commands import evaluate as evaluate_command
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
@@ -59,6 +60,8 @@ def test_it_translates(finished):
     greedy = generate(finished, "--prompt", "ba do ki", "--beam", 1, "--max-tokens", 2, "--device", "cpu")
     (one,) = mt.translate(model, tokenizer, "ba do ki", beam=1, max_tokens=2)
     assert greedy.out.splitlines() == [one.text]
+    long = generate(finished, "--prompt", "ba", "--prompt", "ba do " * 30, "--max-tokens", 2, "--device", "cpu")
+    assert long.err == "note: 1 of 2 sentences has more than 24 tokens, the most in training: expect mistakes\n"
     with pytest.raises(BadInput, match="translates and does not continue text"):
         mt.generate(model, tokenizer, "ba")
     with pytest.raises(BadInput, match="has no loss over a text"):
@@ -79,6 +82,24 @@ def test_it_is_evaluated_on_other_pairs(finished, pairs, tmp_path):
     assert "exact match" in evaluate("--data", path).out
     path.write_text("no tab\n")
     assert_bad(evaluate("--data", path), "has 0 pairs to use (1 line without a tab)")
+
+
+def test_it_is_evaluated_on_the_tests_of_the_built_in_pairs(finished, monkeypatch):
+    monkeypatch.setattr(corpus, "HELD_OUT", {"valid": 2, "test": 30, "longer": 9})
+    monkeypatch.setattr(corpus, "TRAINING_PAIRS", 9)
+    main = lambda: exit_cleanly(evaluate_command.main)  # noqa: E731
+    ended = command(main, finished, "--device", "cpu", "--data", "pairs", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found.keys() == {"held out", "longer"}
+    for pairs, scores in zip((30, 9), found.values(), strict=True):
+        for one in (scores, scores["greedy"]):
+            assert sum(count for _, count, _ in one["by_length"]) == pairs
+            assert sum(kind["pairs"] for kind in one["by_kind"].values()) == pairs
+            for kind in one["by_kind"].values():
+                assert sum(count for _, count, _ in kind["by_length"]) == kind["pairs"]
+    assert found["longer"]["by_kind"].keys() <= {"sentences", "sums"}
+    assert (found["longer"]["tokens"], found["longer"]["nats_per_token"]) == (0, None), "all are too long for it"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ test.txt and longer.txt, which no run trains on or chooses weights by.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from mlx_transformer.utils.text import plural
 NAME = "pairs"  # of the built-in corpus
 TRAINING_PAIRS = 60_000
 HELD_OUT = {"valid": 1000, "test": 1000, "longer": 1000}
+TESTS = {"held out": "test", "longer": "longer"}  # what is translated and scored -> the split that holds it
+_DIGITS = {"numbers": r"\d+", "dates": r"\d+-\d+-\d+", "times": r"\d+:\d+", "sums": r"\d.* = \d+"}  # kind -> its form
 _TAKEN = "UTF-8 text, also as .gz, with a source, a tab and its translation in each line"
 
 Pair = tuple[str, str]
@@ -36,7 +39,7 @@ def load_pairs(data: str = "auto", valid: str | None = None, stories: int | None
         raise BadInput(f"--stories {stories} is not a number of pairs; give 1 or more")
     if data in ("fables", "tinystories"):
         raise BadInput(f"--data {data} has no translations; a translator takes {NAME}, or the path of {_TAKEN}")
-    if data in ("auto", NAME):
+    if is_built_in(data):
         if valid is not None:
             raise BadInput(f"--valid {valid} goes with --data PATH; {NAME} brings its own validation pairs")
         corpus = _built_in(stories or TRAINING_PAIRS)
@@ -50,6 +53,17 @@ def read_pairs(corpus: Corpus, split: str) -> list[Pair]:
     """Return the pairs of a split, "train", "valid" or a further one; none if the corpus lacks it."""
     path = corpus.train.parent / f"{split}.txt"
     return list(_read(path)[0]) if path.exists() else []
+
+
+def is_built_in(data: object) -> bool:
+    """Whether `--data` names the built-in pairs."""
+    return str(data or "auto") in ("auto", NAME)
+
+
+def kind_of(pair: Pair) -> str:
+    """Return the kind of a built-in pair: numbers, dates, times, sums or sentences."""
+    found = (kind for kind, form in _DIGITS.items() if any(re.fullmatch(form, side) for side in pair))
+    return next(found, "sentences")
 
 
 def read_parallel(path: str, say: Say = print) -> list[Pair]:

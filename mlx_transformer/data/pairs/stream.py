@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlx_transformer.data.corpus import Corpus, Say
-from mlx_transformer.data.pairs.corpus import Pair, read_pairs
+from mlx_transformer.data.pairs.corpus import TESTS, Pair, read_pairs
 from mlx_transformer.data.stream import permutation
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.nn.translator import PAD
@@ -177,7 +177,8 @@ def tokenize_pairs(corpus: Corpus, tokenizer: Tokenizer, seq_len: int, say: Say 
     valid, pairs = encode_pairs(read_pairs(corpus, "valid"), tokenizer, seq_len, say, "validation ")
     targets = [target for _, target in pairs]
     ids = [token for i in range(len(pairs)) for token in valid.targets[i][1:-1].tolist()]
-    tests = {"held out": read_pairs(corpus, "test") or pairs, "longer": read_pairs(corpus, "longer")}
+    tests = {name: read_pairs(corpus, split) for name, split in TESTS.items()}
+    tests["held out"] = tests["held out"] or pairs
     return PairTokens(
         train=train,
         valid=valid,

@@ -1,13 +1,15 @@
 """`python -m mlx_transformer.evaluate RUN --data FILE`: a saved model's loss over a text, or its score on a task."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text as Plain
 
 from mlx_transformer.backend import use_device
-from mlx_transformer.data.pairs import read_parallel
+from mlx_transformer.data import pairs
 from mlx_transformer.data.tasks import find_task, is_task
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.generate import Score, score
@@ -29,7 +31,7 @@ class Flags:
     """a run folder, or its model/"""
     data: File = None
     """task:NAME, or UTF-8 text with <|endoftext|> between documents, .jsonl, .csv, each also as .gz, or a folder; for a
-    translator lines of a source, a tab and its translation"""
+    translator lines of a source, a tab and its translation, or pairs: the tests of the built-in pairs"""
     text_column: Text = None
     """key or column of .jsonl and .csv that holds the text (default: text)"""
     code: Place = None
@@ -67,23 +69,47 @@ def main(prog: str = "python -m mlx_transformer.evaluate", args: list[str] | Non
 
 
 def _evaluate_translations(model: Model, tokenizer: Tokenizer, flags: Flags) -> None:
-    """Print the loss over the pairs of a text, and the scores of their translations by beam search."""
+    """Print the loss over the pairs of a text, or of each built-in test, and the scores of their translations."""
     if flags.text_column is not None:
         raise BadInput(f"--text-column {flags.text_column} goes with .jsonl and .csv; pairs have no columns")
-    pairs = read_parallel(str(flags.data), lambda message: print(f"note: {message}", file=sys.stderr))
-    nats, tokens = translation_loss(model, tokenizer, pairs)
-    result = {"tokens": tokens, "nats_per_token": nats, **judge(model, tokenizer, pairs)}
-    if flags.json:
-        print(json_text(result))
+    if str(flags.data) != pairs.NAME:
+        found = _score_pairs(model, tokenizer, pairs.read_parallel(str(flags.data), _note))
+        print(json_text(found) if flags.json else _describe_pairs(found))
         return
+    corpus = pairs.load_pairs(pairs.NAME, say=_note)
+    tests = {name: pairs.read_pairs(corpus, split) for name, split in pairs.TESTS.items()}
+    scored = {name: _score_pairs(model, tokenizer, test, pairs.kind_of) for name, test in tests.items()}
+    if flags.json:
+        print(json_text(scored))
+        return
+    print("\n\n".join(f"{name}\n{_describe_pairs(one)}" for name, one in scored.items()))
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr)
+
+
+def _score_pairs(
+    model: Model,
+    tokenizer: Tokenizer,
+    chosen: Sequence[tuple[str, str]],
+    kind_of: Callable[[tuple[str, str]], str] | None = None,
+) -> dict[str, Any]:
+    nats, tokens = translation_loss(model, tokenizer, chosen, _note)
+    return {"tokens": tokens, "nats_per_token": nats, **judge(model, tokenizer, chosen, kind_of=kind_of)}
+
+
+def _describe_pairs(found: dict[str, Any]) -> str:
+    greedy, nats = found["greedy"], found["nats_per_token"]
     rows = {
-        "tokens": f"{tokens:,}",
-        "nats per token": f"{nats:.4f}",
-        "sentences": f"{result['pairs']:,}",
-        "exact match": f"{100 * result['exact_match']:.1f} %, greedy {100 * result['greedy']['exact_match']:.1f} %",
-        **{label: _score(result[label.lower()]) for label in ("chrF", "BLEU")},
+        "tokens": f"{found['tokens']:,}",
+        "nats per token": "unknown: every pair is too long" if nats is None else f"{nats:.4f}",
+        "sentences": f"{found['pairs']:,}",
+        "exact match": f"{100 * found['exact_match']:.1f} %, greedy {100 * greedy['exact_match']:.1f} %",
+        **{f"  {kind}": f"{100 * own['exact_match']:.1f} %" for kind, own in found.get("by_kind", {}).items()},
+        **{label: _score(found[label.lower()]) for label in ("chrF", "BLEU")},
     }
-    print("\n".join(f"{name:<16}{value}" for name, value in rows.items()))
+    return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
 
 
 def _score(value: float | None) -> str:

@@ -1,11 +1,12 @@
 """`python -m mlx_transformer.generate RUN`: text from a trained model."""
 
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_transformer.backend import use_device
+from mlx_transformer.data.pairs import encode_sources
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.generate import Completion, complete, stream_completion, translate
 from mlx_transformer.generate.beam import Beam
@@ -26,6 +27,7 @@ from mlx_transformer.run.flags import (
 )
 from mlx_transformer.run.task import check_no_sampling
 from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
+from mlx_transformer.utils.text import plural
 
 
 @dataclass(kw_only=True)
@@ -98,10 +100,17 @@ def _translate(model: Model, tokenizer: Tokenizer, flags: Flags) -> None:
         "length_penalty": usual.alpha if flags.length_penalty is None else flags.length_penalty,
         "max_tokens": flags.max_tokens,
     }
-    if flags.prompt:
-        print("\n".join(one.text for one in translate(model, tokenizer, flags.prompt, **options)))
-    for line in () if flags.prompt else _lines():
-        print(translate(model, tokenizer, line, **options)[0].text, flush=True)
+    for lines in [flags.prompt] if flags.prompt else ([line] for line in _lines()):
+        made = translate(model, tokenizer, lines, **options)
+        print("\n".join(one.text for one in made), flush=True)
+        _note_long_sources(model, tokenizer, lines)
+
+
+def _note_long_sources(model: Model, tokenizer: Tokenizer, sources: Sequence[str]) -> None:
+    longest = model.config.seq_len
+    if count := sum(len(row) > longest for row in encode_sources(tokenizer, sources)):
+        of = f"{count} of {plural(len(sources), 'sentence')} {'has' if count == 1 else 'have'}"
+        print(f"note: {of} more than {longest} tokens, the most in training: expect mistakes", file=sys.stderr)
 
 
 def _lines() -> Iterator[str]:

@@ -27,6 +27,7 @@ TOOLS = {  # name -> module:function, and what the tool answers
     "averages": ("bench.tools.averages:main", "averages of the weights, compared in the same runs"),
     "fables": ("bench.tools.fables:main", "distance to the entropy of the built-in corpus, by phase"),
     "baselines": ("bench.tools.baselines:main", "loss of n-gram models on the same tokens"),
+    "record_check": ("bench.record_check:main", "whether a comparison is a new record of the speed run"),
     "stopping": ("bench.tools.stopping:main", "early-stopping rules replayed on finished runs"),
     "schedules": ("bench.tools.schedules:main", "plot of the learning-rate schedules"),
     "machine": ("bench.tools.machine:main", "a report on this machine: GPU against CPU, resuming, throughput"),

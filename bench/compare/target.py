@@ -71,17 +71,26 @@ def needed(runs: Runs, target: float | None) -> np.ndarray:
     return np.array(both, float).reshape(-1, 2).T
 
 
+def _with_preparation(tokens: np.ndarray, runs: Runs, throughput: float) -> np.ndarray:
+    """Add the tokens that training makes in the time that a run prepares in, before its first step."""
+    seconds = [(run.result or {}).get("preparation_seconds", 0.0) for _, run in sorted(runs.items())]
+    return tokens + np.array(seconds) * throughput
+
+
 def time_to_target(variant: Variant, runs: Runs, target: float | None, throughput: Throughput) -> dict[str, Any]:
     """Return a row of `time_to_target` of compare.json."""
     tokens, seconds = needed(runs, target)
     median = throughput.medians.get(variant.name)
     spent = {"clock": stats.median(seconds), "tokens": stats.median(tokens)}
+    combined = None
+    if median is not None:
+        combined = stats.product(stats.median(_with_preparation(tokens, runs, median.value)), median.inverse)
     return {
         **variant.describe(),
         "reached": int(np.isfinite(tokens).sum()),
         "seeds": len(tokens),
         **{key: as_json(interval, "median") for key, interval in spent.items()},
-        "tokens_over_throughput": as_json(stats.product(spent["tokens"], median.inverse), "median") if median else None,
+        "tokens_over_throughput": combined and as_json(combined, "median"),
     }
 
 
@@ -102,10 +111,16 @@ def speedup(
     both = runs.keys() & baseline.keys()
     if not both or any(all(run.status == "failed" for run in of.values()) for of in (runs, baseline)):
         return row | {"clock": None, "tokens": None, "tokens_over_throughput": None}
-    mine, theirs = (needed({seed: of[seed] for seed in both}, target) for of in (runs, baseline))
+    paired = [{seed: of[seed] for seed in both} for of in (runs, baseline)]
+    mine, theirs = (needed(of, target) for of in paired)
     tokens, clock = (stats.ratio_of_medians(theirs[i], mine[i]) for i in range(2))
-    measured = {variant.name, over.name} <= throughput.medians.keys()
-    combined = stats.product(tokens, throughput.ratio(variant.name, over.name)) if measured else None
+    combined = None
+    if {variant.name, over.name} <= throughput.medians.keys():
+        own, others = (
+            _with_preparation(each[0], of, throughput.medians[one.name].value)
+            for each, of, one in zip((mine, theirs), paired, (variant, over), strict=True)
+        )
+        combined = stats.product(stats.ratio_of_medians(others, own), throughput.ratio(variant.name, over.name))
     ratios = {"clock": clock, "tokens": tokens, "tokens_over_throughput": combined}
     return row | {key: one and {**as_json(one, "ratio"), "verdict": one.verdict} for key, one in ratios.items()}
 

@@ -19,7 +19,7 @@ from mlx_transformer.run.ladder import Experiment, find_phase
 from mlx_transformer.run.training import Curve
 from mlx_transformer.train.parallel import join
 from mlx_transformer.train.recipe import Recipe
-from mlx_transformer.train.trainer import Limits, RunOptions, Step, default_eval_every, fit
+from mlx_transformer.train.trainer import Limits, Prepared, RunOptions, Step, default_eval_every, fit
 from mlx_transformer.utils.errors import RunFailed
 
 
@@ -86,7 +86,7 @@ class TrainingRounds:
         rules = make_recipe(trained, size, batch_size, config["seq_len"], recipe, learning_rate)
         rules = replace(rules, batch_warmup=None, dropout=None)  # dropout: the config's
         train = np.load(tokens, mmap_mode="r")
-        data = Tokens(train, train[: config["seq_len"] + 1], 0, 1, 1, None, 0.0, True)
+        data = Tokens(train, train[: config["seq_len"] + 1], int(train[0]), 1, 1, None, 0.0, True)  # a text's first is EOS
         log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as in a run
         self.curve = Curve(Path(folder) / "curve.jsonl", lambda loss: None, log_every)
         self.console = Console(quiet=True).training(Limits())
@@ -114,7 +114,7 @@ class TrainingRounds:
             if isinstance(event, Step):
                 losses.append(event.metrics["loss"])
                 communication.append(self.ranks.communication_seconds)
-            else:
+            elif not isinstance(event, Prepared):
                 raise RunFailed(f"training ended: {event}")
         assert isinstance(event, Step)
         on_gpu: dict[str, Any] = {} if device_info().backend == "cpu" else {"memory_bytes": mx.get_peak_memory()}

@@ -1,7 +1,7 @@
 """Interpolated Kneser-Ney n-gram models, counted with NumPy."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -67,26 +67,30 @@ def kneser_ney(train: np.ndarray, vocab_size: int, eos_id: int, order: int = 5) 
     tokens = _checked(train, vocab_size, eos_id)
     if order == 0:
         return NGram(eos_id, np.full(vocab_size, 1 / vocab_size), ())
-    keys, counts = _count(tokens, vocab_size, eos_id, order)
-    gains, backoffs = _interpolate(keys[0], counts[0], 1, vocab_size)
-    levels = (
-        Level(keys[k], *_interpolate(keys[k], counts[k], len(keys[k - 1]), vocab_size)) for k in range(1, len(keys))
-    )
-    return NGram(eos_id, gains + backoffs[0] / vocab_size, tuple(levels))
+    orders = _count(tokens, vocab_size, eos_id, order)
+    return _fit(orders, [one.counts for one in orders], vocab_size, eos_id)
 
 
-def held_out_log_prob(train: np.ndarray, vocab_size: int, eos_id: int, order: int, folds: int) -> np.ndarray:
-    """Return ln P (n,) of each token of a text from counts of the text without the token's own fold.
+def kneser_ney_held_out(
+    train: np.ndarray, vocab_size: int, eos_id: int, order: int, folds: int
+) -> tuple[NGram, np.ndarray]:
+    """Fit `kneser_ney`, and return ln P (n,) of each training token from counts without the token's own fold.
 
-    The folds are equal parts of the text, one after the other; each begins like a document.
+    The folds are equal parts of the text, one after the other; an n-gram belongs to that of its last token. The text is
+    sorted once: a fold's counts are subtracted from those of the whole. The first token, of which nothing is counted,
+    has the probability of its unigram.
     """
-    bounds = np.linspace(0, len(train), folds + 1).astype(int)
-    parts = [np.concatenate([[eos_id], train[start:end]]) for start, end in pairwise(bounds)]
-    found = []
-    for i, part in enumerate(parts):
-        others = np.concatenate([*parts[:i], *parts[i + 1 :], [eos_id]])
-        found.append(kneser_ney(others, vocab_size, eos_id, order).log_prob(part))
-    return np.concatenate(found)
+    tokens = _checked(train, vocab_size, eos_id)
+    orders = _count(tokens, vocab_size, eos_id, order)
+    bounds = np.linspace(0, len(tokens), folds + 1).astype(int)
+
+    def held_out(start: int, end: int) -> np.ndarray:
+        counts = [one.counts - np.bincount(one.within(start, end), minlength=len(one.keys)) for one in orders]
+        return _probability(orders, _fit(orders, counts, vocab_size, eos_id), start, end)
+
+    with ThreadPoolExecutor(2) as pool:  # NumPy's loops release the interpreter's lock
+        parts = list(pool.map(held_out, bounds[:-1], bounds[1:]))
+    return _fit(orders, [one.counts for one in orders], vocab_size, eos_id), np.log(np.concatenate(parts))
 
 
 def _checked(tokens: np.ndarray, vocab_size: int, eos_id: int) -> np.ndarray:
@@ -113,28 +117,64 @@ def _scatter(length: int, places: np.ndarray, values: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _count(tokens: np.ndarray, vocab_size: int, eos_id: int, order: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the keys of each order and their (adjusted) counts.
+@dataclass(frozen=True)
+class _Order:
+    """The n-grams of one order in a text."""
+
+    keys: np.ndarray  # (n,) as Level.keys; of order 1 the vocabulary
+    counts: np.ndarray  # (n,) occurrences
+    suffixes: np.ndarray  # (n,) the row, in the order below, of the n-gram without its oldest token
+    rows: np.ndarray  # (T,) the row of the n-gram that ends at each token, -1 for none
+
+    def within(self, start: int, end: int) -> np.ndarray:
+        """Return the rows of the n-grams that end in tokens[start:end]; the text's first token is none."""
+        rows = self.rows[max(start, 1) : end]
+        return rows[rows >= 0]
+
+
+def _count(tokens: np.ndarray, vocab_size: int, eos_id: int, order: int) -> list[_Order]:
+    """Count the n-grams of orders 1, 2, ..., each within one document.
 
     A key contains the row of the n-gram's context in the order below, so every order fits 64 bits.
     """
-    room = _room(tokens, eos_id)
-    keys, counts = [np.arange(vocab_size)], [np.bincount(tokens[1:], minlength=vocab_size)]
-    rows = tokens  # of the order below, the row of the n-gram that ends at each position
+    room, rows = _room(tokens, eos_id), tokens
+    counts = np.bincount(tokens[1:], minlength=vocab_size)
+    orders = [_Order(np.arange(vocab_size), counts, np.zeros(vocab_size, np.int64), rows)]
     for k in range(2, order + 1):
         ends = np.flatnonzero(room >= k - 1)
         if not len(ends):  # no document is that long: the order below is the highest
             break
         grams = rows[ends - 1] * vocab_size + tokens[ends]
-        unique, first, inverse, occurrences = np.unique(
-            grams, return_index=True, return_inverse=True, return_counts=True
-        )
-        extensions = np.bincount(rows[ends[first]], minlength=len(counts[-1]))
-        counts[-1] = np.where(extensions > 0, extensions, counts[-1])
-        keys.append(unique)
-        counts.append(occurrences)
+        keys, inverse, counts = np.unique(grams, return_inverse=True, return_counts=True)
+        suffixes = np.empty(len(keys), np.int64)
+        suffixes[inverse] = rows[ends]
         rows = _scatter(len(tokens), ends, inverse)
-    return keys, counts
+        orders.append(_Order(keys, counts, suffixes, rows))
+    return orders
+
+
+def _fit(orders: list[_Order], occurrences: list[np.ndarray], vocab_size: int, eos_id: int) -> NGram:
+    """Return the model of so many occurrences of each order's n-grams; those of none are as if never seen."""
+    counts = list(occurrences)
+    for k in range(1, len(orders)):
+        extensions = np.bincount(orders[k].suffixes[occurrences[k] > 0], minlength=len(counts[k - 1]))
+        counts[k - 1] = np.where(extensions > 0, extensions, counts[k - 1])
+    gains, backoffs = _interpolate(orders[0].keys, counts[0], 1, vocab_size)
+    levels = (
+        Level(orders[k].keys, *_interpolate(orders[k].keys, counts[k], len(orders[k - 1].keys), vocab_size))
+        for k in range(1, len(orders))
+    )
+    return NGram(eos_id, gains + backoffs[0] / vocab_size, tuple(levels))
+
+
+def _probability(orders: list[_Order], model: NGram, start: int, end: int) -> np.ndarray:
+    """Return P (end - start,) of tokens[start:end] of the text that was counted, by a model of some of its n-grams."""
+    probability = model.unigram[orders[0].rows[start:end]]
+    for below, one, level in zip(orders[:-1], orders[1:], model.levels, strict=True):
+        ends = start + np.flatnonzero(one.rows[start:end] >= 0)
+        lower = level.backoffs[below.rows[ends - 1]] * probability[ends - start]
+        probability[ends - start] = level.gains[one.rows[ends]] + lower
+    return probability
 
 
 def _interpolate(

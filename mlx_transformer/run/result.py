@@ -85,6 +85,7 @@ def _measured(now: Progress, plan: Plan) -> dict[str, Any]:
         "tokens": now.tokens,
         "epochs": now.epochs,
         "train_seconds": now.train_seconds,
+        "preparation_seconds": now.preparation_seconds,
         "compile_seconds": now.compile_seconds,
         "eval_seconds": now.eval_seconds,
         "tokens_per_second": now.tokens_per_second,

@@ -53,6 +53,7 @@ class Progress:
     tokens: int = 0  # predicted so far
     epochs: float = 0.0
     train_seconds: float = 0.0  # everything but compilation, evaluation and saving
+    preparation_seconds: float = 0.0  # of Model.prepare; a part of train_seconds
     compile_seconds: float = 0.0
     eval_seconds: float = 0.0
     timed_tokens: int = 0  # for tokens_per_second: neither the first steps nor those that compile count

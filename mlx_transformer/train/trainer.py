@@ -141,6 +141,7 @@ class _Run:
         if (found := restoring.load_checkpoint(self.options.checkpoints, self.ranks)) is not None:
             yield self._restore(*found)  # its clock has the time of preparing already
         elif self.prepared is not None:
+            self.progress.preparation_seconds = self.prepared.seconds
             self.progress.train_seconds += self.prepared.seconds
         if self.prepared is not None:
             yield self.prepared

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer import nn, ops
-from mlx_transformer.data.ngrams import Level, held_out_log_prob, kneser_ney
+from mlx_transformer.data.ngrams import Level, kneser_ney_held_out
 from mlx_transformer.utils.errors import BadInput
 
 FOLDS = 4  # a training token's probability is counted on the three quarters of the text without it
@@ -73,15 +73,13 @@ class Expert(nn.Model):
         config: Any = self.config
         vocab_size, order = config.vocab_size, config.ngram_order
         text, further = np.split(train, [config.ngram_tokens])
-        counted = kneser_ney(text, vocab_size, eos_id, order)
+        counted, log_prob = kneser_ney_held_out(text, vocab_size, eos_id, order, FOLDS)
         self.expert.set_counts(
             mx.array(counted.unigram.astype(np.float32)), [_arrays(level, vocab_size) for level in counted.levels]
         )
-        parts = [held_out_log_prob(text, vocab_size, eos_id, order, FOLDS)]
         if len(further):  # is held out anyway
-            parts.append(counted.log_prob(np.concatenate([[eos_id], further])))
-        log_prob = np.concatenate(parts).astype(np.float32)
-        return np.stack([log_prob.view(np.int32), np.asarray(train, np.int32)], axis=1)
+            log_prob = np.concatenate([log_prob, counted.log_prob(np.concatenate([[eos_id], further]))])
+        return np.stack([log_prob.astype(np.float32).view(np.int32), np.asarray(train, np.int32)], axis=1)
 
     def tables(self) -> dict[str, mx.array]:
         unigram, levels = self.expert.counts()

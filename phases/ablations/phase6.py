@@ -14,6 +14,8 @@ from phases.ablations.phase4 import with_experts
 
 RAMP_TOKENS = BySize(nano=30_000, small=150_000, base=600_000)  # until the batch has its full size
 
+HALF_DECAY = BySize(nano=126_000, small=315_000, base=1_260_000)
+HALF_TOKENS = BySize(nano=180_000, small=450_000, base=1_800_000)
 REWIRED_STEPS = BySize(nano=290, small=366, base=366)  # three quarters of the steps
 CHOSEN = {"muon": ("learning_rate", "groups"), "short": ("schedule",)}  # fields of the recipe
 OTHERS: dict[str, dict[str, Any]] = {
@@ -80,6 +82,9 @@ def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
     found |= {f"phase_5_with_{name}": replace(previous, **fields) for name, fields in OTHERS.items()}
     found |= {f"with_{name}": replace(recipe, **fields) for name, fields in OTHERS.items()}
     found |= {f"without_{name}": take(recipe, previous, *fields) for name, fields in CHOSEN.items()}
+    # For `ngram_expert`, whose gain is largest early.
+    schedule = optim.WSD(warmup_tokens=0, decay_tokens=HALF_DECAY, total_tokens=HALF_TOKENS)
+    found["half"] = replace(recipe, schedule=schedule)
     matrices, *others = recipe.groups
     sparse = optim.RigL(rule=matrices.optimizer, every=20, until=REWIRED_STEPS)
     found["rigl"] = replace(recipe, groups=(replace(matrices, optimizer=sparse), *others))  # arXiv 1911.11134

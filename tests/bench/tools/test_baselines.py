@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.tools.baselines import bits_per_byte, main
-from mlx_transformer.data.ngrams import FALLBACK_DISCOUNTS, kneser_ney
+from mlx_transformer.data.ngrams import FALLBACK_DISCOUNTS, kneser_ney, kneser_ney_held_out
 from mlx_transformer.utils.errors import BadInput
 
 VOCAB, SEPARATOR = 6, 0
@@ -26,12 +27,16 @@ held_out = st.lists(st.integers(1, VOCAB - 1), max_size=6)  # VOCAB - 1 is never
 class Dictionaries:
     """Modified Kneser-Ney as the papers write it, one dictionary an order; slow and obvious."""
 
-    def __init__(self, docs, order):
+    def __init__(self, docs, order, uncounted=()):
+        """`uncounted`: positions in joined(docs) whose n-grams are not counted."""
         self.order = order
         occurrences, before = Counter(), defaultdict(set)
+        place = 0  # of the separator before the document
         for document in docs:
             padded = [SEPARATOR, *document, SEPARATOR]
-            for end in range(1, len(padded)):
+            counted = [end for end in range(1, len(padded)) if place + end not in uncounted]
+            place += len(padded) - 1
+            for end in counted:
                 for k in range(1, min(order, end + 1) + 1):
                     gram = tuple(padded[end - k + 1 : end + 1])
                     occurrences[gram] += 1
@@ -79,6 +84,19 @@ class Dictionaries:
 def test_equals_the_formula_written_with_dictionaries(train, valid, order):
     model = kneser_ney(joined(train), VOCAB, SEPARATOR, order)
     np.testing.assert_allclose(model.log_prob(joined(valid)), Dictionaries(train, order).log_prob(valid), rtol=1e-9)
+
+
+@settings(max_examples=60)
+@given(train=documents, order=st.integers(1, 6), folds=st.integers(1, 4))
+def test_held_out_a_token_is_not_counted_for_its_own_probability(train, order, folds):
+    text = joined(train)
+    model, found = kneser_ney_held_out(text, VOCAB, SEPARATOR, order, folds)
+    np.testing.assert_array_equal(model.log_prob(text), kneser_ney(text, VOCAB, SEPARATOR, order).log_prob(text))
+    bounds = np.linspace(0, len(text), folds + 1).astype(int)
+    for start, end in pairwise(bounds):
+        expected = Dictionaries(train, order, uncounted=range(start, end)).log_prob(train)
+        first = max(start, 1)
+        np.testing.assert_allclose(found[first:end], expected[first - 1 : end - 1], rtol=1e-9)
 
 
 def test_equals_the_dictionaries_where_the_discounts_are_estimated():

@@ -1,0 +1,35 @@
+"""Check whether a comparison is a new record of the speed run: `python -m bench.record_check FOLDER` (RECORDS.md)."""
+
+from dataclasses import dataclass
+
+from bench.report.records import check, read_records
+from bench.workers.machine import ROOT
+from mlx_transformer.run.flags import Argument, parse
+from mlx_transformer.utils.errors import RunFailed, exit_cleanly
+from mlx_transformer.utils.terminal import Terminal
+
+PUBLISHED = ROOT / "results" / "published"
+
+
+@dataclass
+class Flags:
+    """Check whether a finished comparison is a new record: five seeds, the same text, faster than the last record."""
+
+    folder: Argument
+    """folder of the comparison"""
+
+
+def main() -> None:
+    """Print each condition and whether it is met. Raises RunFailed if the comparison is no record."""
+    flags = parse(Flags, "python -m bench.record_check")
+    name, rules = check(flags.folder, read_records(PUBLISHED))
+    texts, met, found = zip(*rules, strict=True)
+    met = ["yes" if one else "NO" for one in met]
+    Terminal().print_columns({"condition": texts, "met": met, "found": found}, ["condition", "met"])
+    if broken := [rule.text for rule in rules if not rule.met]:
+        raise RunFailed(f"{name} is not a record: not met: {'; '.join(broken)}")
+    print(f"{name} is a record: move the folder to results/published/ and add a line to results/published/records.json")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -23,9 +23,12 @@ def main() -> None:
     """Print each condition and whether it is met. Raises RunFailed if the comparison is no record."""
     flags = parse(Flags, "python -m bench.record_check")
     name, rules = check(flags.folder, read_records(PUBLISHED))
-    texts, met, found = zip(*rules, strict=True)
-    met = ["yes" if one else "NO" for one in met]
-    Terminal().print_columns({"condition": texts, "met": met, "found": found}, ["condition", "met"])
+    columns = {
+        "condition": [rule.text for rule in rules],
+        "met": ["yes" if rule.met else "NO" for rule in rules],
+        "found": [rule.found for rule in rules],
+    }
+    Terminal().print_columns(columns, ["condition", "met"])
     if broken := [rule.text for rule in rules if not rule.met]:
         raise RunFailed(f"{name} is not a record: not met: {'; '.join(broken)}")
     print(f"{name} is a record: move the folder to results/published/ and add a line to results/published/records.json")

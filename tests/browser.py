@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages: the one of the system (`apt-get install chromium`), or Chrome on a Mac."""
+"""A headless Chromium for the tests of pages: the one of the system (`apt-get install chromium`), or a Mac's Chrome."""
 
 import shutil
 from contextlib import contextmanager

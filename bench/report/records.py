@@ -195,5 +195,15 @@ def history(records: Sequence[Record], table: Callable[[Sequence[str], Sequence[
                 f"[log](results/published/{record.folder})",
             )
         )
-    head = ("date", "idea", "variant", "tokens", "over the last", "over the first", "seeds", "parameters", "preparation")
+    head = (
+        "date",
+        "idea",
+        "variant",
+        "tokens",
+        "over the last",
+        "over the first",
+        "seeds",
+        "parameters",
+        "preparation",
+    )
     return table((*head, "log"), rows)

@@ -86,7 +86,9 @@ class TrainingRounds:
         rules = make_recipe(trained, size, batch_size, config["seq_len"], recipe, learning_rate)
         rules = replace(rules, batch_warmup=None, dropout=None)  # dropout: the config's
         train = np.load(tokens, mmap_mode="r")
-        data = Tokens(train, train[: config["seq_len"] + 1], int(train[0]), 1, 1, None, 0.0, True)  # a text's first is EOS
+        data = Tokens(
+            train, train[: config["seq_len"] + 1], int(train[0]), 1, 1, None, 0.0, True
+        )  # a text's first is EOS
         log_every = max(1, default_eval_every(rules, data, config["seq_len"]) // 10)  # as in a run
         self.curve = Curve(Path(folder) / "curve.jsonl", lambda loss: None, log_every)
         self.console = Console(quiet=True).training(Limits())

@@ -129,7 +129,14 @@ def curve(folder: Path) -> list[dict]:
 
 def result(folder: Path) -> dict:
     """Read result.json without measured times and memory."""
-    clocks = ("train_seconds", "preparation_seconds", "compile_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes")
+    clocks = (
+        "train_seconds",
+        "preparation_seconds",
+        "compile_seconds",
+        "eval_seconds",
+        "tokens_per_second",
+        "peak_memory_bytes",
+    )
     return {key: v for key, v in json.loads((folder / "result.json").read_text()).items() if key not in clocks}
 
 

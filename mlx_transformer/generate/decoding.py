@@ -72,7 +72,7 @@ class Decoder:
         if count < 1 or not prompts:
             return
         keys = _keys(seed)
-        used = streams()[: max(1, len(prompts) // _SEQUENCES_PER_STREAM)]
+        used = streams()[: 1 if self.model.in_parts else max(1, len(prompts) // _SEQUENCES_PER_STREAM)]
         with divided_blas() if len(used) > 1 else nullcontext():
             split = in_parts(list(prompts), len(used))
             parts = [_Part(self, stream, own, context) for stream, (own, _) in zip(used, split, strict=True)]

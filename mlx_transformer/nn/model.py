@@ -45,6 +45,7 @@ class Model(nn.Module):
     parallel: bool = False  # whether a batch holds pairs of a source and its translation (nn.translator)
     n_recent: int = 0  # last tokens in ctx.recent, for a part that looks up n-grams
     masked: bool = False  # batches hold ~t where the loss does not count t; set by the trainer from the data
+    in_parts: bool = False  # each of several ranks has some of the blocks, and computes in turn; set by train.pipeline
     checkpoint: str = "none"  # gradient checkpointing, none or block; set by the trainer from the Recipe
 
     def __init__(self, config: config.Config, seed: int = 0) -> None:

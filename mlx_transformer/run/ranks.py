@@ -16,6 +16,7 @@ from mlx_transformer.run.own_code import ROOT, record
 from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import Settings, resume_settings, settings_type
 from mlx_transformer.train.parallel import Ranks
+from mlx_transformer.train.parts import PARTS, PIPELINE, TENSOR
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 
@@ -46,18 +47,20 @@ def check_alike(plan: Plan, model: Model, ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     settings = {name: v for name, v in plan.settings.to_dict().items() if name not in (*_OWN, *_CONTENT)}
+    own_parts = plan.settings.shard in PARTS  # whose initial weights are compared once the model is split
     facts: dict[str, Any] = {
         "version of Python, MLX or this project": versions(),
-        "code": [_hash_of_project(), record(plan.experiment.code), record(plan.recipe_code)],
+        "code": [hash_of_project(), record(plan.experiment.code), record(plan.recipe_code)],
         "text": plan.corpus.sha256,
         "tokenizer": plan.tokenizer.sha256,
         "set of settings": [plan.experiment.phase, settings, plan.config.to_dict(), plan.recipe.to_dict()],
-        "set of initial weights": _hash_of_weights(model),
+        "set of initial weights": None if own_parts else _hash_of_weights(model),
     }
     ranks.check_equal(facts)
 
 
-def _hash_of_project() -> str:
+def hash_of_project() -> str:
+    """Hash the code that trains and decodes."""
     digest = hashlib.sha256()
     for folder in ("mlx_transformer", "phases"):
         for file in sorted(path for kind in ("*.py", "*.cpp") for path in (ROOT / folder).rglob(kind)):
@@ -72,6 +75,8 @@ def _hash_of_weights(model: Model) -> str:
     return digest.hexdigest()
 
 
-def describe(ranks: Ranks, batch: int) -> str:
+def describe(ranks: Ranks, batch: int, shard: str | None) -> str:
     """Say how many ranks there are, and what each of them computes."""
-    return f"{ranks.size} ranks over {ranks.backend}, each with {batch // ranks.size} sequences of a batch"
+    parts = {TENSOR: f"1/{ranks.size} of the heads and hidden units", PIPELINE: f"1/{ranks.size} of the layers"}
+    share = parts.get(shard or "", f"{batch // ranks.size} sequences of a batch")
+    return f"{ranks.size} ranks over {ranks.backend}, each with {share}"

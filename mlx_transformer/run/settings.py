@@ -23,6 +23,7 @@ from mlx_transformer.run.flags import (
     Positive,
     SamplingFlags,
     Seed,
+    Shard,
     Size,
     Switch,
     Text,
@@ -40,7 +41,7 @@ from mlx_transformer.utils.errors import BadInput
 
 SETTINGS = "settings.json"
 ENDS = ("max_steps", "max_tokens", "max_epochs", "max_seconds")
-_FREE = (*ENDS, "target_loss", "quiet", "prompt", "log", "resume")  # may differ when a run is resumed
+_FREE = (*ENDS, "target_loss", "quiet", "prompt", "log", "resume", "shard")  # may differ when a run is resumed
 _AUTO = ("size", "data", "device")  # when a run is resumed, "auto" is what was chosen at its start
 
 
@@ -90,6 +91,9 @@ class Settings(DataFlags, SamplingFlags):
     """do not compile the training step"""
     deterministic: Switch = False
     """on a GPU add in a fixed order, so that a run can be repeated bit for bit (a CPU always does)"""
+    shard: Shard = None
+    """what is divided among the ranks that mlx.launch starts; none: the batches alone; tensor: heads and hidden units;
+    pipeline: the layers (default: none)"""
     max_steps: WholeNumber = None
     """stop after this many steps"""
     max_tokens: WholeNumber = None
@@ -128,7 +132,10 @@ class Settings(DataFlags, SamplingFlags):
 GROUPS = {  # of --help-all; the fields of a Config that Settings lacks are in the first
     "model": ("size", "branch", "d_model", "n_layers", "n_heads", "d_ff", "seq_len", "dropout", "init_from"),
     "data": ("data", "valid", "text_column", "stories", "stream", "tokenizer", "vocab_size"),
-    "training": ("recipe", "batch_size", "learning_rate", "dtype", "seed", "device", "no_compile", "deterministic"),
+    "training": (
+        *("recipe", "batch_size", "learning_rate", "dtype", "seed", "device", "no_compile", "deterministic"),
+        "shard",
+    ),
     "limits": (*ENDS, "target_loss"),
     "generation": ("prompt", "temperature", "top_k", "top_p", "min_p"),
     "output": ("out", "resume", "eval_every", "save_every", "log", "quiet"),

@@ -39,6 +39,7 @@ from mlx_transformer.run.saved import CODE, save_description, save_model, save_t
 from mlx_transformer.run.settings import Settings, read_result, settings_type
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.parallel import Ranks, check_batches, join
+from mlx_transformer.train.parts import PARTS, check_parts, count_shares
 from mlx_transformer.train.trainer import Prepared, RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json
@@ -82,8 +83,11 @@ def _train_ranks(experiment: Experiment, settings: Settings, ranks: Ranks) -> Pa
             check_loggers(settings.log)
         plan = make_plan(experiment, settings, console.say)
         check_text(plan, ranks)
-        check_batches(plan.recipe, plan.config.seq_len, ranks)
-        return plan, plan.make_model(console.say, ranks.size)
+        shares = count_shares(settings.shard, ranks)
+        check_batches(plan.recipe, plan.config.seq_len, shares)
+        model = plan.make_model(console.say, shares)
+        check_parts(model, plan.recipe, settings.shard, ranks)
+        return plan, model
 
     plan, model = ranks.in_turn(prepare)
     check_alike(plan, model, ranks)
@@ -143,9 +147,10 @@ def _options(plan: Plan, folder: Path, stop: threading.Event, ranks: Ranks) -> R
         save_every=settings.save_every,
         compile=not settings.no_compile,
         deterministic=settings.deterministic,
-        score=None if ranks.rank else plan.task.scorer(plan),
+        score=plan.task.scorer(plan) if ranks.rank == 0 or settings.shard in PARTS else None,
         should_stop=stop.is_set,
         ranks=ranks,
+        shard=settings.shard or "none",
     )
 
 
@@ -251,7 +256,7 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path, ranks: 
     corpus, recipe = plan.corpus, plan.recipe
     console.say(device_info().describe())
     if ranks.size > 1:
-        console.say(describe(ranks, recipe.batch_size(plan.config.seq_len)))
+        console.say(describe(ranks, recipe.batch_size(plan.config.seq_len), plan.settings.shard))
     if plan.experiment.code is not None and not is_own(type(model).__module__) and type(model).__module__ != "__main__":
         console.say(f"{plan.experiment} defines no Model: the one of phase {plan.experiment.phase} is trained")
     size = f"{plural(corpus.train_documents, 'document')}, {plan.tokens.epoch_tokens + 1:,} training tokens, "

@@ -95,7 +95,7 @@ class Evaluator:
         # A GPU works through a queue of batches and is waited for once; on a CPU all would be in memory at once.
         compute = mx.async_eval if on_gpu() else mx.eval
         totals = []
-        for sequences, mask in self.batches[self.ranks.rank :: self.ranks.size]:
+        for sequences, mask in self.batches[self.ranks.share :: self.ranks.shares]:
             self.ranks.advance("evaluating")
             totals.append(self._totals(mx.array(sequences), mx.array(mask)))
             compute(totals[-1])
@@ -104,7 +104,7 @@ class Evaluator:
         for parts in totals:
             nats: list[float] = [part.item() for part in parts]  # type: ignore[misc]
             total += sum(nats)
-        return sum(self.ranks.gather(total)) / self.tokens
+        return sum(self.ranks.gather(total)[: self.ranks.shares]) / self.tokens
 
     def context_used(self) -> float:
         """Compute the mean share of seq_len that precedes a predicted token, of sequences of one length."""
@@ -118,6 +118,8 @@ class Evaluator:
 
     def _totals(self, sequences: mx.array, mask: mx.array) -> list[mx.array]:
         """Sum the losses, in nats, of each stream's part of the sequences, lazily."""
+        if self.model.in_parts:  # whose messages are to keep one order
+            return [self._function(sequences, mask)]
         totals = []
         for (stream, part, _), (_, counted, _) in zip(split(sequences), split(mask), strict=True):
             with mx.stream(stream):

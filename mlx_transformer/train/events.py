@@ -42,6 +42,7 @@ class RunOptions:
     score: Callable[[Model], dict[str, float]] | None = None  # called at each evaluation; its figures go into Eval
     should_stop: Callable[[], bool] = lambda: False  # called after each step; True saves and stops
     ranks: Ranks = ALONE  # the processes that train together
+    shard: str = "none"  # what is divided among them in place of each batch: "tensor" or "pipeline"
     clock: Callable[[], float] = time.monotonic  # does not count the time that the machine sleeps
 
 

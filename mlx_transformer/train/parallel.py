@@ -5,7 +5,9 @@ the sequences of its share, and the mean of the gradients over all ranks updates
 and phases know nothing of it.
 """
 
+import copy
 import hashlib
+import itertools
 import json
 import re
 import signal
@@ -46,17 +48,30 @@ class Ranks:
     def __init__(self, group: mx.distributed.Group | None = None, backend: str = "", own: Watch | None = None) -> None:
         self.group, self.backend, self.watch = group, backend, own
         self.rank, self.size = (group.rank(), group.size()) if group is not None else (0, 1)
+        self.shares = self.size  # of a batch: one for each rank, unless each has a part of the model instead
         self.communication_seconds = 0.0  # of the last step, if it was timed
         self.probe_every = PROBE_EVERY
         self.messages = self.message_bytes = 0  # of the last mean
-        self._steps = self._gathers = 0
+        self._steps = 0
+        self._gathers = itertools.count(1)  # of this rank, its copies included
         # A ring sends from a thread of the CPU; with a stream of its own it does not wait for the rest of the step.
         self._stream = mx.new_stream(mx.cpu) if self.size > 1 and backend != "nccl" else None
 
     def part(self, batch: np.ndarray) -> np.ndarray:
         """Return this rank's share of a batch (B, ...)."""
-        size = len(batch) // self.size
-        return batch[self.rank * size : (self.rank + 1) * size]
+        size = len(batch) // self.shares
+        return batch[self.share * size : (self.share + 1) * size]
+
+    @property
+    def share(self) -> int:
+        """The number of this rank's share of a batch."""
+        return self.rank % self.shares
+
+    def on_whole_batches(self) -> "Ranks":
+        """Return the same ranks, each of which reads every batch whole."""
+        result = copy.copy(self)
+        result.shares = 1
+        return result
 
     def advance(self, stage: str) -> None:
         """Tell the watch what this rank does now."""
@@ -112,6 +127,35 @@ class Ranks:
             means["signals"] * self.size,
         )
 
+    def sum(self, array: mx.array) -> mx.array:
+        """Add up an array over the ranks, lazily; in the same order on every rank."""
+        return mx.distributed.all_sum(array, group=self.group, stream=self._stream)
+
+    def sum_all(self, arrays: Arrays) -> Arrays:
+        """Add up small float32 arrays of equal names and shapes over the ranks in one message, lazily."""
+        total = self.sum(mx.concatenate([value.reshape(-1).astype(mx.float32) for value in arrays.values()]))
+        ends = np.cumsum([value.size for value in arrays.values()]).tolist()
+        parts = mx.split(total, ends[:-1])
+        named = zip(arrays.items(), parts, strict=True)
+        return {path: part.reshape(value.shape).astype(value.dtype) for (path, value), part in named}
+
+    def join_slices(self, arrays: Arrays, axes: dict[str, int]) -> Arrays:
+        """Join the slices that the ranks have of arrays of one dtype, along an axis of each, in one message, lazily."""
+        flat = mx.concatenate([value.reshape(-1) for value in arrays.values()])
+        everyone = mx.distributed.all_gather(flat, group=self.group, stream=self._stream).reshape(self.size, -1)
+        result, start = {}, 0
+        for path, value in arrays.items():
+            slices = everyone[:, start : start + value.size].reshape(self.size, *value.shape)
+            result[path] = mx.moveaxis(slices, 0, axes[path]).flatten(axes[path], axes[path] + 1)
+            start += value.size
+        return result
+
+    def spread(self, array: mx.array | None, shape: list[int], dtype: str) -> mx.array:
+        """Return the array of the one rank that has it on every rank, bit for bit; the others give None."""
+        kind = getattr(mx, dtype.removeprefix("mlx.core."))
+        raw = mx.zeros(_bytes(shape, kind), mx.uint8) if array is None else mx.view(array.reshape(-1), mx.uint8)
+        return mx.view(self.sum(raw), kind).reshape(shape)
+
     def gather(self, value: Any) -> list[Any]:
         """Return the JSON value that each rank gives, by rank.
 
@@ -121,8 +165,8 @@ class Ranks:
         """
         if self.group is None:
             return [value]
-        self._gathers += 1
-        marks = [[rank, self._gathers % 2**31] for rank in range(self.size)]
+        number = next(self._gathers) % 2**31
+        marks = [[rank, number] for rank in range(self.size)]
         data = np.frombuffer(json.dumps([*marks[self.rank], value]).encode(), np.uint8)
         headers = self._gathered(np.array([*marks[self.rank], len(data)], np.int32)).reshape(self.size, 3)
         if headers[:, :2].tolist() != marks:
@@ -147,10 +191,7 @@ class Ranks:
         described = {path: [list(value.shape), str(value.dtype)] for path, value in (arrays or {}).items()}
         result: Arrays = {}
         for path, (shape, dtype) in self.gather(described)[0].items():
-            kind = getattr(mx, dtype.removeprefix("mlx.core."))
-            raw = mx.view(arrays[path].reshape(-1), mx.uint8) if arrays else mx.zeros(_bytes(shape, kind), mx.uint8)
-            total = mx.distributed.all_sum(raw, group=self.group, stream=self._stream)
-            result[path] = mx.view(total, kind).reshape(shape)
+            result[path] = self.spread(arrays[path] if arrays else None, shape, dtype)
             mx.eval(result[path])
         return result
 
@@ -200,7 +241,7 @@ class Ranks:
 
     def own_seed(self, seed: int) -> int:
         """Return the seed of this rank's dropout; rank 0 has that of a process by itself."""
-        return (seed + self.rank * _SECOND_SEED) % 2**64
+        return (seed + self.share * _SECOND_SEED) % 2**64
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -277,14 +318,14 @@ def _meet(ranks: Ranks, launch: Launch) -> Watch:
     return Watch(ranks.rank, watch.connect(places[-1], invitation, ranks.rank))
 
 
-def check_batches(recipe: Recipe, seq_len: int, ranks: Ranks) -> None:
+def check_batches(recipe: Recipe, seq_len: int, shares: int) -> None:
     """Raise BadInput where a batch of the recipe cannot be divided equally among the ranks."""
     full, warmup = recipe.batch_size(seq_len), recipe.batch_warmup
     for size in {full, *(max(1, full >> n) for n in range(1, warmup.doublings + 1) if warmup)} if warmup else {full}:
-        if size % ranks.size:
+        if size % shares:
             raise BadInput(
-                f"a batch of {size} sequences cannot be divided among {ranks.size} ranks: "
-                f"give a --batch-size that is a multiple of {ranks.size}"
+                f"a batch of {size} sequences cannot be divided among {shares} ranks: "
+                f"give a --batch-size that is a multiple of {shares}"
                 + ("" if size == full else f", also over the recipe's warm-up of batches, which begins at {size}")
             )
 

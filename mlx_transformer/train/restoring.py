@@ -14,25 +14,39 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.train.checkpoint import load_newest
 from mlx_transformer.train.events import Progress, Step
 from mlx_transformer.train.parallel import Ranks
+from mlx_transformer.train.split import Split
 
 Checkpoint = tuple[dict[str, mx.array], dict[str, Any], list[str]]
 
 
-def load_checkpoint(folder: Path | None, ranks: Ranks) -> Checkpoint | None:
-    """Return the newest checkpoint, as `load_newest`; rank 0 reads it and sends it to the others."""
+def whole(arrays: dict[str, mx.array], split: Split | None) -> dict[str, mx.array]:
+    """Return the arrays of a checkpoint on rank 0, whole where each rank has a part; all ranks must call it."""
+    return arrays if split is None else split.whole(arrays)
+
+
+def finish_ranks(now: Progress, ranks: Ranks, split: Split | None) -> None:
+    """Note the memory of all ranks, and put a model together again of which each has a part, on rank 0."""
+    now.peak_memory_of_ranks = ranks.gather(now.peak_memory_bytes)
+    if split is not None:
+        split.join()
+
+
+def load_checkpoint(folder: Path | None, ranks: Ranks, split: Split | None = None) -> Checkpoint | None:
+    """Return this rank's part of the newest checkpoint, as `load_newest`; rank 0 reads and sends it to the others."""
     if folder is None:
         return None
     found = ranks.in_turn(lambda: load_newest(folder) if ranks.rank == 0 else None)
     if ranks.size == 1 or (rest := ranks.gather(found and found[1:])[0]) is None:
         return found
-    return ranks.send_arrays(found and found[0]), rest[0], rest[1]
+    arrays = ranks.send_arrays(found and found[0])
+    return arrays if split is None else split.own(arrays), rest[0], rest[1]
 
 
 def data_state(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Return the position of the batches as a checkpoint stores it, with the lanes of every rank (ShardBatches)."""
     if "lanes" not in state:
         return state
-    lanes = [lane for own in ranks.gather(state["lanes"]) for lane in own]
+    lanes = [lane for own in ranks.gather(state["lanes"])[: ranks.shares] for lane in own]
     return {name: value for name, value in state.items() if name != "rank"} | {"lanes": lanes}
 
 

@@ -15,6 +15,7 @@ from mlx_transformer.train.optim.clip import sum_of_squares
 from mlx_transformer.train.optim.groups import Optimizers
 from mlx_transformer.train.parallel import ALONE, Ranks, Signals
 from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.train.split import Split
 from mlx_transformer.utils.trees import Tree, by_path
 
 Arrays = dict[str, mx.array]
@@ -30,24 +31,25 @@ class TrainingStep:
     dropout.
 
     ranks: those among which each batch is divided; `signals` go to the others with the gradients of a step, and `heard`
-    is their sum over the ranks (3,).
+    is their sum over the ranks (3,). split: the part of the model that this rank has, if not all of it.
     """
 
     def __init__(
         self,
         model: Model,
         recipe: Recipe,
+        ranks: Ranks = ALONE,
+        split: Split | None = None,
         *,
         compiled: bool = True,
         deterministic: bool = False,
-        ranks: Ranks = ALONE,
     ) -> None:
         recipe.check_dropout(max((part.p for part in model.modules() if isinstance(part, Dropout)), default=0.0))
-        self.model, self.recipe, self.ranks = model, recipe, ranks
+        self.model, self.recipe, self.ranks, self.split = model, recipe, ranks, split
         self.signals, self.heard = Signals(), mx.zeros(3)
         self.dtype = getattr(mx, recipe.dtype)
         parameters = by_path(model.trainable_parameters())
-        self.optimizers = Optimizers(recipe.groups, parameters)
+        self.optimizers = Optimizers(split.groups(recipe) if split else recipe.groups, parameters)
         parameters |= self.optimizers.start(parameters)
         model.update(tree_unflatten(list(parameters.items())))
         self.memory: dict[str, Arrays] = {
@@ -125,6 +127,10 @@ class TrainingStep:
         self, gradients_of: Callable, mean_of: Callable, batch: mx.array
     ) -> tuple[Arrays, list[Arrays], list[mx.array]]:
         """Compute the metrics of the batch, and for each stream its parameters' mean gradients and sum of squares."""
+        if self.split is not None and (found := self.split.gradients(self, batch)) is not None:
+            own = [{path: found[1][path] for path in paths} for _, paths in self.shares]
+            *result, self.heard = self.split.combine(found[0], own, self.signals)
+            return tuple(result)  # type: ignore[return-value]
         weights = self.model.trainable_parameters()
         metrics: Arrays = {}
         parts, portions = [], []
@@ -141,7 +147,9 @@ class TrainingStep:
                 mean, square = mean_of([{path: part[path] for path in paths} for part in parts], portions)
             means.append(mean)
             squares.append(square)
-        if self.ranks.size > 1:
+        if self.split is not None:
+            metrics, means, squares, self.heard = self.split.combine(metrics, means, self.signals)
+        elif self.ranks.size > 1:
             metrics, means, self.heard = self.ranks.average(metrics, means, self.signals)
             squares = [self._square(mean) for mean in means]
         return metrics, means, squares
@@ -152,7 +160,7 @@ class TrainingStep:
         _, means, _ = self._mean_gradients(gradients_of, mean_of, batch)
         for (stream, _), mean in zip(self.shares, means, strict=True):
             with mx.stream(stream):
-                observe(mean, self.ranks.size * batch.shape[0] * (batch.shape[-1] - 1))
+                observe(mean, self.ranks.shares * batch.shape[0] * (batch.shape[-1] - 1))
 
     def _gradients_to_rewire(self, batch: mx.array) -> list[Arrays]:
         """Return the gradients of the batch, for each stream those of its share of the parameters."""

@@ -33,6 +33,7 @@ from mlx_transformer.train.events import (
     Stopped,
 )
 from mlx_transformer.train.parallel import Signals, check_batches
+from mlx_transformer.train.parts import count_shares, divide_model
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
@@ -65,7 +66,7 @@ def fit(
     limits, options = limits or Limits(), options or RunOptions()
     if isinstance(data, Tokens):
         data = data.packed(model.config.seq_len)
-    check_batches(recipe, model.config.seq_len, options.ranks)
+    check_batches(recipe, model.config.seq_len, count_shares(options.shard, options.ranks))
     with (
         divided_blas(),
         restoring.dropout_set(model, recipe.dropout),
@@ -94,18 +95,17 @@ class _Run:
         seq_len = model.config.seq_len
         data = self._prepare(data)
         self.eval_every = options.eval_every or default_eval_every(recipe, data, seq_len)
-        self.ranks = ranks = options.ranks
-        data = data.of_rank(ranks.rank, ranks.size) if isinstance(data, StreamedTokens) else data
+        self.split, self.ranks = _, ranks = divide_model(model, options.shard, options.ranks)
+        data = data.of_rank(ranks.share, ranks.shares) if isinstance(data, StreamedTokens) else data
         mx.random.seed(ranks.own_seed(seed))
         self.batches = data.batches(partial(recipe.batch_size, seq_len), seq_len, seed)
         model.masked = isinstance(data, Tokens) and data.is_masked
-        size = min(batch_tokens(), -(-data.valid_tokens // ranks.size)) if ranks.size > 1 else batch_tokens()
+        size = min(batch_tokens(), -(-data.valid_tokens // ranks.shares)) if ranks.shares > 1 else batch_tokens()
         self.evaluate = Evaluator(model, data.validation(seq_len, size), compiled=options.compile, ranks=ranks)
         self.take_step = TrainingStep(
-            model, recipe, compiled=options.compile, deterministic=options.deterministic, ranks=ranks
+            *(model, recipe, ranks, self.split), compiled=options.compile, deterministic=options.deterministic
         )
-        self.progress = Progress()
-        self.heard = Signals()
+        self.progress, self.heard = Progress(), Signals()
         self.best: Tree = model.trainable_parameters()
         self.saved_at = options.clock()
         self.ahead: Begun | None = None  # the step after the one that is waited for
@@ -138,7 +138,7 @@ class _Run:
             self.prefetch.close()
 
     def events(self) -> Iterator[Event]:
-        if (found := restoring.load_checkpoint(self.options.checkpoints, self.ranks)) is not None:
+        if (found := restoring.load_checkpoint(self.options.checkpoints, self.ranks, self.split)) is not None:
             yield self._restore(*found)  # its clock has the time of preparing already
         elif self.prepared is not None:
             self.progress.preparation_seconds = self.prepared.seconds
@@ -175,7 +175,7 @@ class _Run:
             self.model.update(self.best)
         mx.eval(self.model.parameters())
         if self.ranks.size > 1:
-            self.progress.peak_memory_of_ranks = self.ranks.gather(self.progress.peak_memory_bytes)
+            restoring.finish_ranks(self.progress, self.ranks, self.split)
         yield Stopped(why=why, progress=self.progress, message=message)
 
     def _begin(self, tokens: int) -> Begun:
@@ -188,9 +188,9 @@ class _Run:
         self.progress.data_seconds += clock() - waiting
         masked = self.model.masked  # a budget of tokens counts all that are read, not the answers alone
         step_tokens = len(batch) * (batch.shape[-1] - 1) if masked else predicted_tokens(batch)
-        own, shape = self.ranks.part(batch), batch.shape
+        own, shape, shares = self.ranks.part(batch), batch.shape, self.ranks.shares
         if self.batches.divided:
-            own, shape, step_tokens = batch, (len(batch) * self.ranks.size, *shape[1:]), step_tokens * self.ranks.size
+            own, shape, step_tokens = batch, (len(batch) * shares, *shape[1:]), step_tokens * shares
         tokens += step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0
@@ -373,9 +373,9 @@ class _Run:
         mx.eval(arrays)  # before the ranks exchange their random state, which fails where one was lost in a step
         position = restoring.data_state(self.prefetch.state(), self.ranks)
         state = {"progress": asdict(progress), "data": position, **restoring.random_state(self.ranks)}
-        path = self.options.checkpoints
+        path, flat = self.options.checkpoints, restoring.whole(by_path(arrays), self.split)
         if self.ranks.rank == 0:
-            path = save_checkpoint(path, self.progress.step, by_path(arrays), state)
+            path = save_checkpoint(path, self.progress.step, flat, state)
         self.mark = self.saved_at = self.options.clock()
         yield Saved(step=self.progress.step, path=path)
 

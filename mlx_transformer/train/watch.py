@@ -48,6 +48,7 @@ class Watch:
         now = time.monotonic()
         self.rank, self.silent_seconds = rank, timeout()
         self.stage, self.count, self.moved = PREPARING, 0, now
+        self.ends = "; all ranks end, and the last checkpoint is whole: resume with --resume"  # of the sentence
         self.reports = False  # this rank prints the sentence
         self.sentence: str | None = None  # once a rank is lost; "": it has said itself what is wrong
         self._peers = {other: _Peer(other, host, own, now, now) for other, (host, own) in sockets.items()}
@@ -147,8 +148,8 @@ class Watch:
         with self._lock:
             if self._lost.is_set():
                 return
-            resume = "; all ranks end, and the last checkpoint is whole: resume with --resume"
-            self.sentence = sentence if not sentence or sentence.endswith(resume) else sentence + resume
+            told = not sentence or sentence.endswith(self.ends)
+            self.sentence = sentence if told else sentence + self.ends
             self._peers.pop(rank, None)
             if self.rank == 0:
                 self._tell({"rank": rank, "lost": self.sentence})

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -59,10 +60,14 @@ def load_tables(model: Model, folder: Path) -> None:
         raise BadInput(f"'{path}' does not fit this model: {error}") from error
 
 
-def put_weights(model: Model, arrays: dict[str, mx.array], path: Path) -> None:
+def put_weights(
+    model: Model, arrays: dict[str, mx.array], path: Path, divide: Callable[[Model], object] | None = None
+) -> None:
     """Set every parameter of a model; `path` is named in errors.
 
-    Raises BadInput if any path or shape differs, or as `check_finite` does.
+    divide: leaves the model a part of its parameters; of lazily loaded arrays, which are taken out of `arrays`, no more
+    than one is then in memory beside that part. Raises BadInput if any path or shape differs, or as `check_finite`
+    does.
     """
     own = {name: tuple(value.shape) for name, value in by_path(model.parameters()).items()}
     found = {name: tuple(value.shape) for name, value in arrays.items()}
@@ -70,9 +75,14 @@ def put_weights(model: Model, arrays: dict[str, mx.array], path: Path) -> None:
         name = sorted(set(own.items()) ^ set(found.items()))[0][0]
         expected, got = own.get(name, "no such weight"), found.get(name, "none")
         raise BadInput(f"'{path}' does not fit this model: '{name}' should be {expected} and is {got}")
-    check_finite(arrays, path)
     model.load_weights(list(arrays.items()))
-    mx.eval(model.parameters())
+    if divide is not None:
+        arrays.clear()
+        divide(model)
+    own_part = by_path(model.parameters())
+    for value in own_part.values():
+        mx.eval(value)
+    check_finite(own_part, path)
 
 
 def check_depth(n_blocks: int, arrays: dict[str, mx.array], path: Path) -> None:

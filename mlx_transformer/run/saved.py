@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ CODE = "code"  # folder of the copies of somebody's own files
 KEPT = "kept"  # names those copies as the code to load
 
 
-def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokenizer]:
+def load(
+    run: str | Path, code: str | Path | None = None, *, divide: Callable[[Model], object] | None = None
+) -> tuple[Model, Tokenizer]:
     """Read a model, in evaluation mode, and its tokenizer from a run folder, its model/, or a folder of `save`.
 
     model(tokens) maps (B, L) int32 to logits (B, L, V).
     code: the file that defines a model of one's own, or "kept" for the copy in the folder. That file is run; without
         code nothing in the folder is. Warns if the file differs from the one that the model was trained with.
+    divide: leaves the model a part of its weights, of which alone are then in memory (`put_weights`).
 
     The weights are those of the newest checkpoint while a run is unfinished. Warns of that, and of a run that diverged.
 
@@ -43,7 +47,7 @@ def load(run: str | Path, code: str | Path | None = None) -> tuple[Model, Tokeni
     arrays, path, notes = find_weights(folder)
     check_depth(kind.n_blocks(config), arrays, path)
     model = kind(config)
-    put_weights(model, arrays, path)
+    put_weights(model, arrays, path, divide)
     load_tables(model, folder)
     for note in notes:
         warnings.warn(note, stacklevel=2)

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mlx_transformer.backend import use_device
@@ -10,11 +11,14 @@ from mlx_transformer.data.pairs import encode_sources
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.generate import Completion, complete, stream_completion, translate
 from mlx_transformer.generate.beam import Beam
+from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.nn.model import Model
 from mlx_transformer.run.commands.model import load_model
+from mlx_transformer.run.commands.ranks import first_complains, first_prints, load_part, watched
 from mlx_transformer.run.flags import (
     Device,
     Number,
+    Part,
     Place,
     RunArgument,
     SamplingFlags,
@@ -26,6 +30,7 @@ from mlx_transformer.run.flags import (
     read_sampling,
 )
 from mlx_transformer.run.task import check_no_sampling
+from mlx_transformer.train.parallel import Ranks, join
 from mlx_transformer.utils.errors import BadInput, explain_out_of_memory
 from mlx_transformer.utils.text import plural
 
@@ -53,15 +58,41 @@ class Flags(SamplingFlags):
     """device to compute on (default: auto)"""
     stream: Switch = False
     """print text while it is generated; prompts are then continued one by one, each with the same seed"""
+    shard: Part = None
+    """what each rank that mlx.launch starts has of the model: some heads and hidden units of every layer (tensor), or
+    some layers (pipeline)"""
 
 
 @explain_out_of_memory("try fewer prompts, a smaller --max-tokens, or --device cpu")
 def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | None = None) -> None:
     """Run the command line."""
     flags = parse(Flags, prog, args=args)
-    use_device(flags.device or "auto")
-    sampling, seed = read_sampling(flags), flags.seed or 0
-    model, tokenizer = load_model(flags.run, flags.code)
+    ranks = join()
+    with ranks.running(), first_complains(ranks):
+        _check_ranks(flags, ranks)
+        use_device(flags.device or "auto")
+        sampling = read_sampling(flags)
+        if flags.shard is None:
+            _generate(flags, *load_model(flags.run, flags.code), sampling)
+        else:
+            model, tokenizer = load_part(flags.run, flags.code, flags.shard, repr(replace(flags, run=Path())), ranks)
+            with first_prints(ranks, at_once=flags.stream):
+                _generate(flags, model, tokenizer, watched(sampling, ranks), notes=ranks.rank == 0)
+
+
+def _check_ranks(flags: Flags, ranks: Ranks) -> None:
+    """Raise BadInput for what one process, or several, cannot do."""
+    if ranks.size == 1 and flags.shard is not None:
+        raise BadInput(f"--shard {flags.shard}: expected several ranks; start the command with mlx.launch -n 2")
+    if ranks.size > 1 and flags.shard is None:
+        raise BadInput(f"{ranks.size} ranks: give --shard tensor or --shard pipeline, or leave mlx.launch out")
+    if ranks.size > 1 and not flags.prompt:
+        raise BadInput(f"{ranks.size} ranks read no standard input: give --prompt")
+
+
+def _generate(flags: Flags, model: Model, tokenizer: Tokenizer, sampling: Sampling, *, notes: bool = True) -> None:
+    """Continue the prompts, or the lines of standard input, and print them."""
+    seed = flags.seed or 0
     if model.parallel:
         _translate(model, tokenizer, flags)
         return
@@ -72,7 +103,7 @@ def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | Non
     if flags.prompt and not flags.stream:
         completions = complete(model, tokenizer, flags.prompt, **options)
         print("\n\n".join(completion.text for completion in completions))
-        _note_slides(completions, model.config.seq_len)
+        _note_slides(completions if notes else [], model.config.seq_len)
         return
     refused = 0
     completions = []
@@ -84,7 +115,7 @@ def main(prog: str = "python -m mlx_transformer.generate", args: list[str] | Non
                 raise
             print(f"error: {error}", file=sys.stderr)
             refused += 1
-    _note_slides(completions, model.config.seq_len)
+    _note_slides(completions if notes else [], model.config.seq_len)
     if refused and not sys.stdin.isatty():  # on a terminal the error has been seen already
         raise BadInput(f"{refused} of the lines could not be continued: see above")
 

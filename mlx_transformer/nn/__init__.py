@@ -31,6 +31,7 @@ from mlx_transformer.nn.feedforward import (
 from mlx_transformer.nn.head import CappedHead, Head, TiedHead
 from mlx_transformer.nn.latent import LatentAttention
 from mlx_transformer.nn.linear import BiasedLinear, Linear
+from mlx_transformer.nn.maps import AttentionMap, attention_maps
 from mlx_transformer.nn.mixers import (
     MLSTM,
     S4D,
@@ -121,6 +122,8 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "LongformerAttention",
     "SparseAttention",
     "LatentAttention",
+    "attention_maps",
+    "AttentionMap",
     # mixers that are not attention
     "RecurrentMixer",
     "LinearAttention",

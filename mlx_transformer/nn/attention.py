@@ -83,6 +83,16 @@ class Attention(nn.Module):
         """Merge heads and project: (B, heads, L, head_dim) -> (B, L, D)."""
         return self.o_proj(o.swapaxes(1, 2).flatten(2))
 
+    def weights_of(self, x: mx.array, ctx: Ctx) -> mx.array | None:
+        """Return the weight of each key in the output of each query, (B, n_heads, L, keys), for people to look at.
+
+        `attend` is linear in the values, so that the rows of the identity as values yield the weights, also where a
+        window or a segment has keys of its own. None: there are no such weights. Without a cache; see nn/maps.py.
+        """
+        q, k, v = self.project(x, ctx)
+        q, k = self.condition(q, k, ctx)
+        return self.attend(q, k, identity_like(v), ctx)
+
     def recall(self, k: mx.array, v: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array, mx.array]:
         """Return all keys, values and key positions: the cached ones, if there is a cache, then this call's."""
         positions = ctx.positions if ctx.memory_positions is None else ctx.memory_positions
@@ -113,6 +123,11 @@ class Attention(nn.Module):
     def mix(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
         """Return softmax(q k^T / sqrt(head_dim) + mask) v (eq. 1), (B, heads, Lq, head_dim)."""
         return ops.dense_attention(q, k, v, self.scale, mask)
+
+
+def identity_like(v: mx.array) -> mx.array:
+    """Return the values (B, heads, L, L) that say which of the L keys of v (B, heads, L, d) each one is."""
+    return mx.broadcast_to(mx.eye(v.shape[2], dtype=v.dtype), (*v.shape[:3], v.shape[2]))
 
 
 class GroupedAttention(Attention):

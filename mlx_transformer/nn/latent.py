@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer import ops
-from mlx_transformer.nn.attention import Attention
+from mlx_transformer.nn.attention import Attention, identity_like
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import Linear
 from mlx_transformer.nn.moe import StackedLinear
@@ -58,9 +58,19 @@ class LatentAttention(Attention):
         k, c, k_pos = self.recall(k, v, ctx)
         mask = self.mask(q, k, k_pos, ctx)
         if ctx.cache is None:
-            k = mx.broadcast_to(k, (k.shape[0], self.n_heads, *k.shape[2:]))
-            return self.mix(q, mx.concatenate([self.k_up_proj(c, None), k], axis=-1), self.v_up_proj(c, None), mask)
+            return self.mix(q, self.keys_of(k, c), self.v_up_proj(c, None), mask)
         plain, rotary = mx.split(q, [self.head_dim], axis=-1)
         q = mx.concatenate([plain @ self.k_up_proj.weight, rotary], axis=-1)
         o = ops.grouped_attention(q, mx.concatenate([c, k], axis=-1), c, self.scale, mask)
         return self.v_up_proj(o, None)
+
+    def keys_of(self, k: mx.array, c: mx.array) -> mx.array:
+        """Return the keys (B, H, L, head_dim + rope_dim) of rotary keys k (B, 1, L, rope_dim) and latents c."""
+        k = mx.broadcast_to(k, (k.shape[0], self.n_heads, *k.shape[2:]))
+        return mx.concatenate([self.k_up_proj(c, None), k], axis=-1)
+
+    def weights_of(self, x: mx.array, ctx: Ctx) -> mx.array:
+        q, k, c = self.project(x, ctx)
+        q, k = self.condition(q, k, ctx)
+        keys = self.keys_of(k, c)
+        return self.mix(q, keys, identity_like(keys), self.mask(q, k, ctx.positions, ctx))

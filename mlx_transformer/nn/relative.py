@@ -6,11 +6,13 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer import ops
-from mlx_transformer.nn.attention import Attention
+from mlx_transformer.nn.attention import Attention, identity_like
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.linear import Linear
 from mlx_transformer.nn.position import MAX_DISTANCE, SinusoidalPosition, causal_distances
 from mlx_transformer.utils.errors import BadInput
+
+Pair = tuple[mx.array, mx.array]
 
 
 class ShawAttention(Attention):
@@ -35,9 +37,18 @@ class ShawAttention(Attention):
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, ctx: Ctx) -> mx.array:
         k, v, k_pos = self.recall(k, v, ctx)
-        weights = ops.softmax((q * self.scale) @ k.swapaxes(-1, -2), self.mask(q, k, k_pos, ctx))
+        weights = self.softmax(q, k, k_pos, ctx)
         relative = self.relative_values[self.distances(k_pos, ctx)]  # (.., Lq, Lk, head_dim)
         return weights @ v + (weights.swapaxes(1, 2) @ relative).swapaxes(1, 2)
+
+    def softmax(self, q: mx.array, k: mx.array, k_pos: mx.array, ctx: Ctx) -> mx.array:
+        """Return the weights p (B, heads, Lq, Lk)."""
+        return ops.softmax((q * self.scale) @ k.swapaxes(-1, -2), self.mask(q, k, k_pos, ctx))
+
+    def weights_of(self, x: mx.array, ctx: Ctx) -> mx.array:
+        q, k, _ = self.project(x, ctx)
+        q, k = self.condition(q, k, ctx)
+        return self.softmax(q, k, ctx.positions, ctx)
 
     def n_kept(self, length: int, keeps_scores: bool) -> int:
         return super().n_kept(length, True)
@@ -81,8 +92,19 @@ class TransformerXLAttention(Attention):
         _, old_k, old_v = self.project(mx.stop_gradient(x), ctx)
         _, old_k = self.condition(q, old_k, ctx)
         q, k = self.condition(q, k, ctx)
+        return self.merge(self.by_segment(q, (old_k, old_v), (k, v), ctx))
+
+    def weights_of(self, x: mx.array, ctx: Ctx) -> mx.array:
+        q, k, v = self.project(x, ctx)
+        q, k = self.condition(q, k, ctx)
+        v = identity_like(v)
+        return self.by_segment(q, (k, v), (k, v), ctx)
+
+    def by_segment(self, q: mx.array, old: Pair, own: Pair, ctx: Ctx) -> mx.array:
+        """Attend from q to keys and values, of the previous segment to those in `old`: (B, heads, L, d)."""
+        (old_k, old_v), (k, v) = old, own
         segments = []
-        for start in range(0, x.shape[1], self.segment_len):
+        for start in range(0, q.shape[2], self.segment_len):
             previous, current = slice(max(0, start - self.segment_len), start), slice(start, start + self.segment_len)
             all_k = mx.concatenate([old_k[:, :, previous], k[:, :, current]], axis=2)
             all_v = mx.concatenate([old_v[:, :, previous], v[:, :, current]], axis=2)
@@ -90,7 +112,7 @@ class TransformerXLAttention(Attention):
             k_pos = ctx.positions[..., previous.start : current.stop]
             mask = self.mask(q[:, :, current], all_k, k_pos, q_ctx)
             segments.append(self.mix(q[:, :, current], all_k, all_v, mask))
-        return self.merge(mx.concatenate(segments, axis=2))
+        return mx.concatenate(segments, axis=2)
 
     def n_keys(self, length: int) -> int:
         return min(length, 2 * self.segment_len)

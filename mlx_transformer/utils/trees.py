@@ -1,9 +1,11 @@
-"""Trees of parameters and settings, by dotted path."""
+"""Trees of modules, parameters and settings, by dotted path."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_flatten
 
 Tree = dict[str, Any]
@@ -31,3 +33,15 @@ def flatten_settings(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, item in value.items():
         yield from flatten_settings(item, path if name == "kind" and path else f"{path}.{name}".lstrip("."))
+
+
+def copy_modules(part: Any, change: Callable[[Any, str], Any], path: str = "") -> Any:
+    """Copy a module and its parts, which share their arrays; change(copy, path) returns what stands in its place."""
+    if isinstance(part, list):
+        return [copy_modules(one, change, f"{path}.{i}") for i, one in enumerate(part)]
+    if not isinstance(part, nn.Module):
+        return part
+    result = copy.copy(part)
+    for name, own in part.items():
+        result[name] = copy_modules(own, change, f"{path}.{name}".lstrip("."))
+    return change(result, path)

@@ -38,6 +38,9 @@ class RecurrentMixer(nn.Module):
         """Return the state of `batch` sequences for decoding."""
         return State(**self.initial_state(batch))
 
+    def weights_of(self, x: mx.array, ctx: Ctx) -> None:
+        """Return None: a state has no weights over tokens."""
+
     def n_kept(self, length: int, keeps_scores: bool) -> int:
         """Return about how many numbers training keeps of one sequence of `length` tokens; subclasses override this.
 

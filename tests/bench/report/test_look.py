@@ -2,7 +2,6 @@
 
 import os
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ L = TINY["seq_len"]
 def test_a_map_is_a_causal_share_for_each_softmax_attention(name):
     model, ids = tiny(KINDS[name]), tokens(batch=1)
     maps = look.attention_maps(model, ids[0].tolist())
-    expected = {"recurrence": 0, "hybrid": TINY["n_layers"] // 2, "combined": 0, "segments": 0}
+    expected = {"recurrence": 0, "hybrid": TINY["n_layers"] // 2}
     assert len(maps) == expected.get(name, TINY["n_layers"])
     for weights in maps:
         assert weights.shape == (TINY["n_heads"], L, L)
@@ -35,13 +34,6 @@ def test_a_map_is_the_paper_s_equation():
     shares = np.tril(np.exp(scores))
     shares /= shares.sum(-1, keepdims=True)
     np.testing.assert_allclose(look.attention_maps(model, ids[0].tolist())[0], shares, atol=1e-5)
-
-
-def test_attention_maps_leave_the_model_unchanged():
-    model, ids = tiny(KINDS["1"]), tokens(batch=1)
-    before = model(ids)
-    look.attention_maps(model, ids[0].tolist())
-    assert mx.array_equal(before, model(ids))
 
 
 def test_sinusoids_are_the_paper_s():

@@ -10,6 +10,7 @@ _PACKAGE = "mlx_transformer.run.commands"
 COMMANDS = {
     "generate": (f"{_PACKAGE}.generate:main", "generate text with a trained model"),
     "evaluate": (f"{_PACKAGE}.evaluate:main", "compute a model's loss, perplexity and bits per byte over a text"),
+    "serve": ("mlx_transformer.serve.command:main", "open a page to play with a trained model"),
     "runs": (f"{_PACKAGE}.runs:main", "list past runs, or compare some of them"),
     "import": (f"{_PACKAGE}.interop:import_command", "convert a Hugging Face folder to a run"),
     "export": (f"{_PACKAGE}.interop:export_command", "convert a run to a Hugging Face folder"),

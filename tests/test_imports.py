@@ -14,6 +14,7 @@ LAYERS = (
     {"train"},
     {"generate", "interop"},
     {"run"},
+    {"serve"},
     {"phases"},
     {"bench"},
 )

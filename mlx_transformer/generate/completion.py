@@ -2,9 +2,10 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mlx_transformer.data.tokenizers import Tokenizer
-from mlx_transformer.generate.decoding import count_slides, decode
+from mlx_transformer.generate.decoding import Decoder, count_slides, decode
 from mlx_transformer.generate.sampling import Sampling
 from mlx_transformer.generate.tools import runtime
 from mlx_transformer.nn.model import Model
@@ -93,11 +94,30 @@ def stream_completion(
 
     Text is yielded in whole characters, of which a token may be a part. Raises before the first text is asked for.
     """
+    return _texts(stream_tokens(model, tokenizer, prompt, max_tokens=max_tokens, sampling=sampling, seed=seed))
+
+
+def stream_tokens(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    decoder: Decoder | None = None,
+    max_tokens: int | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    seed: int = 0,
+) -> Generator[tuple[int, str], None, Completion]:
+    """Continue one prompt as `stream_completion` does; the generator yields each token and the text that it completes.
+
+    That text is empty for a token that ends within a character. EOS is not yielded. decoder: of this model, to be used
+    again for many prompts; None: a new one.
+    """
     _check(model)
     ids = encode_prompt(tokenizer, prompt, model.config.seq_len)
     (limit,), context = _limits([ids], max_tokens, model.config.seq_len)
     respond = runtime(tokenizer, [ids])
-    drawn = decode(model, [ids], limit, sampling=sampling, seed=seed, context=context, respond=respond)
+    draw = partial(decode, model) if decoder is None else decoder
+    drawn = draw([ids], limit, sampling=sampling, seed=seed, context=context, respond=respond)
     return _stream(tokenizer, prompt, ids, drawn, model.config.seq_len)
 
 
@@ -148,22 +168,33 @@ def _complete(
     ]
 
 
+def _texts(drawn: Generator[tuple[int, str], None, Completion]) -> Generator[str, None, Completion]:
+    """Yield the texts of `stream_tokens`, then what is left of an unfinished character."""
+    shown = 0
+    while True:
+        try:
+            _, text = next(drawn)
+        except StopIteration as end:
+            yield end.value.continuation[shown:]
+            return end.value
+        shown += len(text)
+        yield text
+
+
 def _stream(
     tokenizer: Tokenizer, prompt: str, ids: list[int], drawn: Iterator[list[int]], context: int
-) -> Generator[str, None, Completion]:
+) -> Generator[tuple[int, str], None, Completion]:
     tokens: list[int] = []
     ended, shown = False, 0
     for (token,) in drawn:
         if ended := token == tokenizer.eos_id:
             break
         tokens.append(token)
-        text = _continuation(tokenizer, ids, tokens)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[shown:]
-            shown = len(text)
-    completion = _completion(tokenizer, prompt, ids, tokens, ended, context)
-    yield completion.continuation[shown:]
-    return completion
+        text = continuation(tokenizer, ids, tokens)
+        whole = "" if text.endswith("\N{REPLACEMENT CHARACTER}") else text[shown:]
+        shown += len(whole)
+        yield token, whole
+    return _completion(tokenizer, prompt, ids, tokens, ended, context)
 
 
 def _limits(encoded: list[list[int]], max_tokens: int | None, context: int) -> tuple[list[int], int | None]:
@@ -181,13 +212,13 @@ def _completion(
 ) -> Completion:
     return Completion(
         prompt=prompt,
-        continuation=_continuation(tokenizer, ids, tokens),
+        continuation=continuation(tokenizer, ids, tokens),
         tokens=tokens,
         ended=ended,
         slides=count_slides(len(ids), len(tokens) + ended, context),
     )
 
 
-def _continuation(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:
-    """The text that tokens add to a prompt's; a word tokenizer puts a space between the two."""
+def continuation(tokenizer: Tokenizer, prompt: list[int], tokens: list[int]) -> str:
+    """Return the text that tokens add to a prompt's; a word tokenizer puts a space between the two."""
     return tokenizer.decode([*prompt, *tokens])[len(tokenizer.decode(prompt)) :]

@@ -36,6 +36,11 @@ def count_slides(prompt: int, drawn: int, context: int) -> int:
     return max(0, -(-(prompt + drawn - context) // (context - _kept(context))))
 
 
+def first_read(length: int, context: int) -> int:
+    """Return the index of the first token that is read for the one behind `length` tokens; 0 before a slide."""
+    return count_slides(length, 1, context) * (context - _kept(context))
+
+
 def _kept(context: int) -> int:
     """Number of tokens that stay in a full context."""
     return max(1, context // 2)

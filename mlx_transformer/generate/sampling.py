@@ -32,9 +32,14 @@ class Sampling:
             if not holds(getattr(self, name)):
                 raise BadInput(f"{name.replace('_', '-')} = {getattr(self, name)}: expected {expected}")
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature < _GREEDY
+
     def __call__(self, logits: mx.array, key: mx.array) -> mx.array:
         """Sample from logits (B, V) with a random key: tokens (B,)."""
-        if self.temperature < _GREEDY:
+        if self.is_greedy:
             return mx.argmax(logits, axis=-1)
         return mx.random.categorical(self.filtered(logits), axis=-1, key=key)
 

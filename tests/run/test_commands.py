@@ -68,7 +68,7 @@ def test_a_repeated_flag_of_training():
         assert_bad(command(body, "--max-len", value), f"'{value}': expected a whole number from 1 to 2147483647, or 0")
 
 
-@pytest.mark.parametrize("form", ["", ".generate", ".evaluate", ".interop", ".run"])
+@pytest.mark.parametrize("form", ["", ".generate", ".evaluate", ".interop", ".run", ".serve"])
 def test_module_forms(form):
     ended = subprocess.run(
         [sys.executable, "-m", f"mlx_transformer{form}", "--help"], cwd=ROOT, capture_output=True, text=True

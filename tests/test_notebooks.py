@@ -12,7 +12,7 @@ from tests.bench.compare.compare_logs import a_log
 from tests.faults.runs import ROOT, TINY, train, write_text
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
-PICTURES = {"attention": 4, "curves": 4, "ladder": 4, "translation": 3}
+PICTURES = {"attention": 4, "curves": 4, "ladder": 4, "train": 3, "translation": 3}
 WHY = "{} is not installed: make test installs it"
 
 
@@ -57,7 +57,8 @@ def executed(looked_at, tmp_path_factory):
     async def execute(name, run):
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         chosen = {"MLX_TRANSFORMER_RUN": str(run), "MLX_TRANSFORMER_COMPARISON": str(looked_at / "compare.json")}
-        chosen["MLX_TRANSFORMER_TRANSLATOR"] = str(looked_at / "translator")
+        chosen |= {"MLX_TRANSFORMER_TRANSLATOR": str(looked_at / "translator"), "MLX_TRANSFORMER_SECONDS": "0.5"}
+        chosen["MLX_TRANSFORMER_DATA"] = str(looked_at / "text.txt")
         environment = {**os.environ, **chosen, "IPYTHONDIR": str(kernels), "PYTHONPATH": str(ROOT)}
         client = nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120)
         with contextlib.suppress(nbclient.exceptions.CellExecutionError):  # it is among the outputs
@@ -78,7 +79,7 @@ def test_a_notebook_runs_and_draws(name, executed):
     assert [one for one in executed[name] if one.output_type == "error"] == []
     assert "mlx.core was imported before" not in str(executed[name])
     assert sum("image/png" in output.get("data", {}) for output in executed[name]) == PICTURES[name]
-    assert "seed0" in str(executed[name]) or name in ("ladder", "translation")
+    assert "seed0" in str(executed[name]) or name in ("ladder", "train", "translation")
 
 
 def test_where_there_is_nothing_to_look_at_one_sentence_says_so(executed):

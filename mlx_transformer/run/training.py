@@ -111,7 +111,7 @@ def _train_ranks(experiment: Experiment, settings: Settings, ranks: Ranks) -> Pa
         console.log_to(folder / "log.txt")
         _introduce(console, plan, model, folder, ranks)
         stop = threading.Event()
-        with _stop_on_signal(stop):
+        with stop_on_signal(stop):
             stopped, curve = _train(plan, model, folder, console, stop, ranks)
             stop.set()  # everything is saved: the next signal ends the process at once
             _finish(plan, model, folder, stopped, curve, console, ranks)
@@ -157,7 +157,7 @@ def _options(plan: Plan, folder: Path, stop: threading.Event, ranks: Ranks) -> R
 def _follow(plan: Plan, model: Model, ranks: Ranks) -> Path:
     """Train as a rank other than 0, which writes and prints nothing."""
     stop, folder = threading.Event(), Path()
-    with _stop_on_signal(stop):
+    with stop_on_signal(stop):
         options = _options(plan, folder, stop, ranks)
         *_, event = fit(model, plan.recipe, plan.tokens, seed=plan.seed, limits=plan.limits, options=options)
     assert isinstance(event, Stopped)
@@ -232,7 +232,7 @@ def _saved_as(plan: Plan, model: Model) -> tuple[Model, Tokenizer, int | None, s
 
 
 @contextmanager
-def _stop_on_signal(stop: threading.Event) -> Iterator[None]:
+def stop_on_signal(stop: threading.Event) -> Iterator[None]:
     """Set stop at the first SIGINT or SIGTERM; raise KeyboardInterrupt at the next."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -10,7 +10,10 @@ TOOLS = {  # name -> module:function, and what the tool answers
         "bench.compare.command:main",
         "variants against each other and PyTorch: throughput, time to a target loss",
     ),
-    "report": ("bench.report.report:main", "RESULTS.md from the published logs"),
+    "report": (
+        "bench.report.report:main",
+        "RESULTS.md, docs/results/ and the generated parts of README and docs, from the published logs",
+    ),
     "step": ("bench.tools.step:main", "throughput of a training step, against PyTorch or by the number of ranks"),
     "decode": ("bench.tools.decode:main", "throughput of greedy decoding, against PyTorch and transformers"),
     "memory": ("bench.tools.memory:main", "peak memory of a training step"),

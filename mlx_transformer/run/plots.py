@@ -133,12 +133,12 @@ def _draw_levels(axes: "Axes", curve: Sequence[Record]) -> None:
     axes.set_ylim(0, 1.02)
 
 
-def write_png(figure: "Figure", path: Path) -> None:
+def write_png(figure: "Figure", path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a figure, inside `drawing`, as a PNG whose bytes depend on nothing else. Raises OSError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None, **(metadata or {})})
     atomic_write(path, buffer.getvalue())
 
 

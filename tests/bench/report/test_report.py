@@ -1,4 +1,4 @@
-"""RESULTS.md and the placeholders that it is made of: every number comes from a log, or a sentence says why not."""
+"""The pages of results and the placeholders that they are made of: every number comes from a log."""
 
 import json
 import re
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.compare import tables
-from bench.report import report
+from bench.report import pages, report
+from bench.report import tables as report_tables
 from bench.report.placeholder import Logs, values_at
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 from tests.bench.compare.compare_logs import a_log
@@ -29,8 +30,8 @@ TEXT = "6,751 training and 253 validation\n5-gram    3.2848   1.2050\n\nreal\t5m
 @pytest.fixture
 def root(tmp_path):
     """A checkout of which only the logs and the pages matter."""
-    (tmp_path / report.PAGES).mkdir(parents=True)
-    logs = tmp_path / report.PUBLISHED
+    (tmp_path / pages.TEMPLATES).mkdir(parents=True)
+    logs = tmp_path / pages.PUBLISHED
     (logs / "run").mkdir(parents=True)
     (logs / "run/result.json").write_text(json.dumps(RUN))
     (logs / "step.json").write_text(json.dumps(STEP))
@@ -44,9 +45,9 @@ def root(tmp_path):
 
 def page(root, text):
     """The one page, filled."""
-    path = root / report.PAGES / "page.md"
+    path = root / pages.TEMPLATES / "page.md"
     path.write_text(text)
-    return report.fill(path, root)
+    return pages.Page(root, "docs/results/page.md").fill(path)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_log_can_have_a_short_name_on_its_page(root):
         == "# A\n\n1.1 and 1.07\n"
     )
     with pytest.raises(BadInput, match="'r' is not a log"):
-        Logs(root / report.PUBLISHED).evaluate("r: bpb | .1f")
+        Logs(root / pages.PUBLISHED).evaluate("r: bpb | .1f")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_a_log_can_have_a_short_name_on_its_page(root):
 def test_what_cannot_be_filled_is_named_with_file_line_and_placeholder(root, placeholder, sentence):
     with pytest.raises(BadInput) as error:
         page(root, f"# Title\n\nA {{{{{placeholder}}}}}\n")
-    assert str(error.value).startswith(f"{report.PAGES}/page.md, line 3: {{{{{placeholder}}}}}: ")
+    assert str(error.value).startswith(f"{pages.TEMPLATES}/page.md, line 3: {{{{{placeholder}}}}}: ")
     assert sentence in str(error.value)
 
 
@@ -184,7 +185,7 @@ def test_two_curves_are_compared_where_both_were_evaluated():
             {"kind": "eval", "tokens": 10 * i, "valid_loss": loss} for i, loss in enumerate(losses)
         ]
 
-    rows = report.apart_table(curve(3.0, 2.0, 1.0), curve(3.25, 1.5)).splitlines()
+    rows = report_tables.apart_table(curve(3.0, 2.0, 1.0), curve(3.25, 1.5)).splitlines()
     assert rows[-1] == "| 2 | 0.5000 | 0.3750 |"
 
 
@@ -196,12 +197,12 @@ def test_machines_are_sorted_by_speed():
     }
     run = {"tokens_per_second": 83352.0, "predicted_tokens_per_second": [8e4, 9e4]}
     fast = {**slow, "chip": "Apple M1 Max", "matmul_gflops": 9000.0, "sizes": {"base": run}}
-    rows = report.machines_table([slow, fast]).splitlines()[2:]
+    rows = report_tables.machines_table([slow, fast]).splitlines()[2:]
     assert rows == [
         "| Apple M1 Max (cpu, 8 GiB) | 9,000 | — | — | 83,352 (80,000–90,000) | 0.32.4, 2026-01-01 |",
         "| Old (cpu, 8 GiB) | 190 | 90,000 | — | — | 0.32.4, 2026-01-01 |",
     ]
-    assert report.machines_table([]) == "None yet."
+    assert report_tables.machines_table([]) == "None yet."
 
 
 def test_steps_are_sorted_by_phase_with_the_measured_workers():
@@ -215,19 +216,19 @@ def test_steps_are_sorted_by_phase_with_the_measured_workers():
         "ratios": [ratio],
     }
     log["workers"] = {"mlx": {"tokens_per_second": 1234.5, "facts": facts}}
-    rows = report.shapes_table([{**log, "phase": 2}, {**log, "phase": 1}, {"measures": "memory"}]).splitlines()
+    rows = report_tables.shapes_table([{**log, "phase": 2}, {**log, "phase": 1}, {"measures": "memory"}]).splitlines()
     assert rows[0] == "| batch | dropout | our BLAS | `mlx`, tokens/s | speedup over `torch` |"
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| phase 1, base, 8 × 64", "| phase 2, base, 8 × 64"]
-    assert "phase" not in report.shapes_table([{**log, "phase": 1}])
+    assert "phase" not in report_tables.shapes_table([{**log, "phase": 1}])
 
 
 def test_the_best_tuned_learning_rate_is_bold():
     rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
     log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "learning_rates": rates}
-    assert report.learning_rate_table(log).splitlines()[2:] == [
+    assert report_tables.learning_rate_table(log).splitlines()[2:] == [
         "| phase 6 | nano | 600k | 0.01: 3.1000, **0.02: 3.0500**, 0.04: diverged |"
     ]
-    named = report.learning_rate_table(log | {"branch": "tied", "recipe": "lion"})
+    named = report_tables.learning_rate_table(log | {"branch": "tied", "recipe": "lion"})
     assert named.splitlines()[2].startswith("| phase 6/tied:lion | nano |")
 
 
@@ -235,7 +236,7 @@ def test_the_tuned_numbers_of_a_phase_are_a_row():
     best = {"learning_rate": 0.004, "embedding": 9.0, "head": 12.0}
     log = {"phase": 2, "size": "nano", "budget_tokens": 960_000, "best": best, "settled": False}
     log["trials"] = [{"median": 3.1}, {"median": 3.05}]
-    (row,) = report.tune_table(log).splitlines()[2:]
+    (row,) = report_tables.tune_table(log).splitlines()[2:]
     assert row == "| phase 2 | nano | 960k | 0.004 | 9 | 12 | 3.0500 | 2 | **no** |"
 
 
@@ -244,12 +245,12 @@ def test_a_sweep_shows_the_fastest_setting_of_each_width():
     setting |= {"matmul_share": 0.512, "peak_bytes": {"forward": 1, "step": 1.5e9}}
     slower = {**setting, "batch_size": 4, "tokens_per_second": 1.0}
     log = {"best": [{"d_model": 64, "seq_len": 128, "batch_size": 16}], "settings": [slower, setting]}
-    assert report.sweep_table(log).splitlines()[2:] == ["| 64 | 16 × 128 | 10,000 | 51% | 1.50 GB |"]
+    assert report_tables.sweep_table(log).splitlines()[2:] == ["| 64 | 16 × 128 | 10,000 | 51% | 1.50 GB |"]
 
 
 def test_precisions_are_compared_with_float32():
     dtypes = [{"dtype": "float16", "losses": [3.0, 4.0], "above": [0.001, -0.0225]}]
-    rows = report.precision_table({"seeds": [0, 1], "dtypes": dtypes}).splitlines()
+    rows = report_tables.precision_table({"seeds": [0, 1], "dtypes": dtypes}).splitlines()
     assert rows[2:] == ["| float16 | 3.0000 | 4.0000 | -2.25% |"]
 
 
@@ -258,7 +259,7 @@ def test_lengths_have_a_row_per_variant():
         {"name": "phase 3/rope", "status": "done", "losses": {"64": loss, "128": 3.0}} for loss in (2.0, 2.5, 2.125)
     ]
     log = {"phase": 3, "runs": [*done, {"name": "phase 3/shaw", "status": "diverged"}]}
-    assert report.length_table(log).splitlines() == [
+    assert report_tables.length_table(log).splitlines() == [
         "| variant | 64 tokens | 128 tokens |",
         "| --- | --- | --- |",
         "| phase 3/rope | 2.125 (2.000–2.500) | 3.000 (3.000–3.000) |",
@@ -270,7 +271,7 @@ def test_long_contexts_are_shown_by_their_medians():
     done = {"name": "phase 3", "seq_len": 1024, "status": "done", "peak_bytes": {"gradients": 2_000_000_000}}
     done |= {"pass_seconds": {"gradients": [1.0, 3.0, 2.0], "decode": [0.0012]}}
     log = {"settings": [done, {"name": "phase 3/longformer", "seq_len": 2048, "status": "out of memory"}]}
-    assert report.longcontext_table(log).splitlines()[2:] == [
+    assert report_tables.longcontext_table(log).splitlines()[2:] == [
         "| 1,024 | phase 3 | 2.000 | 2,000 | 1.20 |",
         "| 2,048 | phase 3/longformer | out of memory | out of memory | out of memory |",
     ]
@@ -281,25 +282,52 @@ def run_report(monkeypatch, root, *args):
     return command(lambda: exit_cleanly(report.main), *args)
 
 
-def test_check_says_whether_the_page_is_up_to_date(root, monkeypatch):
-    page(root, "It is {{run/result.json: bpb | .2f}}.")
-    stale = run_report(monkeypatch, root, "--check")
-    assert (stale.code, stale.err) == (1, "error: RESULTS.md is out of date: run python -m bench.report\n")
+def test_check_names_every_page_that_is_out_of_date(root, monkeypatch):
+    template = "It is {{run/result.json: bpb | .2f}}, [so](../notes.md): {{figure: curve loss compare.json}}"
+    (root / pages.TEMPLATES / "page.md").write_text(template)
+    (root / pages.TEMPLATES / "RESULTS.md").write_text("See [page](docs/results/page.md), [notes](docs/notes.md).\n")
+    (root / "docs").mkdir()
+    (root / "docs/notes.md").write_text(
+        "Now <!-- {{no}} -->\n\n<!-- {{run/result.json: tokens | ,}} -->\nold\n<!-- end -->\nEnd\n"
+    )
+    old = run_report(monkeypatch, root, "--check")
+    names = (
+        "RESULTS.md",
+        "docs/results/page.md",
+        "docs/notes.md",
+        "docs/results/index.md",
+        "docs/results/img/curve.png",
+    )
+    assert (old.code, old.err) == (1, f"error: {', '.join(names)} are out of date: run python -m bench report\n")
     assert not (root / "RESULTS.md").exists()
     assert run_report(monkeypatch, root).code == 0
-    assert (root / "RESULTS.md").read_text().endswith("It is 1.07.\n")
+    text = (root / "docs/results/page.md").read_text()
+    assert re.search(r"It is 1.07, \[so\]\(../notes.md\): !\[MLX and PyTorch end within .+\]\(img/curve.png\)\n$", text)
+    assert "See [page](page.md), [notes](../notes.md)." in (root / "docs/results/index.md").read_text()
+    notes = "Now <!-- {{no}} -->\n\n<!-- {{run/result.json: tokens | ,}} -->\n\n6,135,808\n\n<!-- end -->\nEnd\n"
+    assert (root / "docs/notes.md").read_text() == notes
+    assert (root / "docs/results/img/curve.png").read_bytes().startswith(b"\x89PNG")
     assert run_report(monkeypatch, root, "--check").code == 0
-    (root / report.PUBLISHED / "run/result.json").unlink()
+
+    (root / "docs/results/gone.md").write_text("no longer made")
+    (root / pages.PUBLISHED / "compare.json").write_text(json.dumps(a_log() | {"complete": True}, indent=1))
+    changed = run_report(monkeypatch, root, "--check")
+    assert changed.err.startswith("error: docs/results/img/curve.png, docs/results/gone.md are out of date")
+    assert run_report(monkeypatch, root).code == 0
+    assert not (root / "docs/results/gone.md").exists()
+    (root / pages.PUBLISHED / "run/result.json").unlink()
     missing = run_report(monkeypatch, root, "--check")
     assert missing.code == 2
-    assert missing.err.startswith(
-        "error: docs/results/page.md, line 1: {{run/result.json: bpb | .2f}}: 'run/result.json'"
-    )
+    assert missing.err.startswith(f"error: {pages.TEMPLATES}/page.md, line 1: {{{{run/result.json: bpb | .2f}}}}: ")
 
 
-def test_the_published_page_is_up_to_date(monkeypatch):
+def test_the_published_pages_are_up_to_date(monkeypatch):
     outcome = run_report(monkeypatch, ROOT, "--check")
     assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_the_summary_is_short():
+    assert len((ROOT / "RESULTS.md").read_text().splitlines()) <= 150
 
 
 NOUNS = "ms|s|min|h|nats?|bits?|bytes?|tokens?|steps?|stories|rounds|parameters"
@@ -315,9 +343,9 @@ def typed_numbers(text):
     return TYPED.findall(text)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / report.PAGES).glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / pages.TEMPLATES).rglob("*.md")), ids=lambda path: path.name)
 def test_no_number_is_typed_into_a_page(path):
-    assert typed_numbers(path.read_text()) == [], "write a placeholder: see bench/placeholder.py"
+    assert typed_numbers(path.read_text()) == [], "write a placeholder: see bench/report/placeholder.py"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ TOOLS = {  # name -> module:function, and what the tool answers
         "bench.report.report:main",
         "RESULTS.md, docs/results/ and the generated parts of README and docs, from the published logs",
     ),
+    "recording": ("bench.report.recording:main", "a terminal recording of a run, as a cast and a GIF"),
     "step": ("bench.tools.step:main", "throughput of a training step, against PyTorch or by the number of ranks"),
     "decode": ("bench.tools.decode:main", "throughput of greedy decoding, against PyTorch and transformers"),
     "memory": ("bench.tools.memory:main", "peak memory of a training step"),

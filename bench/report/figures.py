@@ -52,16 +52,20 @@ class Figure:
         """Whether the file is this figure, as the code draws it today."""
         return path.is_file() and self.digest(root).encode() in path.read_bytes()
 
+    def drawn(self, root: Path) -> "Drawing":
+        """Draw the figure with its title, inside `drawing(STYLE)`."""
+        logs = [Logs(root / "results/published").read(log) for log in self.logs]
+        figure = FIGURES[self.kind].draw(*logs)
+        figure.set_dpi(_DPI)
+        lines = textwrap.wrap(self.finding, int(_LETTERS * figure.get_figwidth()))
+        figure.set_figheight(figure.get_figheight() + 0.17 * len(lines))
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+        return figure
+
     def write(self, path: Path, root: Path) -> None:
         """Draw the figure and write it as a PNG. Raises OSError."""
-        logs = [Logs(root / "results/published").read(log) for log in self.logs]
         with drawing(drawings.STYLE):
-            figure = FIGURES[self.kind].draw(*logs)
-            figure.set_dpi(_DPI)
-            lines = textwrap.wrap(self.finding, int(_LETTERS * figure.get_figwidth()))
-            figure.set_figheight(figure.get_figheight() + 0.17 * len(lines))
-            figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9.5, fontweight="bold")
-            write_png(figure, path, {"Source": self.digest(root)})
+            write_png(self.drawn(root), path, {"Source": self.digest(root)})
 
 
 FIGURES: dict[str, Kind] = {

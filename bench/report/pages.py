@@ -26,7 +26,7 @@ from mlx_transformer.utils.errors import BadInput
 TEMPLATES, PAGES, IMAGES, PUBLISHED = "bench/report/templates", "docs/results", "docs/results/img", "results/published"
 _PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}")
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-_MARKED = re.compile(r"^<!-- (\{\{.*\}\}) -->$(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+_MARKED = re.compile(r"^<!-- (\{\{[^\n]*\}\}) -->$.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
 
 class Page:

@@ -6,11 +6,13 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bench.compare import tables
-from bench.report import pages, report
+from bench.report import drawings, pages, report
 from bench.report import tables as report_tables
 from bench.report.placeholder import Logs, values_at
+from mlx_transformer.run.plots import drawing
 from mlx_transformer.utils.errors import BadInput, exit_cleanly
 from tests.bench.compare.compare_logs import a_log
 from tests.faults.runs import ROOT, command
@@ -222,6 +224,34 @@ def test_steps_are_sorted_by_phase_with_the_measured_workers():
     assert "phase" not in report_tables.shapes_table([{**log, "phase": 1}])
 
 
+def test_rivals_are_summed_up_by_size():
+    def log(phase, size, *ratios):
+        return {
+            "phase": phase,
+            "size": size,
+            "ratios": [{"b": "torch", **dict(zip(("low", "ratio"), ratios, strict=True))}],
+        }
+
+    rows = report_tables.rivals_table([log(1, "small", 1.1, 1.2), log(2, "small", 0.9, 1.05), log(1, "nano", 0.5, 0.6)])
+    assert rows.splitlines()[2:] == [
+        "| training step | nano | 1 | `torch` | 0.60–0.60× | 0 of 1 |",
+        "| training step | small | 1, 2 | `torch` | 1.05–1.20× | 1 of 2 |",
+    ]
+
+
+def test_what_helped_is_listed_by_verdict():
+    ratios = {
+        "phase 3/rope": (1.5, 1.4, 1.6),
+        "phase 3/glu": (1.0, 0.9, 1.1),
+        "phase 3:without_qk_norm": (0.8, 0.7, 0.9),
+    }
+    log = a_log({"phase 3": (2.4, 9e3, None), **{name: (2.3, 9e3, ratio) for name, ratio in ratios.items()}})
+    assert report_tables.helped_table(log).splitlines()[2:] == [
+        f"| phase 3 with ({log['size']}) | RoPE 1.50× (1.40–1.60) | GLU | — | — |",
+        f"| phase 3 without ({log['size']}) | — | — | QK norm 0.80× | — |",
+    ]
+
+
 def test_the_best_tuned_learning_rate_is_bold():
     rates = [{"learning_rate": rate, "median": loss} for rate, loss in ((0.01, 3.1), (0.02, 3.05), (0.04, None))]
     log = {"phase": 6, "size": "nano", "budget_tokens": 600_000, "best": 0.02, "learning_rates": rates}
@@ -287,9 +317,8 @@ def test_check_names_every_page_that_is_out_of_date(root, monkeypatch):
     (root / pages.TEMPLATES / "page.md").write_text(template)
     (root / pages.TEMPLATES / "RESULTS.md").write_text("See [page](docs/results/page.md), [notes](docs/notes.md).\n")
     (root / "docs").mkdir()
-    (root / "docs/notes.md").write_text(
-        "Now <!-- {{no}} -->\n\n<!-- {{run/result.json: tokens | ,}} -->\nold\n<!-- end -->\nEnd\n"
-    )
+    marked = "<!-- {{run/result.json: tokens | ,}} -->\nold\n<!-- end -->\n"
+    (root / "docs/notes.md").write_text(f"Now <!-- {{{{no}}}} -->\n\n{marked}End\n{marked}")
     old = run_report(monkeypatch, root, "--check")
     names = (
         "RESULTS.md",
@@ -304,8 +333,8 @@ def test_check_names_every_page_that_is_out_of_date(root, monkeypatch):
     text = (root / "docs/results/page.md").read_text()
     assert re.search(r"It is 1.07, \[so\]\(../notes.md\): !\[MLX and PyTorch end within .+\]\(img/curve.png\)\n$", text)
     assert "See [page](page.md), [notes](../notes.md)." in (root / "docs/results/index.md").read_text()
-    notes = "Now <!-- {{no}} -->\n\n<!-- {{run/result.json: tokens | ,}} -->\n\n6,135,808\n\n<!-- end -->\nEnd\n"
-    assert (root / "docs/notes.md").read_text() == notes
+    new = "<!-- {{run/result.json: tokens | ,}} -->\n\n6,135,808\n\n<!-- end -->\n"
+    assert (root / "docs/notes.md").read_text() == f"Now <!-- {{{{no}}}} -->\n\n{new}End\n{new}"
     assert (root / "docs/results/img/curve.png").read_bytes().startswith(b"\x89PNG")
     assert run_report(monkeypatch, root, "--check").code == 0
 
@@ -324,6 +353,24 @@ def test_check_names_every_page_that_is_out_of_date(root, monkeypatch):
 def test_the_published_pages_are_up_to_date(monkeypatch):
     outcome = run_report(monkeypatch, ROOT, "--check")
     assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_every_kind_of_figure_is_readable_at_400_pixels():
+    """Letters of at least 9 pixels, nothing cut off at the edges."""
+    _, figures = report.make_report(ROOT)
+    for figure in {figure.kind: figure for figure in figures.values()}.values():
+        with drawing(drawings.STYLE):
+            drawn = figure.drawn(ROOT)
+            FigureCanvasAgg(drawn).draw()
+            texts = [*drawn.texts, *(text for legend in drawn.legends for text in legend.get_texts())]
+            for axes in drawn.axes:
+                texts += [axes.xaxis.label, axes.yaxis.label, *axes.texts, *axes.get_yticklabels()]
+            width = drawn.get_figwidth() * drawn.get_dpi()
+            for text in (text for text in texts if text.get_text()):
+                box = text.get_window_extent()
+                assert box.x0 >= 0, text
+                assert box.x1 <= width, text
+                assert text.get_size() / 72 * 400 / drawn.get_figwidth() >= 9, text
 
 
 def test_the_summary_is_short():

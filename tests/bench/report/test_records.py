@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import record_check
-from bench.report import records, report
+from bench.report import records, tables
 from mlx_transformer.utils.errors import exit_cleanly
 from tests.bench.compare.compare_logs import a_log
 from tests.faults.runs import command
@@ -53,7 +53,7 @@ def test_a_record_is_accepted_and_its_ratio_over_the_first_is_a_product(publishe
     assert (third.over_last.value, third.over_last.low) == (1.5, 1.2)
     assert third.over_first.value == pytest.approx(3.0)
     assert 1.9 * 1.2 < third.over_first.low < third.over_first.high < 2.1 * 1.8
-    *_, row = records.history(history, report.table).splitlines()
+    *_, row = records.history(history, tables.table).splitlines()
     assert all(text in row for text in ("2026-11-30", "`phase 6`", "1.50× (1.20–1.80)", "3.00× (", "2.0 s"))
 
 

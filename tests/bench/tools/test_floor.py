@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.compare.runs import Finished
-from bench.report import report
+from bench.report import tables as report
 from bench.tools import fables, floor
 from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from tests.faults.runs import merged

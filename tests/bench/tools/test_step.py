@@ -8,7 +8,7 @@ import pytest
 
 from bench import logfile
 from bench.options import read_names, read_numbers
-from bench.report import report
+from bench.report import tables as report
 from bench.tools import decode, step
 from bench.workers.machine import check_torch
 from mlx_transformer.utils.errors import BadInput, RunFailed

@@ -33,6 +33,7 @@ from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.terminal import Terminal
 from mlx_transformer.utils.trees import by_path
 
+TCP = 300e-6  # s, between two Macs: several reports around Apple's TN3205; exo issue 2295 has 0.4-0.9 ms there and back
 MACHINES = (1, 2, 4, 8, 16, 32, 64)
 BACKWARD = 2 / 3  # of a step's compute: a backward pass has twice the FLOPs of a forward pass
 
@@ -51,11 +52,9 @@ LINKS = {
     link.name: link
     for link in (
         Link("jaccl", 3.6e9, 50e-6, "RDMA, Thunderbolt 5: 3.5-3.8 GB/s in mlx issue 3207; latency: Apple's TN3205"),
-        Link(
-            "thunderbolt", 5e9, 300e-6, "one cable of 40 Gb/s (mlx pull request 1784: 11 GB/s with more); TCP latency"
-        ),
-        Link("ethernet", 2.3e9, 200e-6, "10 Gb/s in both directions: mlx pull request 1784; latency assumed"),
-        Link("gigabit", 0.23e9, 200e-6, "a tenth of ethernet's; latency assumed"),
+        Link("thunderbolt", 5e9, TCP, "one cable of 40 Gb/s (mlx pull request 1784: 11 GB/s with more); TCP latency"),
+        Link("ethernet", 2.3e9, TCP, "10 Gb/s in both directions: mlx pull request 1784; TCP latency"),
+        Link("gigabit", 0.23e9, TCP, "a tenth of ethernet's; TCP latency"),
     )
 }
 
@@ -171,7 +170,9 @@ def read_links(text: str | None) -> list[Link]:
     for word in (text or "thunderbolt,ethernet").split(","):
         name = word.strip()
         try:
-            links.append(LINKS.get(name) or Link(f"{float(name):g} GB/s", float(name) * 1e9, 200e-6, "as given"))
+            links.append(
+                LINKS.get(name) or Link(f"{float(name):g} GB/s", float(name) * 1e9, TCP, "as given; TCP latency")
+            )
             if not 0 < links[-1].bandwidth < 1e15:
                 raise ValueError
         except ValueError:
@@ -290,16 +291,20 @@ def draw(job: Job, links: Sequence[Link], name: str) -> Plot:
             steps = curve(job, link, same_batch=same_batch)
             xs = [step.machines for step in steps]
             best, worst = ([speedup(job, step, overlap=o) for step in steps] for o in (True, False))
-            label = f"{link.name}, {'same batch' if same_batch else 'a batch each'}"
+            label = link.name if same_batch else None
             axes.plot(xs, best, color=color, linestyle=style, marker="o", markersize=3, label=label)
             axes.fill_between(xs, worst, best, color=color, alpha=0.15, linewidth=0)
+    for label, style in (("same batch", "-"), ("a batch each", "--")):
+        axes.plot([], [], color=MUTED, linestyle=style, label=label)
     axes.set(xscale="log", yscale="log", xlabel="machines", ylabel="speedup over one machine")
     axes.set_xticks(MACHINES, map(str, MACHINES))
-    axes.set_yticks(MACHINES, map(str, MACHINES))
+    ticks = (0.25, 0.5, *MACHINES)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(color=RULE, linewidth=0.4)
-    axes.legend(frameon=False, fontsize=7.5, loc="upper left")
-    axes.set_title(f"Predicted, not measured: {job.name},\n{job.compute.source}", fontsize=8, color=MUTED)
+    axes.legend(frameon=False, fontsize=7.5, loc="upper left", handlelength=3.5)
+    compute = job.compute.source.partition(",")[0]
+    axes.set_title(f"Predicted, not measured: {job.name},\nits compute {compute}", fontsize=8, color=MUTED)
     description = f"Predicted speedup of {job.name} over one machine, for 1 to 64 machines."
     return Plot(name=name, description=description, figure=figure)
 
@@ -326,6 +331,12 @@ def as_log(job: Job, links: Sequence[Link]) -> dict[str, Any]:
             for link in links
         ],
     }
+
+
+def job_of(log: dict[str, Any]) -> Job:
+    """Return the job of a prediction's JSON."""
+    job = log["job"]
+    return Job(**{**job, "messages": tuple(job["messages"]), "compute": Compute(**job["compute"])})
 
 
 def main(prog: str = "python -m bench scaling", args: list[str] | None = None) -> None:

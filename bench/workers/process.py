@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,7 +132,7 @@ def started(workers: Sequence[Worker]) -> Iterator[dict[str, WorkerProcess]]:
             own = [_spawn(worker, place, folder / f"{i}_{rank}.txt", stack) for rank, place in _places(worker, folder)]
             first = own[0]
             if worker.ranks > 1:
-                first = RingProcess(worker, first.process, first.stderr, others=own[1:])
+                first = RingProcess(first.worker, first.process, first.stderr, others=own[1:])
             processes[worker.name] = first
             first.facts = first.ask(**worker.settings)
         yield processes
@@ -149,7 +149,7 @@ def _spawn(worker: Worker, variables: dict[str, str], stderr: Path, stack: ExitS
         cwd=ROOT,
     )
     stack.callback(_kill, process)
-    return WorkerProcess(worker, process, stderr)
+    return WorkerProcess(replace(worker, environment=variables), process, stderr)
 
 
 def _places(worker: Worker, folder: Path) -> Iterator[tuple[int, dict[str, str]]]:

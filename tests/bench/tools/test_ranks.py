@@ -14,6 +14,7 @@ from mlx_transformer.utils.errors import BadInput
 ROOT = Path(__file__).parent.parent.parent.parent
 SCHEMA = Path(ranks.__file__).with_name("ranks.schema.json")
 PUBLISHED = sorted((ROOT / "results" / "published" / "distributed").glob("ranks_*.json"))
+PREDICTED = sorted((ROOT / "results" / "published" / "distributed").glob("scaling_*.json"))
 DOCS = ROOT / "docs" / "distributed.md"
 JOB = Job("a job", 64, 128, (8_000_000, 8_000_000, 4_000_000), Compute(0.0, 0.01, "made up"))
 LINK = Link("a link", 1e9, 1e-3, "made up")
@@ -64,6 +65,20 @@ def test_the_arithmetic_of_a_prediction():
     first = (1 / 3 + 2 / 3 * 0.4) * 0.32  # the first message is ready, and all travel from then on
     assert slow.exposed == pytest.approx(first + slow.exchange - 0.32)
     assert Compute.through((8, 1.0), (64, 4.5), "") == Compute(0.5, 0.0625, "")
+
+
+@pytest.mark.parametrize("path", PREDICTED, ids=lambda path: path.name)
+def test_the_tables_of_the_docs_are_those_of_the_tool(path):
+    log = json.loads(path.read_text())
+    job = scaling.job_of(log)
+    for network in log["networks"]:
+        link = scaling.LINKS[network["name"]]
+        assert scaling.markdown(job, link) in DOCS.read_text(encoding="utf-8"), scaling.markdown(job, link)
+        assert network["same_batch"][1]["speedup"] == pytest.approx(
+            speedup(job, predict(job, link, 2, job.batch_size / 2))
+        )
+    if (measured := PUBLISHED[0]).stem.replace("ranks_", "scaling_") == path.stem:
+        assert scaling.measured(measured).compute.seconds(64) == pytest.approx(job.compute.seconds(64))
 
 
 def test_no_machine_makes_more_than_itself():

@@ -104,20 +104,25 @@ def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
 def draw_lengths(path: Path, result: Record) -> None:
     """Write the exact match of a translator by the length of the source as a PNG, a line per test and search.
 
-    result is a result.json with translations. The same input gives the same bytes. Raises OSError.
+    Of pairs of several kinds those of the sentences: a sum in digits is long in another way. result is a result.json
+    with translations. The same input gives the same bytes. Raises OSError.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 3.6), dpi=150, layout="constrained")
     axes, quality = figure.subplots(), result["quality"]
     beam, colors = f"beam search ({quality['beam']})", (VALID_COLOR, TRAIN_COLOR, FLOOR_COLOR)
+    firsts: set[int] = set()
     for (name, scores), color in zip(quality["translations"].items(), colors, strict=False):
-        for search, found, style in ((beam, scores, "o-"), ("greedy", scores["greedy"], "s:")):
+        for search, own, style in ((beam, scores, "o-"), ("greedy", scores["greedy"], "s:")):
+            found = own.get("by_kind", {}).get("sentences", own)
             words, _, shares = zip(*found["by_length"], strict=True)
             label = f"{name}, {search}: {100 * found['exact_match']:.1f} %"
             axes.plot(words, [100 * share for share in shares], style, color=color, markersize=4, label=label)
-    axes.set_title(f"{title(result)}: translations equal to the reference", pad=10)
-    axes.set_xlabel("source length (words, classes of four by their first)")
+            firsts.update(words)
+    axes.set_title(f"{title(result)}: sentences translated exactly", pad=10)
+    axes.set_xticks(sorted(firsts), [f"{first}-{first + 3}" for first in sorted(firsts)])
+    axes.set_xlabel("length of the source (words)")
     axes.set_ylabel("exact match (%)")
     axes.set_ylim(-3, 103)
     axes.grid(color="#dddddd", linewidth=0.6)

@@ -81,7 +81,7 @@ def test_it_is_evaluated_on_other_pairs(finished, pairs, tmp_path):
     assert 0 < found["nats_per_token"] < 7
     assert "exact match" in evaluate("--data", path).out
     path.write_text("no tab\n")
-    assert_bad(evaluate("--data", path), "has 0 pairs to use (1 line without a tab)")
+    assert_bad(evaluate("--data", path), "has 0 pairs to use (1 line without a tab)", "at least one such line")
 
 
 def test_it_is_evaluated_on_the_tests_of_the_built_in_pairs(finished, monkeypatch):

@@ -72,7 +72,7 @@ def read_parallel(path: str, say: Say = print) -> list[Pair]:
     _check(place)
     pairs, bad = _read(place)
     if not pairs:
-        raise BadInput(_nothing(place, 0, bad))
+        raise BadInput(_nothing(place, 0, bad, least=1))
     if bad:
         say(f"{path}: left out: {_counted(bad)}")
     return pairs
@@ -118,9 +118,10 @@ def _own(train: Path, valid: Path | None, count: int | None) -> Corpus:
     return replace(_described(folder, label), name=train.resolve().name)
 
 
-def _nothing(path: Path, count: int, bad: Counter[str]) -> str:
+def _nothing(path: Path, count: int, bad: Counter[str], least: int = 2) -> str:
     left_out = f" ({_counted(bad)})" if bad else ""
-    return f"{path} has {plural(count, 'pair')} to use{left_out}: expected {_TAKEN}, and at least two such lines"
+    enough = "and at least two such lines" if least > 1 else "and at least one such line"
+    return f"{path} has {plural(count, 'pair')} to use{left_out}: expected {_TAKEN}, {enough}"
 
 
 def _check(path: Path) -> str:

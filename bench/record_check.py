@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bench.report.placeholder import Logs
 from bench.report.records import check, read_records
 from bench.workers.machine import ROOT
 from mlx_transformer.run.flags import Argument, parse
@@ -22,7 +23,7 @@ class Flags:
 def main() -> None:
     """Print each condition and whether it is met. Raises RunFailed if the comparison is no record."""
     flags = parse(Flags, "python -m bench.record_check")
-    name, rules = check(flags.folder, read_records(PUBLISHED))
+    name, rules = check(flags.folder, read_records(Logs(PUBLISHED)))
     columns = {
         "condition": [rule.text for rule in rules],
         "met": ["yes" if rule.met else "NO" for rule in rules],

@@ -8,6 +8,7 @@ results/published/ (see placeholder.py). Directives:
     {{figure: ladder race small.json}}     a picture NAME.png of a kind in FIGURES, drawn from the logs
     {{story: base/stories.md 5}}           one sample of a file of samples
     {{include: parts/ladder.md}}           another template
+    {{records: records.json}}              the records of the speed run
 
 A page written by hand has such a line as a comment, `<!-- {{...}} -->`; what stands from there to `<!-- end -->` is
 replaced. Links are written relative to the page that is made.
@@ -18,9 +19,10 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 
+from bench.report import records
 from bench.report.figures import FIGURES, Figure
 from bench.report.placeholder import Logs
-from bench.report.tables import TABLES
+from bench.report.tables import TABLES, table
 from mlx_transformer.utils.errors import BadInput
 
 TEMPLATES, PAGES, IMAGES, PUBLISHED = "bench/report/templates", "docs/results", "docs/results/img", "results/published"
@@ -125,6 +127,10 @@ class Page:
             raise BadInput(f"'{rest}' is not a template: expected a file in {TEMPLATES}/")
         return self.fill(template).rstrip("\n")
 
+    def records(self, rest: str) -> str:
+        """Make the table of the records."""
+        return records.history(records.read_records(self.logs, rest), table)
+
 
 DIRECTIVES: dict[str, Callable[[Page, str], str]] = {
     "log": Page.name_log,
@@ -132,4 +138,5 @@ DIRECTIVES: dict[str, Callable[[Page, str], str]] = {
     "figure": Page.figure,
     "story": Page.story,
     "include": Page.include,
+    "records": Page.records,
 }

@@ -51,12 +51,11 @@ class Rule(NamedTuple):
     found: str
 
 
-def read_records(published: Path) -> list[Record]:
-    """Return the history, oldest first. Raises BadInput for a log that is missing."""
-    logs = Logs(published)
+def read_records(logs: Logs, name: str = RECORDS) -> list[Record]:
+    """Return the history in a log, oldest first. Raises BadInput for a log that is missing."""
     return [
         Record(row["date"], row["idea"], row["name"], logs.read(f"{row['log']}/compare.json"), row["log"])
-        for row in logs.read(RECORDS)
+        for row in logs.read(name)
     ]
 
 
@@ -192,7 +191,7 @@ def history(records: Sequence[Record], table: Callable[[Sequence[str], Sequence[
                 str(spent["seeds"]),
                 f"{throughput['parameters'] / 1e6:.2f}M",
                 _preparation(record.log, record.name),
-                f"[log](results/published/{record.folder})",
+                f"`results/published/{record.folder}`",
             )
         )
     head = (

@@ -1,7 +1,7 @@
-"""Make RESULTS.md, docs/results/ and the generated parts of README.md and docs/ from the logs in results/published/.
+"""Make RESULTS.md, RECORDS.md, docs/results/ and the generated parts of README.md and docs/ from the published logs.
 
 `python -m bench report` writes them; `--check` says which are not up to date. The text comes from the templates in
-bench/report/templates/ (see pages.py): RESULTS.md from RESULTS.md, docs/results/TOPIC.md from TOPIC.md.
+bench/report/templates/ (see pages.py): RESULTS.md and RECORDS.md from their own, docs/results/TOPIC.md from TOPIC.md.
 """
 
 import re
@@ -17,6 +17,7 @@ from mlx_transformer.utils.errors import BadInput, RunFailed
 from mlx_transformer.utils.files import atomic_write
 
 RESULTS, INDEX = "RESULTS.md", f"{PAGES}/index.md"
+_AT_ROOT = ("RESULTS", "RECORDS")
 _HEAD = "<!-- Made by `python -m bench report` from {} and the raw logs in results/published/: edit those. -->\n\n"
 _TO_PAGES = re.compile(rf"\]\({PAGES}/")
 _TO_DOCS = re.compile(r"\]\(docs/")
@@ -27,7 +28,7 @@ def make_report(root: Path) -> tuple[dict[str, str], dict[str, Figure]]:
     sources = {path.stem: path for path in sorted((root / TEMPLATES).glob("*.md"))}
     if not sources:
         raise BadInput(f"'{root / TEMPLATES}' has no template: expected the pages of results as *.md")
-    targets = {name: RESULTS if f"{name}.md" == RESULTS else f"{PAGES}/{name}.md" for name in sources}
+    targets = {name: f"{name}.md" if name in _AT_ROOT else f"{PAGES}/{name}.md" for name in sources}
     texts: dict[str, str] = {}
     figures: dict[str, Figure] = {}
     for name, path in targets.items():

@@ -81,7 +81,7 @@ def _page_of(path: Path) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add a page for each file outside docs/ that the navigation or a page needs, and for what those need."""
-    for name in ("README.md", "RESULTS.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "RESULTS.md", "RECORDS.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         if (ROOT / name).is_file() and files.get_file_from_path(_page_of(ROOT / name)) is None:
             files.append(_made(ROOT / name, config))
     todo = [file for file in files if file.src_uri.endswith(".md")]

@@ -6,6 +6,7 @@ import pytest
 
 from bench import record_check
 from bench.report import records, tables
+from bench.report.placeholder import Logs
 from mlx_transformer.utils.errors import exit_cleanly
 from tests.bench.compare.compare_logs import a_log
 from tests.faults.runs import command
@@ -45,7 +46,7 @@ def test_a_record_is_accepted_and_its_ratio_over_the_first_is_a_product(publishe
     ended = judged(published / "new")
     assert ended.code == 0, ended
     assert "phase 6 is a record" in ended.out
-    history = records.read_records(published)
+    history = records.read_records(Logs(published))
     log = json.loads((published / "new/compare.json").read_text())
     history.append(records.Record("2026-11-30", "more", "phase 6", log, "new"))
     _, second, third = records.ratios(history)

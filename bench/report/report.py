@@ -21,6 +21,7 @@ _AT_ROOT = ("RESULTS", "RECORDS")
 _HEAD = "<!-- Made by `python -m bench report` from {} and the raw logs in results/published/: edit those. -->\n\n"
 _TO_PAGES = re.compile(rf"\]\({PAGES}/")
 _TO_DOCS = re.compile(r"\]\(docs/")
+_TO_ROOT = re.compile(r"\]\((?=[A-Z]+\.md)")
 
 
 def make_report(root: Path) -> tuple[dict[str, str], dict[str, Figure]]:
@@ -40,7 +41,7 @@ def make_report(root: Path) -> tuple[dict[str, str], dict[str, Figure]]:
         texts[path] = page.fill_marked(text)
         figures |= page.figures
     if RESULTS in texts:
-        texts[INDEX] = _TO_DOCS.sub("](../", _TO_PAGES.sub("](", texts[RESULTS]))
+        texts[INDEX] = _TO_DOCS.sub("](../", _TO_PAGES.sub("](", _TO_ROOT.sub("](../../", texts[RESULTS])))
     return texts, figures
 
 

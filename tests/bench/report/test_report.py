@@ -188,7 +188,9 @@ def run_report(monkeypatch, root, *args):
 def test_check_names_every_page_that_is_out_of_date(root, monkeypatch):
     template = "It is {{run/result.json: bpb | .2f}}, [so](../notes.md): {{figure: curve loss compare.json}}"
     (root / pages.TEMPLATES / "page.md").write_text(template)
-    (root / pages.TEMPLATES / "RESULTS.md").write_text("See [page](docs/results/page.md), [notes](docs/notes.md).\n")
+    (root / pages.TEMPLATES / "RESULTS.md").write_text(
+        "See [page](docs/results/page.md), [notes](docs/notes.md), [me](RESULTS.md).\n"
+    )
     (root / "docs").mkdir()
     marked = "<!-- {{run/result.json: tokens | ,}} -->\nold\n<!-- end -->\n"
     (root / "docs/notes.md").write_text(f"Now <!-- {{{{no}}}} -->\n\n{marked}End\n{marked}")
@@ -205,7 +207,10 @@ def test_check_names_every_page_that_is_out_of_date(root, monkeypatch):
     assert run_report(monkeypatch, root).code == 0
     text = (root / "docs/results/page.md").read_text()
     assert re.search(r"It is 1.07, \[so\]\(../notes.md\): !\[MLX and PyTorch end within .+\]\(img/curve.png\)\n$", text)
-    assert "See [page](page.md), [notes](../notes.md)." in (root / "docs/results/index.md").read_text()
+    assert (
+        "See [page](page.md), [notes](../notes.md), [me](../../RESULTS.md)."
+        in (root / "docs/results/index.md").read_text()
+    )
     new = "<!-- {{run/result.json: tokens | ,}} -->\n\n6,135,808\n\n<!-- end -->\n"
     assert (root / "docs/notes.md").read_text() == f"Now <!-- {{{{no}}}} -->\n\n{new}End\n{new}"
     assert (root / "docs/results/img/curve.png").read_bytes().startswith(b"\x89PNG")

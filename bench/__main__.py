@@ -21,6 +21,7 @@ TOOLS = {  # name -> module:function, and what the tool answers
     "footprint": ("bench.tools.footprint:main", "memory of a training step and of decoding, by variant"),
     "tasks": ("bench.tools.tasks:main", "accuracy on tasks with exact scores over training, by variant"),
     "growth": ("bench.tools.growth:main", "experts and depth grown from a smaller run, against training from scratch"),
+    "distributed": ("bench.tools.distributed:main", "training over ranks: memory of each, and what a killed run loses"),
     "sweep": ("bench.tools.sweep:main", "throughput and memory over batch size, sequence length, width and variants"),
     "tune": ("bench.tools.tune:main", "the best learning rate of a phase"),
     "length": (

@@ -1,12 +1,14 @@
 """Model weights on disk: safetensors files, written and read without a run."""
 
 import json
+import math
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_transformer.nn.model import Model
 from mlx_transformer.utils.errors import BadInput
@@ -15,6 +17,7 @@ from mlx_transformer.utils.text import plural
 from mlx_transformer.utils.trees import by_path
 
 WEIGHTS, TABLES = "model.safetensors", "tables.safetensors"
+_DTYPES = {"bool": "BOOL", "uint": "U", "int": "I", "float": "F", "bfloat": "BF"}  # of safetensors, before the bits
 
 
 def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
@@ -30,6 +33,35 @@ def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
     end = max((entry["data_offsets"][1] for name, entry in names.items() if name != "__metadata__"), default=0)
     if path.stat().st_size != 8 + header + end:  # MLX does not check that the disk took every byte
         raise OSError(f"'{path.name}' was cut short: the disk is full")
+
+
+def save_parts(
+    path: Path, described: dict[str, tuple[tuple[int, ...], mx.Dtype]], parts: Iterable[tuple[str, int, mx.array]]
+) -> None:
+    """Write, as `save_arrays`, arrays that come in parts (name, first row, rows): one part is in memory at a time.
+
+    described: whole shape and dtype of each array, by name. The parts must make up all of them, in any order.
+    """
+    header: dict[str, dict] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for name, (shape, dtype) in sorted(described.items()):
+        begin, end = end, end + math.prod(shape) * dtype.size
+        header[name] = {"dtype": _dtype_name(dtype), "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, row, values in parts:
+            shape, dtype = described[name]
+            before = row * math.prod(shape[1:]) * dtype.size
+            file.seek(8 + len(text) + header[name]["data_offsets"][0] + before)
+            file.write(np.array(mx.view(values.reshape(-1), mx.uint8)).tobytes())
+    sync_path(path)
+
+
+def _dtype_name(dtype: mx.Dtype) -> str:
+    kind, bits = re.fullmatch(r"mlx\.core\.([a-z]+)_?(\d*)", str(dtype)).groups()  # type: ignore[union-attr]
+    return _DTYPES[kind] + bits
 
 
 def read_weights(folder: Path) -> dict[str, mx.array]:

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mlx_transformer.train.events import Progress as Progressed
 from mlx_transformer.train.trainer import Eval, Event, Limits, Prepared, Resumed, Saved, Step, Stopped
 from mlx_transformer.utils.terminal import Terminal
 from mlx_transformer.utils.text import clock, plural
@@ -107,6 +108,8 @@ class Console:
             self.say(f"stopped: {event.why} after {plural(now.step, 'step')}, {times}")
             if now.communication_share is not None:
                 self.say(f"communication between ranks: {now.communication_share:.1%} of a step")
+            if now.peak_memory_of_ranks:
+                self.say(f"largest memory of a rank: {_memory_of_ranks(now)}")
 
     def _step(self, event: Step, memory: int) -> None:
         now, share = time.monotonic(), self._share(event)
@@ -142,6 +145,14 @@ class Console:
         """Say how long the rest takes, evaluations and saving included, at the pace since the step was compiled."""
         began, done = self._compiled or (now, share)
         return f"{clock((now - began) * (1 - share) / (share - done))} left" if done < share < 1 else ""
+
+
+def _memory_of_ranks(now: Progressed) -> str:
+    weights, optimizer, peak = (
+        f"{max(sizes) / 2**20:,.1f} MiB"
+        for sizes in (now.weights_of_ranks, now.optimizer_of_ranks, now.peak_memory_of_ranks)
+    )
+    return f"{weights} of weights, {optimizer} of optimizer state, {peak} at the peak"
 
 
 def fit(figures: Sequence[str], width: int) -> str:

@@ -136,7 +136,7 @@ Seed = Annotated[int | None, optional(read_seed, "N"), _NO_HINT]
 Size = Annotated[str | None, _choice("nano", "small", "base", "auto"), _NO_HINT]
 Device = Annotated[str | None, _choice("auto", "gpu", "cpu"), _NO_HINT]
 Dtype = Annotated[str | None, _choice("float32", "float16", "bfloat16"), _NO_HINT]
-Shard = Annotated[str | None, _choice("none", "tensor", "pipeline"), _NO_HINT]
+Shard = Annotated[str | None, _choice("none", "optimizer", "tensor", "pipeline"), _NO_HINT]
 Part = Annotated[str | None, _choice("tensor", "pipeline"), _NO_HINT]
 Switch = Annotated[bool, _NO_HINT]
 

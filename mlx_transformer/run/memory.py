@@ -1,6 +1,8 @@
 """The memory of a training step: what does not fit the device is refused before it is started."""
 
 import bisect
+import math
+import os
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
@@ -18,6 +20,7 @@ from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
 
+LIMIT = "MLX_TRANSFORMER_MEMORY"
 _OVERHEAD = 1.15  # of the process over MLX's arrays: 1.05 to 1.13 measured
 _SAMPLE_TOKENS = 8192  # of the larger sampled step: beyond a chunk of logits, from where memory grows evenly
 _SAMPLE_SHARE = 0.125  # of the device's memory, that a sampled step may take
@@ -30,23 +33,41 @@ def check_dimensions(config: Config, recipe: Recipe, flags: Sequence[str]) -> No
     flags: the names of the settings that were given.
     """
     needed = 4 * config.seq_len * config.d_model * config.n_layers
-    if 0 < device_info().memory_bytes < needed:
+    if 0 < memory_limit() < needed:
         _refuse(recipe, config, "at least", needed, 0, flags)
 
 
-def check_memory(model: Model, recipe: Recipe, seed: int, flags: Sequence[str]) -> None:
+def memory_limit() -> int:
+    """Return the bytes that a process may use: the device's memory, or less if MLX_TRANSFORMER_MEMORY says so in GiB.
+
+    Raises BadInput for another value of the variable.
+    """
+    present, given = device_info().memory_bytes, os.environ.get(LIMIT)
+    if given is None:
+        return present
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < math.inf:
+        raise BadInput(f"{LIMIT}={given}: expected a number of GiB above 0")
+    return min(present, int(limit * 2**30)) if present > 0 else int(limit * 2**30)
+
+
+def check_memory(model: Model, recipe: Recipe, seed: int, flags: Sequence[str], shards: int = 1) -> None:
     """Raise BadInput where a training step needs more memory than the device has.
 
     `step_bound` decides where it is clear. Where it is not, steps of a few sequences are measured on another model of
-    the same kind, which leaves this one as it is.
+    the same kind, which leaves this one as it is. shards: ranks among which the optimizers' state is divided.
     """
-    config, present = model.config, device_info().memory_bytes
+    config, present = model.config, memory_limit()
     batch = max(1, recipe.batch_tokens // recipe.accumulate // config.seq_len)
-    if present <= 0 or _OVERHEAD * step_bound(model, recipe, batch) <= present:
+    if present <= 0 or _OVERHEAD * step_bound(model, recipe, batch, shards) <= present:
         return
     room = int(present / _OVERHEAD)
-    fits = bisect.bisect_right(range(1, _MOST_SEQUENCES), room, key=lambda size: step_bound(model, recipe, size))
-    least = _least(model, recipe, batch)
+    sizes = range(1, _MOST_SEQUENCES)
+    fits = bisect.bisect_right(sizes, room, key=lambda size: step_bound(model, recipe, size, shards))
+    least = _least(model, recipe, batch, shards)
     if least > present:
         _refuse(recipe, config, "at least", least, fits, flags)
     sample = min(batch, max(2, _SAMPLE_TOKENS // config.seq_len), int(_SAMPLE_SHARE * fits))
@@ -54,15 +75,18 @@ def check_memory(model: Model, recipe: Recipe, seed: int, flags: Sequence[str]) 
         return
     fixed, each = _measure(type(model), config, recipe, seed, (sample // 2, sample))
     mx.clear_cache()
-    fixed += 4 * _copies(recipe) * model.count_parameters()["total"]
+    fixed += 4 * _kept(model, recipe, shards)
     needed = _OVERHEAD * (fixed + batch * each)
     if needed > present:
         largest = int(0.9 * (present / _OVERHEAD - fixed) / each)  # two measurements differ a little
         _refuse(recipe, config, "about", needed, largest, flags)
 
 
-def step_bound(model: Model, recipe: Recipe, batch: int) -> int:
-    """Return an upper bound, mostly within a factor of two, of the bytes of a training step of so many sequences."""
+def step_bound(model: Model, recipe: Recipe, batch: int, shards: int = 1) -> int:
+    """Return an upper bound, mostly within a factor of two, of the bytes of a training step of so many sequences.
+
+    shards: as in `check_memory`.
+    """
     config, dtype = model.config, getattr(mx, recipe.dtype)
     length, keeps_scores, used = config.seq_len, ops.keeps_scores(dtype), min(len(streams()), batch)
     tokens = length * -(-batch // used)  # of a stream
@@ -75,23 +99,26 @@ def step_bound(model: Model, recipe: Recipe, batch: int) -> int:
         kept += sum(mixer.n_kept(own, keeps_scores) for mixer in mixers) if mixers else 6 * config.d_model * own
         kept += sum(part.n_kept(own) for part in experts) if experts else 4 * config.d_ff * own
         shared += sum(mixer.n_shared(length) for mixer in mixers if isinstance(mixer, RecurrentMixer))
+    of_a_stream = shared + ops.n_logits(tokens, config.vocab_size, dtype)
+    of_a_stream += model.count_parameters()["total"]  # each has its own gradients
+    return 4 * (_kept(model, recipe, shards) + used * of_a_stream + batch * kept)
+
+
+def _kept(model: Model, recipe: Recipe, shards: int) -> int:
+    """Return the numbers that are kept between steps: weights, a rank's share of optimizer state and of an average."""
     parameters = model.count_parameters()["total"]
-    of_a_stream = parameters + shared + ops.n_logits(tokens, config.vocab_size, dtype)  # each has its own gradients
-    return 4 * (_copies(recipe) * parameters + used * of_a_stream + batch * kept)
+    further = 2 + (recipe.average.n_copies() if recipe.average else 0)
+    return parameters + -(-further * parameters // shards)
 
 
-def _copies(recipe: Recipe) -> int:
-    """Return the copies of the parameters that training holds: weights, optimizer state, their average."""
-    return 3 + (recipe.average.n_copies() if recipe.average else 0)
-
-
-def _least(model: Model, recipe: Recipe, batch: int) -> int:
+def _least(model: Model, recipe: Recipe, batch: int, shards: int) -> int:
     """Return a lower bound of the bytes of a training step of so many sequences."""
     config, scores = model.config, 0
     if ops.keeps_scores(getattr(mx, recipe.dtype)):  # of one layer, with their gradient
         scores = 2 * max((mixer.n_scores(config.seq_len) for mixer in _attention(model)), default=0)
     inputs = config.seq_len * config.d_model * config.n_layers  # of the blocks
-    return 4 * (_copies(recipe) * model.count_parameters()["total"] + batch * (inputs + scores)) + _mask(model)
+    kept = _kept(model, recipe, shards) + model.count_parameters()["total"]  # with the gradients
+    return 4 * (kept + batch * (inputs + scores)) + _mask(model)
 
 
 def _mask(model: Model) -> int:
@@ -140,13 +167,17 @@ def _measure(
 
 def _refuse(recipe: Recipe, config: Config, how: str, needed: float, largest: int, flags: Sequence[str]) -> None:
     """Raise BadInput; largest: sequences of one forward pass that fit."""
-    tokens, present = recipe.batch_tokens // recipe.accumulate, device_info().memory_bytes
+    tokens, present = recipe.batch_tokens // recipe.accumulate, memory_limit()
     changed = [name for name in ("batch_size", *vars(config)) if name in flags]
     advice = " or ".join(f"--{name.replace('_', '-')}" for name in changed or ("d_model", "d_ff", "n_layers"))
     fits = largest * recipe.accumulate
     rounded = fits - fits % max(1, 10 ** (len(str(fits)) - 2))  # two digits
     remedy = f"--batch-size {rounded} fits" if largest >= 1 else f"give a smaller {advice}"
-    raise BadInput(
-        f"this model and {tokens:,} tokens at a time need {how} {needed / 2**30:,.1f} GiB, and the device has "
-        f"{present / 2**30:,.1f}: {remedy}"
-    )
+    whose = "the device has" if LIMIT not in os.environ else f"{LIMIT} allows"
+    sizes = f"need {how} {_gib(needed)} GiB, and {whose} {_gib(present)}"
+    raise BadInput(f"this model and {tokens:,} tokens at a time {sizes}: {remedy}")
+
+
+def _gib(size: float) -> str:
+    """Give a size in GiB with a digit behind the point, or as many as two sizes under one need to differ."""
+    return f"{size / 2**30:,.1f}" if size >= 2**29 else f"{size / 2**30:.4f}"

@@ -24,6 +24,7 @@ from mlx_transformer.run.saved import find_weights, model_folder, read_config
 from mlx_transformer.run.settings import ENDS, Settings, decide, resume_settings
 from mlx_transformer.run.task import TextTask, task_of
 from mlx_transformer.train.recipe import Recipe, check_groups
+from mlx_transformer.train.sharding import OPTIMIZER
 from mlx_transformer.train.trainer import Limits
 from mlx_transformer.utils.errors import BadInput
 
@@ -61,7 +62,7 @@ class Plan:
         check_dimensions(self.config, of_rank, flags)
         model = self.kind(self.config, self.seed)
         check_groups(self.recipe, model)
-        check_memory(model, of_rank, self.seed, flags)
+        check_memory(model, of_rank, self.seed, flags, ranks if self.settings.shard == OPTIMIZER else 1)
         if self.weights is not None:
             arrays, notes = grow(model, *self.weights)
             put_weights(model, arrays, self.weights[1])

@@ -17,6 +17,7 @@ from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import Settings, resume_settings, settings_type
 from mlx_transformer.train.parallel import Ranks
 from mlx_transformer.train.parts import PARTS, PIPELINE, TENSOR
+from mlx_transformer.train.sharding import OPTIMIZER
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 
@@ -76,7 +77,8 @@ def _hash_of_weights(model: Model) -> str:
 
 
 def describe(ranks: Ranks, batch: int, shard: str | None) -> str:
-    """Say how many ranks there are, and what each of them computes."""
+    """Say how many ranks there are, and what each of them computes and keeps."""
     parts = {TENSOR: f"1/{ranks.size} of the heads and hidden units", PIPELINE: f"1/{ranks.size} of the layers"}
     share = parts.get(shard or "", f"{batch // ranks.size} sequences of a batch")
-    return f"{ranks.size} ranks over {ranks.backend}, each with {share}"
+    state = f" and 1/{ranks.size} of the optimizer's state" if shard == OPTIMIZER else ""
+    return f"{ranks.size} ranks over {ranks.backend}, each with {share}{state}"

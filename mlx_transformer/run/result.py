@@ -20,7 +20,7 @@ def make_result(
     return {
         **known_before(plan, model),
         **_measured(stopped.progress, plan),
-        "ranks": None if ranks.size == 1 else _ranks(ranks, stopped.progress),
+        "ranks": None if ranks.size == 1 else _ranks(ranks, stopped.progress, plan.settings.shard),
         "stopped": stopped.why,
         "quality": quality,
     }
@@ -64,12 +64,15 @@ def known_before(plan: Plan, model: Model) -> dict[str, Any]:
     }
 
 
-def _ranks(ranks: Ranks, now: Progress) -> dict[str, Any]:
+def _ranks(ranks: Ranks, now: Progress, shard: str | None) -> dict[str, Any]:
     return {
         "count": ranks.size,
         "backend": ranks.backend,
         "communication_share": now.communication_share,
         "peak_memory_bytes": now.peak_memory_of_ranks,
+        "weights_bytes": now.weights_of_ranks,
+        "optimizer_bytes": now.optimizer_of_ranks,
+        "shard": shard or "none",
     }
 
 

@@ -92,8 +92,7 @@ class Settings(DataFlags, SamplingFlags):
     deterministic: Switch = False
     """on a GPU add in a fixed order, so that a run can be repeated bit for bit (a CPU always does)"""
     shard: Shard = None
-    """what is divided among the ranks that mlx.launch starts; none: the batches alone; tensor: heads and hidden units;
-    pipeline: the layers (default: none)"""
+    """what the ranks divide: none (batches alone), optimizer (its state too), tensor (heads), pipeline (layers)"""
     max_steps: WholeNumber = None
     """stop after this many steps"""
     max_tokens: WholeNumber = None

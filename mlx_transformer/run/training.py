@@ -40,6 +40,7 @@ from mlx_transformer.run.settings import Settings, read_result, settings_type
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.parallel import Ranks, check_batches, join
 from mlx_transformer.train.parts import PARTS, check_parts, count_shares
+from mlx_transformer.train.sharding import OPTIMIZER
 from mlx_transformer.train.trainer import Prepared, RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json
@@ -83,10 +84,10 @@ def _train_ranks(experiment: Experiment, settings: Settings, ranks: Ranks) -> Pa
             check_loggers(settings.log)
         plan = make_plan(experiment, settings, console.say)
         check_text(plan, ranks)
-        shares = count_shares(settings.shard, ranks)
+        shares = count_shares(plan.settings.shard, ranks)
         check_batches(plan.recipe, plan.config.seq_len, shares)
         model = plan.make_model(console.say, shares)
-        check_parts(model, plan.recipe, settings.shard, ranks)
+        check_parts(model, plan.recipe, plan.settings.shard, ranks)
         return plan, model
 
     plan, model = ranks.in_turn(prepare)
@@ -257,6 +258,8 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path, ranks: 
     console.say(device_info().describe())
     if ranks.size > 1:
         console.say(describe(ranks, recipe.batch_size(plan.config.seq_len), plan.settings.shard))
+    elif plan.settings.shard == OPTIMIZER:
+        console.say("note: --shard optimizer divides nothing in one process: start several with mlx.launch")
     if plan.experiment.code is not None and not is_own(type(model).__module__) and type(model).__module__ != "__main__":
         console.say(f"{plan.experiment} defines no Model: the one of phase {plan.experiment.phase} is trained")
     size = f"{plural(corpus.train_documents, 'document')}, {plan.tokens.epoch_tokens + 1:,} training tokens, "

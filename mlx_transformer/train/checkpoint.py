@@ -9,23 +9,27 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_transformer.nn.weights import save_arrays
-from mlx_transformer.utils.errors import BadInput, RunFailed, is_out_of_memory
+from mlx_transformer.utils.errors import BadInput, RankLost, RunFailed, is_out_of_memory
 from mlx_transformer.utils.files import sync_path, write_json
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 _ARRAYS, _STATE, _SUMS = "arrays.safetensors", "state.json", "sums.json"
 
 
-def save_checkpoint(folder: Path, step: int, arrays: dict[str, mx.array], state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, arrays: dict[str, mx.array] | Callable[[Path], None], state: dict[str, Any]
+) -> Path:
     """Write a checkpoint under a temporary name, sync and rename it, then delete all but the last KEEP.
 
-    Raises RunFailed if it cannot be written; the earlier checkpoints are then unchanged.
+    arrays: by dotted path, or what writes them to a file. Raises RunFailed if it cannot be written, and RankLost as
+    `arrays` does; the earlier checkpoints are then unchanged.
     """
     final = folder / f"step_{step:08d}"
     temporary = folder / f".{final.name}.tmp"
@@ -33,12 +37,18 @@ def save_checkpoint(folder: Path, step: int, arrays: dict[str, mx.array], state:
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        save_arrays(temporary / _ARRAYS, arrays)
+        if callable(arrays):
+            arrays(temporary / _ARRAYS)
+        else:
+            save_arrays(temporary / _ARRAYS, arrays)
         write_json(temporary / _STATE, {"step": step, **state})
         write_json(temporary / _SUMS, {name: _fingerprint(temporary / name) for name in (_ARRAYS, _STATE)})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_path(folder)
+    except RankLost:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         if is_out_of_memory(error):
@@ -67,16 +77,17 @@ def arrays_of(name: str, arrays: dict[str, mx.array]) -> dict[str, mx.array]:
     return {path.removeprefix(f"{name}."): value for path, value in arrays.items() if path.startswith(f"{name}.")}
 
 
-def load_newest(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any], list[str]] | None:
+def load_newest(folder: Path, *, lazily: bool = False) -> tuple[dict[str, mx.array], dict[str, Any], list[str]] | None:
     """Load the newest intact checkpoint: its arrays, its state, one sentence for each damaged one; None without any.
 
-    Raises BadInput if there are checkpoints and every one is damaged.
+    lazily: read each array when it is first used, so that they are never in memory together. Raises BadInput if there
+    are checkpoints and every one is damaged.
     """
     damaged: list[str] = []
     present = list_checkpoints(folder)
     for path in reversed(present):
         try:
-            return *_load(path), damaged
+            return *_load(path, lazily), damaged
         except (OSError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -86,13 +97,14 @@ def load_newest(folder: Path) -> tuple[dict[str, mx.array], dict[str, Any], list
     return None
 
 
-def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def _load(path: Path, lazily: bool) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Load one checkpoint. Raises OSError, ValueError or RuntimeError unless every byte is as it was saved."""
     sums = json.loads((path / _SUMS).read_text(encoding="utf-8"))
     if sums != {name: _fingerprint(path / name) for name in (_ARRAYS, _STATE)}:
         raise ValueError("its files are not as they were saved")
     arrays: dict[str, mx.array] = mx.load(str(path / _ARRAYS))  # type: ignore[assignment]
-    mx.eval(arrays)  # MLX reads lazily, and the file may be deleted later
+    if not lazily:
+        mx.eval(arrays)  # the file may be deleted later
     return arrays, json.loads((path / _STATE).read_text(encoding="utf-8"))
 
 

@@ -42,7 +42,7 @@ class RunOptions:
     score: Callable[[Model], dict[str, float]] | None = None  # called at each evaluation; its figures go into Eval
     should_stop: Callable[[], bool] = lambda: False  # called after each step; True saves and stops
     ranks: Ranks = ALONE  # the processes that train together
-    shard: str = "none"  # what is divided among them in place of each batch: "tensor" or "pipeline"
+    shard: str = "none"  # what is divided among them: "optimizer" beside each batch, "tensor" or "pipeline" instead
     clock: Callable[[], float] = time.monotonic  # does not count the time that the machine sleeps
 
 
@@ -68,6 +68,8 @@ class Progress:
     tokens_to_target: int | None = None
     peak_memory_bytes: int = 0
     peak_memory_of_ranks: list[int] = field(default_factory=list)
+    weights_of_ranks: list[int] = field(default_factory=list)  # bytes
+    optimizer_of_ranks: list[int] = field(default_factory=list)  # bytes of the optimizers' state and of the average
     communication_seconds: float = 0.0  # of the steps of several ranks that were probed
     probed_seconds: float = 0.0  # of all that those steps did
 

@@ -27,6 +27,7 @@ from mlx_transformer.train.watch import Watch
 from mlx_transformer.utils.errors import BadInput, RunFailed, exit_code
 
 Arrays = dict[str, mx.array]
+Keep = Callable[[str, mx.array], mx.array | None]
 T = TypeVar("T")
 BUCKET_BYTES = 8 << 20  # of one all-reduce: few messages, of which the first begins while gradients are computed
 PROBE_EVERY = 20  # steps between two of which the communication is timed, which must wait for the gradients
@@ -122,9 +123,9 @@ class Ranks:
             mx.eval(means)
         self.communication_seconds = time.perf_counter() - started if probes else 0.0
         return (
-            {name: means[f"metrics/{name}"] for name in metrics},
+            {name: mx.contiguous(means[f"metrics/{name}"]) for name in metrics},  # a copy, not a part of a message
             [{path: means[f"{i}/{path}"] for path in part} for i, part in enumerate(gradients)],
-            means["signals"] * self.size,
+            mx.contiguous(means["signals"]) * self.size,
         )
 
     def sum(self, array: mx.array) -> mx.array:
@@ -152,7 +153,7 @@ class Ranks:
 
     def spread(self, array: mx.array | None, shape: list[int], dtype: str) -> mx.array:
         """Return the array of the one rank that has it on every rank, bit for bit; the others give None."""
-        kind = getattr(mx, dtype.removeprefix("mlx.core."))
+        kind = getattr(mx, {"bool": "bool_"}.get(name := dtype.removeprefix("mlx.core."), name))
         raw = mx.zeros(_bytes(shape, kind), mx.uint8) if array is None else mx.view(array.reshape(-1), mx.uint8)
         return mx.view(self.sum(raw), kind).reshape(shape)
 
@@ -184,15 +185,26 @@ class Ranks:
     def _gathered(self, values: np.ndarray) -> np.ndarray:
         return np.array(mx.distributed.all_gather(mx.array(values), group=self.group, stream=self._stream))
 
-    def send_arrays(self, arrays: Arrays | None) -> Arrays:
-        """Return rank 0's arrays on every rank; the others give None."""
+    def gather_arrays(self, array: mx.array) -> mx.array:
+        """Join the arrays of all ranks, of one shape, along the first axis, lazily."""
+        return mx.distributed.all_gather(array, group=self.group, stream=self._stream)
+
+    def send_arrays(self, arrays: Arrays | None, keep: Keep = lambda name, array: array) -> Arrays:
+        """Return rank 0's arrays on every rank, which keeps what `keep` returns of each; the others give None.
+
+        Rank 0's are removed one by one, so that those that are read lazily are never in memory together.
+        """
         if self.group is None:
             return arrays or {}
         described = {path: [list(value.shape), str(value.dtype)] for path, value in (arrays or {}).items()}
         result: Arrays = {}
         for path, (shape, dtype) in self.gather(described)[0].items():
-            result[path] = self.spread(arrays[path] if arrays else None, shape, dtype)
-            mx.eval(result[path])
+            array = self.spread(None if arrays is None else arrays.pop(path), shape, dtype)
+            kept = keep(path, array)
+            mx.eval(array)
+            if kept is not None:
+                result[path] = kept
+                mx.eval(kept)
         return result
 
     def check_equal(self, facts: dict[str, Any]) -> None:
@@ -330,12 +342,12 @@ def check_batches(recipe: Recipe, seq_len: int, shares: int) -> None:
             )
 
 
-def buckets(sizes: dict[str, int]) -> list[list[str]]:
-    """Group paths, those of the last layers first, up to BUCKET_BYTES each."""
+def buckets(sizes: dict[str, int], most: int = BUCKET_BYTES) -> list[list[str]]:
+    """Group paths, those of the last layers first, up to so many bytes each."""
     groups: list[list[str]] = [[]]
     filled = 0
     for path in sorted(sizes, key=_layer, reverse=True):
-        if groups[-1] and filled + sizes[path] > BUCKET_BYTES:
+        if groups[-1] and filled + sizes[path] > most:
             groups.append([])
             filled = 0
         groups[-1].append(path)

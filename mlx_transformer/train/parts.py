@@ -4,11 +4,14 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.train.parallel import Ranks
 from mlx_transformer.train.pipeline import PipelineSplit, check_pipeline, check_pipeline_recipe
 from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.train.sharding import OPTIMIZER, check_shards
 from mlx_transformer.train.split import Split
 from mlx_transformer.train.tensor import TensorSplit, check_clip, check_tensor
+from mlx_transformer.utils.errors import BadInput
 
 TENSOR, PIPELINE = "tensor", "pipeline"
 PARTS = (TENSOR, PIPELINE)
+KNOWN = ("none", OPTIMIZER, *PARTS)  # what --shard may be
 
 
 def count_shares(shard: str | None, ranks: Ranks) -> int:
@@ -24,6 +27,8 @@ def check_parts(model: Model, recipe: Recipe, shard: str | None, ranks: Ranks) -
     elif ranks.size > 1 and shard == PIPELINE:
         check_pipeline(model, ranks.size)
         check_pipeline_recipe(model, recipe, ranks)
+    elif ranks.size > 1 and shard == OPTIMIZER:
+        check_shards(model, recipe, ranks.size)
 
 
 def split_model(model: Model, shard: str | None, ranks: Ranks) -> Split | None:
@@ -35,6 +40,8 @@ def split_model(model: Model, shard: str | None, ranks: Ranks) -> Split | None:
 
 def divide_model(model: Model, shard: str | None, ranks: Ranks) -> tuple[Split | None, Ranks]:
     """Return the same, and the ranks as they share batches. Raises BadInput where what all ranks have differs."""
+    if shard not in (None, *KNOWN):
+        raise BadInput(f"shard = {shard!r}: expected one of {', '.join(KNOWN)}")
     split = split_model(model, shard, ranks)
     if split is None:
         return None, ranks

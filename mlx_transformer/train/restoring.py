@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,71 @@ from mlx.utils import tree_map_with_path
 
 from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.model import Model
-from mlx_transformer.train.checkpoint import load_newest
+from mlx_transformer.nn.weights import save_parts
+from mlx_transformer.train.checkpoint import load_newest, save_checkpoint
 from mlx_transformer.train.events import Progress, Step
 from mlx_transformer.train.parallel import Ranks
-from mlx_transformer.train.split import Split
+from mlx_transformer.train.sharding import nbytes
+from mlx_transformer.train.step import TrainingStep
+from mlx_transformer.utils.errors import RankLost, is_out_of_memory
+from mlx_transformer.utils.trees import by_path
 
-Checkpoint = tuple[dict[str, mx.array], dict[str, Any], list[str]]
-
-
-def whole(arrays: dict[str, mx.array], split: Split | None) -> dict[str, mx.array]:
-    """Return the arrays of a checkpoint on rank 0, whole where each rank has a part; all ranks must call it."""
-    return arrays if split is None else split.whole(arrays)
-
-
-def finish_ranks(now: Progress, ranks: Ranks, split: Split | None) -> None:
-    """Note the memory of all ranks, and put a model together again of which each has a part, on rank 0."""
-    now.peak_memory_of_ranks = ranks.gather(now.peak_memory_bytes)
-    if split is not None:
-        split.join()
+Arrays = dict[str, mx.array]
+Checkpoint = tuple[Arrays, dict[str, Any], list[str]]
 
 
-def load_checkpoint(folder: Path | None, ranks: Ranks, split: Split | None = None) -> Checkpoint | None:
-    """Return this rank's part of the newest checkpoint, as `load_newest`; rank 0 reads and sends it to the others."""
+def load_checkpoint(folder: Path | None, step: TrainingStep) -> Checkpoint | None:
+    """Return what this rank keeps of the newest checkpoint, as `load_newest`; rank 0 reads and sends it."""
     if folder is None:
         return None
-    found = ranks.in_turn(lambda: load_newest(folder) if ranks.rank == 0 else None)
+    ranks, split = step.ranks, step.split
+    found = ranks.in_turn(lambda: load_newest(folder, lazily=ranks.size > 1) if ranks.rank == 0 else None)
     if ranks.size == 1 or (rest := ranks.gather(found and found[1:])[0]) is None:
         return found
-    arrays = ranks.send_arrays(found and found[0])
+    arrays = ranks.send_arrays(found and found[0], step.shards.keep)
     return arrays if split is None else split.own(arrays), rest[0], rest[1]
+
+
+def save(
+    folder: Path, number: int, step: TrainingStep, best: Arrays, progress: Progress, position: dict[str, Any]
+) -> Path:
+    """Let rank 0 write the checkpoint after step `number`, with what all ranks keep; return where.
+
+    best: what this rank keeps of the best weights. position: of the data.
+    """
+    shards, ranks = step.shards, step.ranks
+    tree = {"model": step.model.trainable_parameters(), "best": best, "optimizers": step.optimizers.state}
+    tree |= {"memory": step.memory, "snapshots": step.snapshots}
+    mx.eval(tree)  # before the ranks exchange their random state, which fails where one was lost in a step
+    state = {"progress": asdict(progress), "data": data_state(position, ranks), **random_state(ranks)}
+    arrays = by_path(tree) if step.split is None else step.split.whole(by_path(tree))
+
+    def write(path: Path) -> None:
+        try:
+            save_parts(path, shards.describe(arrays), shards.stream(arrays))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise RankLost from error
+
+    if ranks.rank == 0:
+        return save_checkpoint(folder, number, write if shards.layout else arrays, state)
+    for _ in shards.stream(arrays) if shards.layout else ():
+        pass
+    return folder
+
+
+def finish_ranks(now: Progress, step: TrainingStep) -> None:
+    """Note the memory of all ranks, and put a model together again of which each has a part, on rank 0.
+
+    The memory: at the peak, of the weights, and of what is kept for the optimizers and the average.
+    """
+    kept = nbytes([step.optimizers.state, step.memory, step.snapshots])
+    own = [now.peak_memory_bytes, nbytes(step.model.parameters()), kept]
+    everyone = zip(*step.ranks.gather(own), strict=True)
+    now.peak_memory_of_ranks, now.weights_of_ranks, now.optimizer_of_ranks = map(list, everyone)
+    if step.split is not None:
+        step.split.join()
 
 
 def data_state(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:

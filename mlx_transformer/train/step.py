@@ -15,6 +15,7 @@ from mlx_transformer.train.optim.clip import sum_of_squares
 from mlx_transformer.train.optim.groups import Optimizers
 from mlx_transformer.train.parallel import ALONE, Ranks, Signals
 from mlx_transformer.train.recipe import Recipe
+from mlx_transformer.train.sharding import OPTIMIZER, Shards, shard
 from mlx_transformer.train.split import Split
 from mlx_transformer.utils.trees import Tree, by_path
 
@@ -31,7 +32,8 @@ class TrainingStep:
     dropout.
 
     ranks: those among which each batch is divided; `signals` go to the others with the gradients of a step, and `heard`
-    is their sum over the ranks (3,). split: the part of the model that this rank has, if not all of it.
+    is their sum over the ranks (3,). split: the part of the model that this rank has, if not all of it. sharded:
+    "optimizer" to divide the optimizers' state among the ranks (`Shards`).
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TrainingStep:
         *,
         compiled: bool = True,
         deterministic: bool = False,
+        sharded: str = "none",
     ) -> None:
         recipe.check_dropout(max((part.p for part in model.modules() if isinstance(part, Dropout)), default=0.0))
         self.model, self.recipe, self.ranks, self.split = model, recipe, ranks, split
@@ -52,14 +55,19 @@ class TrainingStep:
         self.optimizers = Optimizers(split.groups(recipe) if split else recipe.groups, parameters)
         parameters |= self.optimizers.start(parameters)
         model.update(tree_unflatten(list(parameters.items())))
+        self.shards = Shards(ranks)
+        if sharded == OPTIMIZER and ranks.size > 1:
+            self.optimizers, self.shards = shard(self.optimizers, parameters, ranks, recipe)
+        own = self.shards.cut(parameters)
         self.memory: dict[str, Arrays] = {
             "clip": recipe.clip.start(),
             "scaling": recipe.loss_scale.start() if recipe.dtype == "float16" else {},
-            "average": recipe.average.start(parameters) if recipe.average else {},
+            "average": recipe.average.start(own) if recipe.average else {},
         }
-        self.snapshots = recipe.average.start_snapshots(parameters) if recipe.average else {}
+        self.snapshots = recipe.average.start_snapshots(own) if recipe.average else {}
         model.label_smoothing, model.checkpoint = recipe.label_smoothing, recipe.checkpoint
         self.shares = divide({path: value.size for path, value in parameters.items()})
+        self.own_shares = divide({path: value.size for path, value in own.items()})  # of what is updated here
         self.compiled, self.deterministic = compiled, deterministic
         self._square = mx.compile(sum_of_squares) if compiled else sum_of_squares
         self._step_parts: list[Callable] = [self._gradients, self._mean, self._update]
@@ -82,20 +90,21 @@ class TrainingStep:
             self._built = self._build()
         take, estimate_curvature, gradients_of = self._built
         if self.optimizers.want_rewiring():
-            gradients = {path: mean for share in gradients_of(batch) for path, mean in share.items()}
-            new = self.optimizers.rewire(gradients, by_path(self.model.trainable_parameters()))
-            self.model.update(tree_unflatten(list(new.items())))
+            gradients = self.shards.cut({path: mean for share in gradients_of(batch) for path, mean in share.items()})
+            weights = self.shards.cut(by_path(self.model.trainable_parameters()))
+            self._put(weights | self.optimizers.rewire(gradients, weights))
         if self.optimizers.want_curvature():
             estimate_curvature(batch)
         done = take(batch, mx.array(learning_rate), mx.array(average_share))
         if self.recipe.average and self.snapshots and average_share:
-            self.snapshots = self.recipe.average.taken(self.snapshots, by_path(self.model.trainable_parameters()))
+            weights = self.shards.kept(self.model.trainable_parameters())
+            self.snapshots = self.recipe.average.taken(self.snapshots, weights)
         return done
 
     def weights_to_keep(self) -> Tree:
         """Return what is evaluated and saved: the weights, or the recipe's average of them."""
         average = self.recipe.average.value(self.memory["average"], self.snapshots) if self.recipe.average else {}
-        return tree_unflatten(list(average.items())) if average else self.model.trainable_parameters()
+        return self.shards.tree(average) if average else self.model.trainable_parameters()
 
     def _build(self) -> tuple[Callable[..., tuple[Arrays, mx.array]], Callable, Callable]:
         if self.compiled and len(self.shares) == self.ranks.size == 1:
@@ -116,9 +125,11 @@ class TrainingStep:
         before = self._changing() if self.memory["scaling"] else []
         self.memory["clip"] = self.recipe.clip.watch(self.memory["clip"], norm)
         self.optimizers.advance(learning_rate)
-        for (stream, _), mean in zip(self.shares, means, strict=True):
+        new: Arrays = {}
+        for stream, gradients in self._own(means):
             with mx.stream(stream):
-                update(mean, norm, average_share)
+                new |= update(gradients, norm, average_share)
+        self._put(new, [norm])
         if self.memory["scaling"]:
             norm = self._undo_overflow(metrics, norm, before)
         return metrics, norm
@@ -158,14 +169,31 @@ class TrainingStep:
         """Give the optimizers the gradients for targets sampled from the model."""
         gradients_of, mean_of, observe = self._curvature_parts
         _, means, _ = self._mean_gradients(gradients_of, mean_of, batch)
-        for (stream, _), mean in zip(self.shares, means, strict=True):
+        self._computed(means)
+        for stream, gradients in self._own(means):
             with mx.stream(stream):
-                observe(mean, self.ranks.shares * batch.shape[0] * (batch.shape[-1] - 1))
+                observe(gradients, self.ranks.shares * batch.shape[0] * (batch.shape[-1] - 1))
 
     def _gradients_to_rewire(self, batch: mx.array) -> list[Arrays]:
         """Return the gradients of the batch, for each stream those of its share of the parameters."""
         gradients_of, mean_of, _ = self._step_parts
-        return self._mean_gradients(gradients_of, mean_of, batch)[1]
+        means = self._mean_gradients(gradients_of, mean_of, batch)[1]
+        self._computed(means)
+        return means
+
+    def _computed(self, means: list[Arrays]) -> None:
+        """Compute the means where ranks have shards: each needs a part of them, and must take part in all messages."""
+        if self.shards.layout:
+            mx.eval(means)
+
+    def _own(self, means: list[Arrays]) -> list[tuple[mx.Stream, Arrays]]:
+        """Return for each stream the gradients of its part of what this rank updates."""
+        own = self.shards.cut({path: gradient for mean in means for path, gradient in mean.items()})
+        return [(stream, {path: own[path] for path in paths}) for stream, paths in self.own_shares]
+
+    def _put(self, own: Arrays, after: list[mx.array] | None = None) -> None:
+        """Set the weights to new ones, of which this rank has its shards, once other arrays are computed."""
+        self.model.update(tree_unflatten(list(self.shards.join(own, after).items())))
 
     def _changing(self) -> list[Any]:
         """Copy the trees that an update changes; the arrays are shared."""
@@ -228,15 +256,15 @@ class TrainingStep:
             _add(mean, part, portion)
         return mean, sum_of_squares(mean)
 
-    def _update(self, gradients: Arrays, norm: mx.array, average_share: mx.array) -> None:
-        """Update the weights that have a gradient here, and their average."""
-        weights = by_path(self.model.trainable_parameters())
+    def _update(self, gradients: Arrays, norm: mx.array, average_share: mx.array) -> Arrays:
+        """Return the new values of the weights that have a gradient here; update their average."""
+        weights = self.shards.cut(by_path(self.model.trainable_parameters()))
         clipped = self.recipe.clip(gradients, weights, norm, self.memory["clip"])
         new = self.optimizers.update(clipped, weights)
-        self.model.update(tree_unflatten(list(new.items())))
         if self.recipe.average:
             average = self.memory["average"]
             average.update(self.recipe.average.after(average, new, average_share))
+        return new
 
     def _observe(self, gradients: Arrays, targets: int) -> None:
         self.optimizers.observe(gradients, targets)

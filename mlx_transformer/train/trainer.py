@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ from mlx_transformer.data.tasks.packing import unmarked
 from mlx_transformer.data.tokens import StreamedTokens, Tokens
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train import restoring
-from mlx_transformer.train.checkpoint import save_checkpoint
 from mlx_transformer.train.evaluate import Evaluator, batch_tokens, on_gpu
 from mlx_transformer.train.events import (
     Begun,
@@ -37,7 +36,6 @@ from mlx_transformer.train.parts import count_shares, divide_model
 from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.train.step import TrainingStep
 from mlx_transformer.utils.errors import BadInput
-from mlx_transformer.utils.trees import Tree, by_path
 
 Data = Tokens | PairTokens
 _UNTIMED_STEPS = 5  # excluded from the throughput: the first steps warm caches
@@ -103,10 +101,14 @@ class _Run:
         size = min(batch_tokens(), -(-data.valid_tokens // ranks.shares)) if ranks.shares > 1 else batch_tokens()
         self.evaluate = Evaluator(model, data.validation(seq_len, size), compiled=options.compile, ranks=ranks)
         self.take_step = TrainingStep(
-            *(model, recipe, ranks, self.split), compiled=options.compile, deterministic=options.deterministic
+            *(model, recipe, ranks, self.split),
+            compiled=options.compile,
+            deterministic=options.deterministic,
+            sharded=options.shard,
         )
+        self.shards = self.take_step.shards
         self.progress, self.heard = Progress(), Signals()
-        self.best: Tree = model.trainable_parameters()
+        self.best = self.shards.kept(model.trainable_parameters())
         self.saved_at = options.clock()
         self.ahead: Begun | None = None  # the step after the one that is waited for
         self.step_seconds = 0.0  # of the last step
@@ -138,7 +140,7 @@ class _Run:
             self.prefetch.close()
 
     def events(self) -> Iterator[Event]:
-        if (found := restoring.load_checkpoint(self.options.checkpoints, self.ranks, self.split)) is not None:
+        if (found := restoring.load_checkpoint(self.options.checkpoints, self.take_step)) is not None:
             yield self._restore(*found)  # its clock has the time of preparing already
         elif self.prepared is not None:
             self.progress.preparation_seconds = self.prepared.seconds
@@ -172,10 +174,10 @@ class _Run:
         if why == "diverged" and not message:
             message = restoring.divergence(self.progress, f"validation loss {self.progress.final_valid_loss}")
         if self.progress.evaluated_step or why == "diverged":
-            self.model.update(self.best)
+            self.model.update(self.shards.tree(self.best))
         mx.eval(self.model.parameters())
         if self.ranks.size > 1:
-            restoring.finish_ranks(self.progress, self.ranks, self.split)
+            restoring.finish_ranks(self.progress, self.take_step)
         yield Stopped(why=why, progress=self.progress, message=message)
 
     def _begin(self, tokens: int) -> Begun:
@@ -298,7 +300,7 @@ class _Run:
         self.model.update(training)
         improved = math.isfinite(loss) and (now.best_valid_loss is None or loss < now.best_valid_loss)
         if improved:
-            now.best_valid_loss, self.best = loss, kept
+            now.best_valid_loss, self.best = loss, self.shards.kept(kept)
         if self._evaluation_is_due():
             now.valid_losses.append(loss)
         now.final_valid_loss, now.evaluated_step = loss, now.step
@@ -359,23 +361,12 @@ class _Run:
     def _time_to_save(self) -> bool:
         return self.options.clock() - self.saved_at >= self.options.save_seconds
 
-    def _save(self, progress: Progress, best: Tree) -> Iterator[Saved]:
+    def _save(self, progress: Progress, best: dict[str, mx.array]) -> Iterator[Saved]:
         if self.options.checkpoints is None:
             return
-        arrays = {
-            "model": self.model.trainable_parameters(),
-            "best": best,
-            "optimizers": self.take_step.optimizers.state,
-            "memory": self.take_step.memory,
-            "snapshots": self.take_step.snapshots,
-        }
         self.ranks.advance("saving")
-        mx.eval(arrays)  # before the ranks exchange their random state, which fails where one was lost in a step
-        position = restoring.data_state(self.prefetch.state(), self.ranks)
-        state = {"progress": asdict(progress), "data": position, **restoring.random_state(self.ranks)}
-        path, flat = self.options.checkpoints, restoring.whole(by_path(arrays), self.split)
-        if self.ranks.rank == 0:
-            path = save_checkpoint(path, self.progress.step, flat, state)
+        step, position = self.progress.step, self.prefetch.state()
+        path = restoring.save(self.options.checkpoints, step, self.take_step, best, progress, position)
         self.mark = self.saved_at = self.options.clock()
         yield Saved(step=self.progress.step, path=path)
 
@@ -383,7 +374,7 @@ class _Run:
         optimizers = self.take_step.optimizers
         try:
             weights = restoring.filled("model", self.model.trainable_parameters(), arrays)
-            self.best = restoring.filled("best", self.model.trainable_parameters(), arrays)
+            self.best = restoring.filled("best", self.best, arrays)
             optimizers.state = restoring.filled("optimizers", optimizers.state, arrays)
             self.take_step.memory = restoring.filled("memory", self.take_step.memory, arrays)
             self.take_step.snapshots = restoring.filled("snapshots", self.take_step.snapshots, arrays)

@@ -26,6 +26,10 @@ class RunFailed(Exception):
     """A run that started and failed: diverged, disk full (exit code 1)."""
 
 
+class RankLost(RuntimeError):
+    """Ranks cannot exchange arrays any more: one is lost."""
+
+
 class Interrupted(Exception):
     """Ctrl-C; everything is saved and the message says how to resume (exit code 130)."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from mlx_transformer.train import trainer
+from mlx_transformer.train import restoring, trainer
 from mlx_transformer.train.evaluate import Evaluator
 from mlx_transformer.train.optim.schedules import BatchWarmup
 from mlx_transformer.train.step import TrainingStep
@@ -38,7 +38,7 @@ def clock(monkeypatch):
     clock = Clock()
     clock.slow(monkeypatch, TrainingStep, "__call__", 10, 1)
     clock.slow(monkeypatch, Evaluator, "__call__", 100)
-    clock.slow(monkeypatch, trainer, "save_checkpoint", 1000)
+    clock.slow(monkeypatch, restoring, "save_checkpoint", 1000)
     return clock
 
 

@@ -68,6 +68,10 @@ class UpdateRule:
         """Return the new value of one parameter; change the state in place."""
         raise NotImplementedError(f"{type(self).__name__} overrides neither apply nor make")
 
+    def divides(self, parameter: mx.array) -> bool:
+        """Whether its rows, along the first axis, may be updated apart, with a state of the same rows."""
+        return False
+
     def make(self) -> optimizers.Optimizer:
         """Make the optimizer, which holds the state; its learning rate is set before each step."""
         return _Optimizer(self)
@@ -127,6 +131,9 @@ class AdamW(UpdateRule):
     def init(self, parameter: mx.array) -> Arrays:
         return {"m": mx.zeros_like(parameter), "v": mx.zeros_like(parameter)}
 
+    def divides(self, parameter: mx.array) -> bool:
+        return parameter.ndim >= 2
+
     def update(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
         (b1, b2), lr, step = self.betas, optimizer.learning_rate, optimizer.step
         scale, root = fence(lr / (1 - b1**step)), fence(mx.rsqrt(1 - b2**step))
@@ -151,12 +158,18 @@ class Group:
 
 
 class Optimizers:
-    """The optimizers of a model's parameters, one for each group. Raises BadInput as `assign` does."""
+    """The optimizers of a model's parameters, one for each group. Raises BadInput as `assign` does.
 
-    def __init__(self, groups: Sequence[Group], parameters: Tree) -> None:
+    own: of several ranks, the parameters, or rows of them, that this one updates; None: all.
+    """
+
+    def __init__(self, groups: Sequence[Group], parameters: Tree, own: Arrays | None = None) -> None:
         flat = by_path(parameters)
         self.groups = groups
         self.paths = assign(groups, flat)
+        if own is not None:
+            flat = own
+            self.paths = {name: [path for path in paths if path in own] for name, paths in self.paths.items()}
         self.optimizers = [group.optimizer.make() for group in groups]
         for group, optimizer in zip(groups, self.optimizers, strict=True):
             optimizer.init({path: flat[path] for path in self.paths[group.name]})

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import mlx.core as mx
 from mlx import optimizers
 
 from mlx_transformer.train.optim.groups import UpdateRule
@@ -18,6 +19,9 @@ class Lion(UpdateRule):
 
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
+
+    def divides(self, parameter: mx.array) -> bool:
+        return parameter.ndim >= 2
 
     def make(self) -> optimizers.Optimizer:
         return optimizers.Lion(0.0, list(self.betas), self.weight_decay)

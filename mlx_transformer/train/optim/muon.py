@@ -30,6 +30,9 @@ class Muon(UpdateRule):
     def init(self, parameter: mx.array) -> Arrays:
         return {"v": mx.zeros(parameter.shape)}
 
+    def divides(self, parameter: mx.array) -> bool:
+        return parameter.ndim >= 3  # a stack of matrices
+
     def update(self, optimizer: optimizers.Optimizer, gradients: Arrays, parameters: Arrays) -> Arrays:
         warmup = mx.minimum(optimizer.step.astype(mx.float32) / self.warmup_steps, 1)
         m = self.first_momentum + (self.momentum - self.first_momentum) * warmup

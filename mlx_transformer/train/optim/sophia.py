@@ -27,6 +27,9 @@ class Sophia(UpdateRule):
     def init(self, parameter: mx.array) -> Arrays:
         return {"m": mx.zeros_like(parameter), "h": mx.zeros_like(parameter)}
 
+    def divides(self, parameter: mx.array) -> bool:
+        return parameter.ndim >= 2
+
     def apply(self, gradient: mx.array, parameter: mx.array, state: Arrays, learning_rate: mx.array) -> mx.array:
         beta = self.betas[0]
         state["m"] = beta * state["m"] + (1 - beta) * gradient

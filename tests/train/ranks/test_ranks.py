@@ -22,7 +22,11 @@ WORKER = Path(__file__).parent / "worker.py"
 SCHEMA = ROOT / "mlx_transformer" / "run" / "result.schema.json"
 ENDLESS = ("--max-steps", 10**6, "--max-seconds", 2 * LONGEST)  # ends even where nobody is left to kill it
 MOE = {"phase": 4, "branch": "moe"}
-RUNS = {2: [{"phase": 3}, {"phase": 5}, {"phase": 6}, MOE], 4: [{"phase": 6}, MOE]}  # by number of ranks
+SHARDED = {"shard": "optimizer"}
+RUNS = {  # by number of ranks
+    2: [{"phase": 3}, {"phase": 6}, MOE, *({"phase": n, **SHARDED} for n in (1, 5))],
+    4: [{"phase": 6, **SHARDED}, {**MOE, **SHARDED}],
+}
 
 
 def worked(folder: Path, size: int, runs: list[dict]) -> list[list[dict]]:
@@ -123,11 +127,11 @@ def test_one_rank_writes_and_a_run_resumes_on_another_number_of_ranks(flags, tmp
     alone, run = tmp_path / "alone", tmp_path / "run"
     with (
         ring(tmp_path / "a", command(flags, "--max-steps", 12, "--out", alone)) as one,
-        ring(tmp_path / "b", *[command(flags, "--max-steps", 4, "--out", run)] * 2) as two,
+        ring(tmp_path / "b", *[command(flags, "--max-steps", 4, "--shard", "optimizer", "--out", run)] * 2) as two,
     ):
         assert one.wait() == [0], one.err(0)
         assert two.wait() == [0, 0], two.err(0)
-        assert "2 ranks over ring, each with 2 sequences of a batch" in two.out(0)
+        assert "2 ranks over ring, each with 2 sequences of a batch and 1/2 of the optimizer's state" in two.out(0)
         assert two.out(1) == two.err(1) == ""
     result = json.loads((run / "result.json").read_text())
     jsonschema.validate(result, json.loads(SCHEMA.read_text()))

@@ -10,12 +10,30 @@ import numpy as np
 import mlx_transformer as mt
 from mlx_transformer.data.tokens import Tokens
 from mlx_transformer.run.ladder import find_branch, find_phase
-from mlx_transformer.train import Eval, Limits, RunOptions, Step
+from mlx_transformer.train import Eval, Limits, RunOptions, Step, optim
 from mlx_transformer.train.parallel import join
 from mlx_transformer.utils.trees import by_path
 
 SIZE = {"vocab_size": 67, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 64, "seq_len": 16, "dropout": 0.0}
 BATCH = 8
+
+
+class Adafactor(optim.UpdateRule):
+    """A rule whose state has other shapes than its parameter."""
+
+    def make(self):
+        from mlx import optimizers  # after mlx_transformer, which prepares MLX
+
+        return optimizers.Adafactor(0.0, relative_step=False, scale_parameter=False)
+
+
+MIXED = (
+    optim.Group(name="embedding", select=optim.Paths(r"embedding\.weight"), optimizer=optim.Sophia()),
+    optim.Group(name="head", select=optim.Paths(r"head\.weight"), optimizer=optim.Lion(), lr_multiplier=0.1),
+    optim.Group(name="ffn", select=optim.Paths(r".*ffn.*weight"), optimizer=optim.RigL(rule=optim.Muon(), every=4)),
+    optim.Group(name="mixer", select=optim.Paths(r".*mixer.*weight"), optimizer=Adafactor(), lr_multiplier=0.1),
+    optim.Group(name="vectors", select=optim.Vectors(), optimizer=optim.AdamW()),
+)
 
 
 def text() -> Tokens:
@@ -25,13 +43,25 @@ def text() -> Tokens:
     return Tokens(train, train[:500], 0, **facts)
 
 
-def run(ranks, phase: int, branch: str | None = None, accumulate: int = 1, steps: int = 24) -> dict:
+def run(
+    ranks,
+    phase: int,
+    branch: str | None = None,
+    accumulate: int = 1,
+    steps: int = 24,
+    shard: str = "none",
+    mixed: bool = False,
+    folder: str | None = None,
+) -> dict:
     module = find_phase(phase)
     kind = find_branch(module, branch)
     recipe = module.RECIPE.at("nano")
+    if mixed:
+        recipe = replace(recipe, groups=MIXED, average=optim.EMA(horizon_tokens=1000), clip=optim.AGC(ratio=0.1))
     recipe = replace(recipe, batch_tokens=BATCH * SIZE["seq_len"], accumulate=accumulate)
     model = kind(kind.Config(**SIZE), 0)
-    options = RunOptions(eval_every=12, ranks=ranks)
+    checkpoints = None if folder is None else Path(folder)
+    options = RunOptions(eval_every=12, ranks=ranks, shard=shard, checkpoints=checkpoints)
     events = list(mt.fit(model, recipe, text(), limits=Limits(max_steps=steps), options=options))
     weights = by_path(model.parameters())
     return {
@@ -43,6 +73,7 @@ def run(ranks, phase: int, branch: str | None = None, accumulate: int = 1, steps
         },
         "bits": {path: int(np.array(w).view(np.uint32).sum(dtype=np.uint64)) for path, w in weights.items()},
         "share": events[-1].progress.communication_share,
+        "held": events[-1].progress.optimizer_of_ranks,
         "memory": events[-1].progress.peak_memory_of_ranks,
     }
 

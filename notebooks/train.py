@@ -105,7 +105,6 @@ for temperature in (0.3, 0.8, 1.2):
 # %%
 (story,) = mt.generate(model, data.tokenizer, "One day", temperature=0.3, max_tokens=30, seed=1)
 tokens = [data.tokenizer.bos_id, *data.tokenizer.encode("One day"), *story.tokens][: SIZE["seq_len"]]
-labels = ["¶", *(data.tokenizer.token(token).replace("▁", "·") for token in tokens[1:])]
 maps = look.attention_maps(model, tokens)
 figure, grid = plt.subplots(
     len(maps), SIZE["n_heads"], figsize=(7.2, 1.95 * len(maps)), sharex=True, sharey=True, layout="constrained"
@@ -114,8 +113,9 @@ for layer, row in enumerate(grid):
     for head, axes in enumerate(row):
         axes.imshow(np.sqrt(maps[layer][head]), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(f"layer {layer}, head {head}", fontsize=8)
-        axes.set_yticks(range(len(tokens)), labels, fontsize=3.5)
 figure.supxlabel("key (position)", fontsize=9)
+figure.supylabel("query (position)", fontsize=9)
+print(story.text)
 plt.show()
 
 # %% [markdown]

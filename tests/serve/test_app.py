@@ -11,12 +11,13 @@ pytest.importorskip("starlette", reason="starlette is not installed: make test i
 from starlette.testclient import TestClient
 
 import mlx_transformer as mt
+from mlx_transformer.data.tokenizers.huggingface import HFTokenizer
 from mlx_transformer.run.ladder import Experiment
 from mlx_transformer.serve.app import make_app
 from mlx_transformer.serve.player import Player
 from mlx_transformer.serve.worker import Worker
 from mlx_transformer.utils.errors import BadInput
-from phases import phase1
+from phases import phase1, phase5
 from tests.serve.conftest import HYBRID, NUMBERS
 
 JSON = {"content-type": "application/json"}
@@ -128,6 +129,28 @@ def test_a_model_of_one_s_own_and_a_mixer_without_weights(worker, data, tmp_path
     assert len(ask(client, "/api/attend", tokens=[0, 5], layer=1)["rows"]) == 2
     with pytest.raises(BadInput, match="runs only on request"):
         worker.call(lambda: Player(tmp_path / "run", None, "cpu"))
+
+
+def test_a_model_with_a_tokenizer_of_hugging_face(worker, tmp_path):
+    """As `import` leaves one: tokens of bytes, and more rows of the embedding than tokens."""
+    library = pytest.importorskip("tokenizers", reason="tokenizers is not installed: make test installs it")
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer, made.decoder = library.pre_tokenizers.ByteLevel(False), library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([], trainer)
+    tokenizer = HFTokenizer(made.to_str().encode())
+    mt.save(tmp_path, phase5.Model(phase5.Config(vocab_size=300, n_kv_heads=1, **NUMBERS)), tokenizer)
+    player = worker.call(lambda: Player(tmp_path, None, "auto"))
+    client = TestClient(make_app(player, worker), base_url="http://localhost")
+    given, drawn, end = write(client, prompt="né 🙂", max_tokens=60)
+    (expected,) = worker.call(lambda: mt.generate(player.model, player.tokenizer, "né 🙂", max_tokens=60))
+    assert "".join(one["text"] for one in given) == "né 🙂"
+    assert "".join(one["text"] for one in drawn) + end["rest"] == expected.continuation
+    tokens = [one["token"] for one in given]
+    found = ask(client, "/api/look", tokens=tokens, token=299)
+    assert (found["of"], found["own"]["text"]) == (300, "")
+    assert len(ask(client, "/api/attend", tokens=tokens, layer=1)["rows"]) == len(tokens)
 
 
 def test_a_translator_is_refused(worker, data, tmp_path):

@@ -52,7 +52,8 @@ def main(prog: str = "python -m mlx_transformer.serve", args: list[str] | None =
         if (error.name or "").startswith("mlx_transformer"):
             raise
         raise BadInput(
-            f"the page needs {error.name}, which is not installed: pip install 'mlx-transformer[serve]'"
+            f"the page needs {error.name}, which is not installed: pip install 'mlx-transformer[serve]' "
+            "(in a checkout: pip install -e '.[serve]')"
         ) from None
     with _listen(flags.port) as listener:
         worker = Worker()

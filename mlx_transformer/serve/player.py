@@ -136,7 +136,7 @@ class Player:
             raise BadInput(f"layer = {asked.layer}: expected a number from 0 to {len(self.heads) - 1}")
         heads = self.heads[asked.layer]
         if not heads:
-            raise BadInput(f"layer {asked.layer} has no attention weights: its mixer knows the past by a state")
+            raise BadInput(f"layer {asked.layer} has no attention weights to show: choose another one")
         if asked.head is not None and asked.head >= heads:
             raise BadInput(f"head = {asked.head}: expected a number from 0 to {heads - 1}")
         tokens, context = self._known(asked.tokens), self.model.config.seq_len

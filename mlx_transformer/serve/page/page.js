@@ -128,7 +128,7 @@ function chooseLayer(layers) {
   $("head").disabled = !layer?.heads;
   const without = layer && !layer.heads;
   $("attention-note").textContent = without
-    ? `${layer.mixer} has no attention weights: it knows the past by a state`
+    ? `${layer.mixer} has no attention weights to show`
     : layer ? "shade: how much the chosen token attends to each one" : "";
   map = null;
   attend();

@@ -37,8 +37,8 @@ export function ids(end = tokens.length) {
 }
 
 export function shownText(piece) {
-  const text = piece.text || piece.name;
-  return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  if (!piece.text || /[\0-\x08\x0b-\x1f\x7f]/.test(piece.text)) return piece.name; // control characters have no shape
+  return piece.text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥");
 }
 
 export function choose(index) {

@@ -22,7 +22,7 @@ function element(kind, content, className = "") {
 }
 
 function percent(p) {
-  return `${p >= 0.0995 ? (100 * p).toFixed(0) : (100 * p).toPrecision(2)} %`.replace(/^.*e-.*$/, "< 0.0001 %");
+  return `${p >= 0.0995 ? (100 * p).toFixed(0) : (100 * p).toPrecision(2)}\u00a0%`.replace(/^.*e-.*$/, "< 0.0001\u00a0%");
 }
 
 function row(piece, p, className) {

@@ -142,6 +142,13 @@ def _parts(module: nn.Module, kind: type | tuple[type, ...]) -> Iterator:
     return (part for part in module.modules() if isinstance(part, kind))
 
 
+def check_part(model: Model, recipe: Recipe, flags: Sequence[str], parts: int) -> None:
+    """Raise BadInput where what a step keeps of one of several parts of a model exceeds the device, inputs aside."""
+    needed = 4 * (_kept(model, recipe, 1) + model.count_parameters()["total"]) // parts  # with the gradients
+    if 0 < memory_limit() < needed:
+        _refuse(recipe, model.config, "at least", needed, 0, flags)
+
+
 def _measure(
     kind: type[Model], config: Config, recipe: Recipe, seed: int, batches: tuple[int, int]
 ) -> tuple[float, float]:

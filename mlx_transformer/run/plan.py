@@ -18,7 +18,7 @@ from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.weights import put_weights
 from mlx_transformer.run.flags import read_sampling
 from mlx_transformer.run.ladder import Experiment
-from mlx_transformer.run.memory import check_dimensions, check_memory
+from mlx_transformer.run.memory import check_dimensions, check_memory, check_part
 from mlx_transformer.run.own_code import Code
 from mlx_transformer.run.saved import find_weights, model_folder, read_config
 from mlx_transformer.run.settings import ENDS, Settings, decide, resume_settings
@@ -51,18 +51,21 @@ class Plan:
     tokens: Any  # Tokens, or PairTokens of a translator
     weights: tuple[dict[str, mx.array], Path] | None  # of --init-from, and where they are from
 
-    def make_model(self, say: Callable[[str], None] = lambda _: None, ranks: int = 1) -> Model:
+    def make_model(self, say: Callable[[str], None] = lambda _: None, shares: int = 1, parts: int = 1) -> Model:
         """Initialize the model, and say how it grew from the weights of --init-from.
 
-        Each of several ranks computes a part of a batch. Raises BadInput if the model does not fit the device, the
-        recipe's groups or --init-from.
+        A rank computes one of so many shares of a batch, with one of so many parts of the model. Raises BadInput if
+        that does not fit the device, or the model the recipe's groups or --init-from.
         """
         flags = tuple(self.settings.to_dict())
-        of_rank = replace(self.recipe, accumulate=self.recipe.accumulate * ranks)  # as many sequences at a time
+        of_rank = replace(self.recipe, accumulate=self.recipe.accumulate * shares)  # as many sequences at a time
         check_dimensions(self.config, of_rank, flags)
         model = self.kind(self.config, self.seed)
         check_groups(self.recipe, model)
-        check_memory(model, of_rank, self.seed, flags, ranks if self.settings.shard == OPTIMIZER else 1)
+        if parts > 1:
+            check_part(model, of_rank, flags, parts)
+        else:
+            check_memory(model, of_rank, self.seed, flags, shares if self.settings.shard == OPTIMIZER else 1)
         if self.weights is not None:
             arrays, notes = grow(model, *self.weights)
             put_weights(model, arrays, self.weights[1])

@@ -86,7 +86,7 @@ def _train_ranks(experiment: Experiment, settings: Settings, ranks: Ranks) -> Pa
         check_text(plan, ranks)
         shares = count_shares(plan.settings.shard, ranks)
         check_batches(plan.recipe, plan.config.seq_len, shares)
-        model = plan.make_model(console.say, shares)
+        model = plan.make_model(console.say, shares, ranks.size // shares)
         check_parts(model, plan.recipe, plan.settings.shard, ranks)
         return plan, model
 

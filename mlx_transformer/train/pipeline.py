@@ -61,9 +61,11 @@ class PipelineSplit(Split):
         self.is_first, self.is_last, tied = rank == 0, rank == size - 1, isinstance(model.head, TiedHead)
         self._before: list[tuple[Any, Any, nn.Module]] = []  # what `join` restores: where, under which key, the part
         own = range(n * rank // size, n * (rank + 1) // size)
+        everything = by_path(model.parameters()).keys()
         self._leave_out(model.blocks, [i for i in range(n) if i not in own])
         self._leave_out(model, [] if self.is_first or tied else ["embedding"])
         self._leave_out(model, [] if self.is_last else ["final_norm"] if tied else ["final_norm", "head"])
+        self.absent = frozenset(everything - by_path(model.parameters()).keys())
         shared = {"position": model.position, **({"embedding": model.embedding} if tied else {})}
         self.partial = frozenset(
             f"{name}.{path}" for name, part in shared.items() for path in by_path(part.parameters())

@@ -33,8 +33,8 @@ def load_checkpoint(folder: Path | None, step: TrainingStep) -> Checkpoint | Non
     found = ranks.in_turn(lambda: load_newest(folder, lazily=ranks.size > 1) if ranks.rank == 0 else None)
     if ranks.size == 1 or (rest := ranks.gather(found and found[1:])[0]) is None:
         return found
-    arrays = ranks.send_arrays(found and found[0], step.shards.keep)
-    return arrays if split is None else split.own(arrays), rest[0], rest[1]
+    arrays = ranks.send_arrays(found and found[0], step.shards.keep if split is None else split.keep)
+    return arrays, rest[0], rest[1]
 
 
 def save(
@@ -44,24 +44,27 @@ def save(
 
     best: what this rank keeps of the best weights. position: of the data.
     """
-    shards, ranks = step.shards, step.ranks
+    shards, split, ranks = step.shards, step.split, step.ranks
     tree = {"model": step.model.trainable_parameters(), "best": best, "optimizers": step.optimizers.state}
     tree |= {"memory": step.memory, "snapshots": step.snapshots}
     mx.eval(tree)  # before the ranks exchange their random state, which fails where one was lost in a step
     state = {"progress": asdict(progress), "data": data_state(position, ranks), **random_state(ranks)}
-    arrays = by_path(tree) if step.split is None else step.split.whole(by_path(tree))
+    arrays = by_path(tree)
+    described = split.describe(arrays) if split else shards.describe(arrays)
+    parts = split.stream(arrays, described) if split else shards.stream(arrays) if shards.layout else None
 
     def write(path: Path) -> None:
+        assert parts is not None, "else the arrays themselves are written"
         try:
-            save_parts(path, shards.describe(arrays), shards.stream(arrays))
+            save_parts(path, described, parts)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             raise RankLost from error
 
     if ranks.rank == 0:
-        return save_checkpoint(folder, number, write if shards.layout else arrays, state)
-    for _ in shards.stream(arrays) if shards.layout else ():
+        return save_checkpoint(folder, number, write if parts else arrays, state)
+    for _ in parts or ():
         pass
     return folder
 

@@ -4,7 +4,7 @@ All ranks train their parts on the same batches. Checkpoints and the trained mod
 """
 
 import hashlib
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +20,8 @@ from mlx_transformer.train.recipe import Recipe
 from mlx_transformer.utils.trees import by_path
 
 Arrays = dict[str, mx.array]  # by path
-_BEFORE_PATH = {"model": 0, "best": 0, "memory": 1, "optimizers": 1}  # words of a name in a checkpoint after the first
+# Words of a name in a checkpoint between the first one and the path of a parameter.
+_BEFORE_PATH = {"model": 0, "best": 0, "memory": 1, "optimizers": 1, "snapshots": 2}
 
 
 class Split:
@@ -35,6 +36,8 @@ class Split:
         self.model, self.ranks = model, ranks.on_whole_batches()
         self.axes: dict[str, int] = {}
         self.partial: frozenset[str] = frozenset()
+        self.absent: frozenset[str] = frozenset()  # the parameters that other ranks have
+        self._owners: dict[str, int] = {}  # the first rank that has an array of a checkpoint, by name
         self.whole_states: set[str] = set()  # parameters whose optimizer has the state of the whole matrix
 
     def groups(self, recipe: Recipe) -> Sequence[Group]:
@@ -64,31 +67,51 @@ class Split:
         """Whether this rank counts the gradient of a parameter in the norm of all."""
         return path in self.axes or self.ranks.rank == 0
 
-    def whole(self, arrays: Arrays) -> Arrays:
-        """Return arrays as one process has them, by name, on rank 0; {} on the others, which must call it as well.
+    def describe(self, arrays: Arrays) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+        """Return the whole shape and the dtype of every array of a checkpoint, by name; all ranks must call it.
 
-        arrays: of this rank, named as in a checkpoint.
+        arrays: those of this rank, by name.
         """
-        own = {name: [list(value.shape), str(value.dtype)] for name, value in arrays.items()}
-        everyone: list[dict[str, Any]] = self.ranks.gather(own)
-        result: Arrays = {}
-        for name in sorted(set().union(*everyone)):
-            first = next(rank for rank, theirs in enumerate(everyone) if name in theirs)
-            axis = self._axis(name)
-            if axis is not None:
-                value = self.ranks.join_slices({name: arrays[name]}, {name: axis})[name]
-            elif first == 0:
-                value = arrays.get(name, mx.zeros(()))
-            else:
-                value = self.ranks.spread(arrays[name] if first == self.ranks.rank else None, *everyone[first][name])
-            mx.eval(value)
-            if self.ranks.rank == 0:
-                result[name] = value
+        everyone: list[dict[str, Any]] = self.ranks.gather(
+            {name: [list(value.shape), str(value.dtype).removeprefix("mlx.core.")] for name, value in arrays.items()}
+        )
+        self._owners = {name: rank for rank, own in reversed([*enumerate(everyone)]) for name in own}
+        result = {}
+        for name, rank in sorted(self._owners.items()):
+            shape, dtype = everyone[rank][name]
+            if (axis := self._axis(name)) is not None:
+                shape[axis] *= self.ranks.size
+            result[name] = tuple(shape), getattr(mx, dtype)
         return result
 
-    def own(self, arrays: Arrays) -> Arrays:
-        """Return this rank's part of whole arrays, named as in a checkpoint."""
-        return {name: self.own_slice(value, self._axis(name)) for name, value in arrays.items()}
+    def stream(
+        self, arrays: Arrays, described: dict[str, tuple[tuple[int, ...], mx.Dtype]]
+    ) -> Iterator[tuple[str, int, mx.array]]:
+        """Yield (name, 0, array) of every array of a checkpoint, whole, on rank 0 alone; all ranks must take part.
+
+        described: as `describe` returns it. One array of other ranks is in memory at a time. Raises RuntimeError where
+        a rank is lost, at the latest after the last one.
+        """
+        for name, (shape, dtype) in described.items():
+            owner, axis = self._owners[name], self._axis(name)
+            if axis is not None:
+                value = self.ranks.join_slices({name: arrays[name]}, {name: axis})[name]
+            elif owner == 0:
+                value = arrays.get(name, mx.zeros(()))
+            else:
+                value = self.ranks.spread(arrays[name] if owner == self.ranks.rank else None, list(shape), str(dtype))
+            mx.eval(value)
+            if self.ranks.rank == 0:
+                yield name, 0, value
+        self.ranks.gather(None)
+
+    def whole(self, arrays: Arrays) -> Arrays:
+        """Return arrays as one process has them, by name, on rank 0; {} on the others, which must call it as well."""
+        return {name: value for name, _, value in self.stream(arrays, self.describe(arrays))}
+
+    def keep(self, name: str, array: mx.array) -> mx.array | None:
+        """Return this rank's part of a whole array, named as in a checkpoint; None: another rank has it."""
+        return None if parameter_of(name, self.absent)[1] else self.own_slice(array, self._axis(name))
 
     def own_slice(self, value: mx.array, axis: int | None) -> mx.array:
         """Return this rank's slice of an array, lazily; axis None: all of it."""

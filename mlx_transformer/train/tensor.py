@@ -16,6 +16,7 @@ from mlx.utils import tree_map, tree_unflatten
 
 from mlx_transformer.nn.attention import Attention, FusedAttention, GroupedAttention, QKNorm, ValueEmbedding
 from mlx_transformer.nn.block import Block
+from mlx_transformer.nn.depth import MixtureOfDepths
 from mlx_transformer.nn.feedforward import FeedForward, GatedFeedForward
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.position import ALiBi, T5Position
@@ -196,6 +197,8 @@ def check_tensor(model: Model, size: int) -> None:
     """Raise BadInput for a model that cannot be split over so many ranks: by its parts, or by its numbers."""
     if isinstance(model.position, ALiBi):
         raise BadInput(f"--shard tensor: {_name(model.position)} numbers the heads; take another position")
+    if any(isinstance(part, MixtureOfDepths) for part in model.modules()):
+        raise BadInput("--shard tensor: MixtureOfDepths chooses tokens, other ones after other rounding errors")
     for _, part in _split_parts(model):
         kinds = type(part).__mro__
         own = {name.partition(".")[0] for name in by_path(part.parameters())}

@@ -12,6 +12,7 @@ import pytest
 from mlx_transformer.train.optim import AGC
 from mlx_transformer.train.parallel import ALONE, Ranks
 from mlx_transformer.train.parts import check_parts
+from mlx_transformer.train.split import parameter_of
 from mlx_transformer.utils.errors import BadInput
 from tests.faults.runs import ON_CPU, generate, merged
 from tests.train.ranks import parts
@@ -100,6 +101,22 @@ def test_parts_decode_as_one_process_does(i, everyone):
         assert found["share"] < 0.75
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("model.head.weight", "head.weight"),
+        ("best.head.weight", "head.weight"),
+        ("memory.average.head.weight", "head.weight"),
+        ("snapshots.newest_first.2.head.weight", "head.weight"),
+        ("optimizers.0.blocks.1.ffn.up_proj.weight.m", "blocks.1.ffn.up_proj.weight"),
+        ("optimizers.0.step", ""),
+        ("memory.clip.mean", ""),
+    ],
+)
+def test_the_name_of_an_array_tells_its_parameter(name, path):
+    assert parameter_of(name, {"head.weight", "blocks.1.ffn.up_proj.weight"})[1] == path
+
+
 def some_ranks(size: int) -> Ranks:
     return Ranks(SimpleNamespace(rank=lambda: 0, size=lambda: size), "ring")
 
@@ -112,6 +129,7 @@ def some_ranks(size: int) -> Ranks:
         (3, "alibi", {}, 2, "ALiBi numbers the heads"),
         (6, "mamba", {}, 2, "Mamba cannot be split over ranks"),
         (4, "moe", {}, 2, "MixtureOfExperts cannot be split over ranks"),
+        (6, "mod", {}, 2, "MixtureOfDepths chooses tokens"),
         (4, "mla", {}, 2, "FusedLatent cannot be split over ranks"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages: the one of the system (`apt-get install chromium`), or a Mac's Chrome."""
+"""A headless Chromium for the tests of pages: the system's (`apt-get install chromium`), or Chrome on a Mac."""
 
 import shutil
 from contextlib import contextmanager

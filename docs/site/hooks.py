@@ -1,6 +1,7 @@
 """What the site does besides MkDocs: code from its source file, links out of docs/, equations, the navigation.
 
-- `<!-- code: PATH NAME ... -->` becomes the definitions with these names, read from PATH; on GitHub nothing is shown.
+- `<!-- code: PATH NAME ... -->` becomes the definitions with these names, read from PATH. GitHub shows nothing there,
+  so the page must have a link to the file too.
 - A link to a file outside docs/ leads to a page made of that file; the same link works on GitHub.
 - README.md is the home page.
 - LaTeX between $ or $$ becomes MathML, which every browser draws without a script or a font.
@@ -34,6 +35,7 @@ _CODE = re.compile(r"^<!-- code: (\S+) (.+?) -->$", re.M)
 _FENCE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.M | re.S)
 _LINK = re.compile(r"(?<=\]\()([^()\s#]+)")
 _ATTRIBUTE = re.compile(r'(?<=[\s"]src=")([^"#]+)|(?<=\ssrcset=")([^"#]+)|(?<=\shref=")([^"#]+)')
+_COMMENT = re.compile(r"\A(\s*<!--(?! code:).*?-->\s*)+", re.S)  # before the title, which MkDocs then would not find
 _MATH = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.S)
 
 
@@ -62,9 +64,16 @@ def _existing(entries: list, docs: Path) -> list:
 
 def _file_of(page: str) -> Path:
     """Return the file of the repository that a page is made of."""
+    if page.startswith("source/"):
+        return ROOT / page.removeprefix("source/").removesuffix(".md")
     names = {site: file for file, site in PAGES.items()}
     candidates = [ROOT / "docs" / page, ROOT / names.get(page, page)]
     return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _is_code(page: str) -> bool:
+    """Whether a page shows a file as it is, in which nothing is a link."""
+    return page.startswith("source/") and not page.endswith(".ipynb.md")
 
 
 def _page_of(path: Path) -> str:
@@ -87,7 +96,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     todo = [file for file in files if file.src_uri.endswith(".md")]
     while todo:
         file = todo.pop()
-        if file.src_uri.startswith("source/"):
+        if _is_code(file.src_uri):
             continue
         for path in _targets(file.content_string, _file_of(file.src_uri)):
             if path.is_file() and files.get_file_from_path(_page_of(path)) is None:
@@ -133,10 +142,17 @@ def _targets(markdown: str, source: Path) -> list[Path]:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to the site's pages and put code where it is asked for."""
     name = page.file.src_uri
-    if name.startswith("source/"):
+    if _is_code(name):
+        page.meta["search"] = {"exclude": True}  # else a word's first pages are the files that use it
         return markdown
     source = _file_of(name)
+    if name == "index.md":
+        page.meta["hide"] = ["navigation"]
+    linked = [(source.parent / match[0]).resolve() for match in _LINK.finditer(markdown)]
+    for path in {match[1] for match in _CODE.finditer(markdown) if ROOT / match[1] not in linked}:
+        log.warning("%s shows code of %s without a link to it: on GitHub nothing else is seen", name, path)
     here = posixpath.dirname(name)
+    markdown = _COMMENT.sub("", markdown)
 
     def link(match: re.Match, *, raw: bool = False) -> str:
         path = (source.parent / match[0]).resolve()
@@ -153,7 +169,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     def outside_fences(text: str) -> str:
         text = _LINK.sub(link, text)
         text = _ATTRIBUTE.sub(lambda match: link(match, raw=True), text)
-        return _CODE.sub(lambda match: _code(match[1], match[2].split(), page, files), text)
+        return _CODE.sub(lambda match: _code(match[1], match[2].split(), page), text)
 
     parts, end = [], 0
     for fence in _FENCE.finditer(markdown):
@@ -162,7 +178,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     return "".join([*parts, outside_fences(markdown[end:])])
 
 
-def _code(path: str, names: list[str], page: Page, files: Files) -> str:
+def _code(path: str, names: list[str], page: Page) -> str:
     """Return the definitions with these names in a file of the repository."""
     if not (ROOT / path).is_file():
         log.warning("%s shows code of %s, which does not exist", page.file.src_uri, path)
@@ -179,9 +195,7 @@ def _code(path: str, names: list[str], page: Page, files: Files) -> str:
             log.warning("%s shows %s, which %s does not define", page.file.src_uri, name, path)
         else:
             shown.append("\n".join(lines))
-    target = files.get_file_from_path(_page_of(ROOT / path))
-    link = f'<p class="source-link"><a href="{get_relative_url(target.url, page.url)}">{path}</a></p>' if target else ""
-    return f"{link}\n\n```python\n" + "\n\n\n".join(shown) + "\n```"
+    return "```python\n" + "\n\n\n".join(shown) + "\n```"
 
 
 def _definition(text: str, name: str) -> list[str] | None:

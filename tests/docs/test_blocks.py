@@ -42,11 +42,8 @@ DROPPED = {"--max-seconds", "--max-tokens", "--max-epochs", "--size", "--prompt"
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 _SHELL = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.M | re.S)
 _INDENTED = re.compile(r"(?:^ {4,}\S.*\n|(?<=\n)\n(?= {4}))+", re.M)
-_COMMAND = re.compile(
-    r"([A-Z_]+=\S+ )*(python3?|make|source|cd|git|pip|apt|dnf|brew|caffeinate|jupyter|ssh-copy-id|"
-    r"mlx\.\w+|\.venv/bin/\w+)"
-    r"( |$)"
-)
+_PROGRAMS = r"python3?|make|source|cd|git|pip|apt|dnf|brew|caffeinate|jupyter|ssh-copy-id|mlx\.\w+|\.venv/bin/\w+"
+_COMMAND = re.compile(rf"([A-Z_]+=\S+ )*({_PROGRAMS})( |$)")
 
 
 def name_of(page):

@@ -55,7 +55,7 @@ def _existing(entries: list, docs: Path) -> list:
             if inside and (not isinstance(inside, str) or _file_of(inside).is_file()):
                 kept.append({title: inside})
         elif entry.endswith("/"):
-            pages = sorted(path.relative_to(docs).as_posix() for path in (docs / entry).glob("[!0-9]*.md"))
+            pages = sorted(path.relative_to(docs).as_posix() for path in (docs / entry).glob("*.md"))
             kept += [page for page in pages if page not in entries]
         elif _file_of(entry).is_file():
             kept.append(entry)

@@ -92,8 +92,10 @@ def _train_ranks(experiment: Experiment, settings: Settings, ranks: Ranks) -> Pa
 
     plan, model = ranks.in_turn(prepare)
     check_alike(plan, model, ranks)
+    resumed = settings.resume if ranks.rank == 0 else None
+    ended = ranks.gather("" if resumed is None else _why_ended(plan, read_result(resumed)))[0]
     if ranks.rank:
-        return _follow(plan, model, ranks)
+        return Path() if ended else _follow(plan, model, ranks)
     folder = settings.resume or settings.out or new_folder(experiment, settings.branch)
     failures = report_failures(resume_command(experiment.command, folder), folder)
     with lock_folder(folder, settings) as locked, failures:

@@ -137,7 +137,7 @@ def test_one_rank_writes_and_a_run_resumes_on_another_number_of_ranks(flags, tmp
     jsonschema.validate(result, json.loads(SCHEMA.read_text()))
     assert (result["ranks"]["count"], result["ranks"]["backend"]) == (2, "ring")
     resumed = ["-m", "phases.phase1", "--resume", run, "--quiet"]
-    for name, size, steps in (("c", 1, 8), ("d", 2, 12)):
+    for name, size, steps in (("c", 1, 8), ("d", 2, 12), ("nothing to do", 2, 12)):
         with ring(tmp_path / name, *[[*resumed, "--max-steps", steps]] * size) as own:
             assert own.wait() == [0] * size, own.err(0)
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)

@@ -32,3 +32,13 @@ def test_the_tables_are_those_of_the_logs():
     assert f"{result['train_seconds']:.0f} s" in PAGE
     assert f"{result['tokens_per_second']:,.0f} tokens/s" in PAGE
     assert f"{result['parameters']['total']:,} parameters" in PAGE
+
+
+def test_the_table_of_averages_is_that_of_the_log():
+    log = json.loads((LOGS / "averages.json").read_text())
+    for one in log["summary"]:
+        ratio = one["ratio"]
+        of_weights = "" if ratio is None else f"{ratio['value']:.4f} ({ratio['low']:.4f} to {ratio['high']:.4f})"
+        assert (
+            row(one["name"], f"{one['loss']:.4f}", of_weights, share(one["exact_match"]), share(one["greedy"])) in PAGE
+        )

@@ -40,7 +40,6 @@ from mlx_transformer.run.settings import Settings, read_result, settings_type
 from mlx_transformer.train.checkpoint import list_checkpoints
 from mlx_transformer.train.parallel import Ranks, check_batches, join
 from mlx_transformer.train.parts import PARTS, check_parts, count_shares
-from mlx_transformer.train.sharding import OPTIMIZER
 from mlx_transformer.train.trainer import Prepared, RunOptions, Stopped, default_eval_every, fit
 from mlx_transformer.utils.errors import Interrupted, RunFailed, exit_cleanly
 from mlx_transformer.utils.files import write_json
@@ -260,8 +259,8 @@ def _introduce(console: Console, plan: Plan, model: Model, folder: Path, ranks: 
     console.say(device_info().describe())
     if ranks.size > 1:
         console.say(describe(ranks, recipe.batch_size(plan.config.seq_len), plan.settings.shard))
-    elif plan.settings.shard == OPTIMIZER:
-        console.say("note: --shard optimizer divides nothing in one process: start several with mlx.launch")
+    elif (shard := plan.settings.shard or "none") != "none":
+        console.say(f"note: --shard {shard} divides nothing in one process: start several with mlx.launch")
     if plan.experiment.code is not None and not is_own(type(model).__module__) and type(model).__module__ != "__main__":
         console.say(f"{plan.experiment} defines no Model: the one of phase {plan.experiment.phase} is trained")
     size = f"{plural(corpus.train_documents, 'document')}, {plan.tokens.epoch_tokens + 1:,} training tokens, "

@@ -16,7 +16,7 @@ from mlx_transformer.run.own_code import ROOT, record
 from mlx_transformer.run.plan import Plan
 from mlx_transformer.run.settings import Settings, resume_settings, settings_type
 from mlx_transformer.train.parallel import Ranks
-from mlx_transformer.train.parts import PARTS, PIPELINE, TENSOR
+from mlx_transformer.train.parts import PARTS, PIPELINE, TENSOR, count_shares
 from mlx_transformer.train.sharding import OPTIMIZER
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
@@ -38,7 +38,7 @@ def share_settings(experiment: Experiment, settings: Settings, ranks: Ranks) -> 
 def check_text(plan: Plan, ranks: Ranks) -> None:
     """Raise BadInput for what ranks cannot divide: pairs, whose batches differ in size, and fewer files than ranks."""
     if isinstance(plan.tokens, StreamedTokens) and plan.corpus.shards is not None:
-        check_count(plan.corpus.shards, ranks.size)
+        check_count(plan.corpus.shards, count_shares(plan.settings.shard, ranks))
     if ranks.size > 1 and not isinstance(plan.tokens, Tokens):
         raise BadInput("a translator trains in one process: start it without mlx.launch")
 

@@ -182,17 +182,16 @@ class _Run:
 
     def _begin(self, tokens: int) -> Begun:
         """Take the step after so many tokens; on a GPU without waiting for it."""
-        clock = self.options.clock
-        waiting = clock()
+        waiting = self.options.clock()
         self.ranks.advance("reading a batch")
         batch = next(self.prefetch)
         self.ranks.advance("computing a step")
-        self.progress.data_seconds += clock() - waiting
+        self.progress.data_seconds += self.options.clock() - waiting
         masked = self.model.masked  # a budget of tokens counts all that are read, not the answers alone
         step_tokens = len(batch) * (batch.shape[-1] - 1) if masked else predicted_tokens(batch)
-        own, shape, shares = self.ranks.part(batch), batch.shape, self.ranks.shares
-        if self.batches.divided:
-            own, shape, step_tokens = batch, (len(batch) * shares, *shape[1:]), step_tokens * shares
+        shares = self.ranks.shares if self.batches.divided else 1
+        own, shape = self.ranks.part(batch) if shares == 1 else batch, (len(batch) * shares, *batch.shape[1:])
+        step_tokens *= shares
         tokens += step_tokens
         learning_rate = self.recipe.learning_rate_at(tokens)
         share = self.recipe.average.share(step_tokens, tokens) if self.recipe.average else 1.0

@@ -92,8 +92,9 @@ def check_flags(words):
             ended = command(main_of(module), *rest)
         except Parsed as parsed:
             (flags,) = parsed.args
-            if variants := [str(one) for one in getattr(flags, "phases", None) or ()]:
-                read_variants(tuple(variants))
+            variants = map(str, getattr(flags, "phases", None) or ())
+            if named := [one for one in variants if not re.fullmatch("[A-Z]+", one)]:  # NEW stands for a variant
+                read_variants(tuple(named))
             return None
     raise BadInput(f"{ended}")
 

@@ -36,6 +36,12 @@ planned_checksum = functools.cache(checksum)  # as it was when the first run of 
 
 def _statements(path: Path) -> str:
     """Return what a source file does: without layout, comments and docstrings."""
+    found = path.stat()
+    return _dumped(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@functools.cache  # a comparison hashes all sources twice for each run, and none of them changes
+def _dumped(path: Path, *version: int) -> str:
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

@@ -38,7 +38,8 @@ class Axis:
 def axes_table(comparison: Log, footprint: Log, tasks: Log) -> str:
     """Table of the branches of a phase by axis: the axis where a branch ranks best in bold, ties to the worse rank."""
     names = summary.variants(comparison)
-    axes = [*_measured(comparison, names[0]), *_memory(footprint, names[0]), _recall(tasks, names[0])]
+    phase, recipe = names[0], _shared_recipe(names)
+    axes = [*_measured(comparison, phase), *_memory(footprint, phase, recipe), _recall(tasks, phase, recipe)]
     rows = []
     for name in names:
         ranks = [sum(axis.score(other) >= axis.score(name) for other in names) for axis in axes]
@@ -48,11 +49,19 @@ def axes_table(comparison: Log, footprint: Log, tasks: Log) -> str:
             f"**{cell.text}**" if cell.value is not None and rank == min(known) else cell.text
             for cell, rank in zip(cells, ranks, strict=True)
         ]
-        ahead = [axis.short for axis in axes if name != names[0] and axis.better(name)]
-        rows.append([name, *marked, "—" if name == names[0] else ", ".join(ahead) or "nothing"])
-    head = ("variant", *(axis.head for axis in axes), f"better than {names[0]} in")
+        ahead = [axis.short for axis in axes if axis.better(name)]
+        last = "—" if name == phase else ", ".join(ahead) or "nothing"
+        rows.append([name.removesuffix(recipe), *marked, last])
+    head = ("variant", *(axis.head for axis in axes), f"better than {phase.removesuffix(recipe)} in")
     lines = [head, ["---", *["---:"] * len(axes), "---"], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shared_recipe(names: Sequence[str]) -> str:
+    """Return the recipe at the end of every name of a comparison, such as ":short.py:SHORT"; "" where it differs."""
+    _, separator, recipe = names[0].partition(":")
+    suffix = separator + recipe
+    return suffix if all(name.endswith(suffix) for name in names) else ""
 
 
 def _measured(log: Log, phase: str) -> list[Axis]:
@@ -83,9 +92,9 @@ def _measured(log: Log, phase: str) -> list[Axis]:
     ]
 
 
-def _memory(log: Log, phase: str) -> list[Axis]:
-    """Return the axes of a footprint: a step, and the caches by token."""
-    by_name = {row["name"]: row for row in log["rows"]}
+def _memory(log: Log, phase: str, recipe: str) -> list[Axis]:
+    """Return the axes of a footprint, whose names lack the recipe: a step, and the caches by token."""
+    by_name = {row["name"] + recipe: row for row in log["rows"]}
 
     def step(name: str) -> Cell:
         row = by_name.get(name)
@@ -113,10 +122,11 @@ def _memory(log: Log, phase: str) -> list[Axis]:
     ]
 
 
-def _recall(log: Log, phase: str) -> Axis:
+def _recall(log: Log, phase: str, recipe: str) -> Axis:
     """Return the axis of associative recall at four times the training length, in percent."""
     seeds: dict[str, list[float]] = {
-        name: [100 * value for value in task_plots.accuracies(log, name, _TASK, _LEVEL)] for name in log["names"]
+        name + recipe: [100 * value for value in task_plots.accuracies(log, name, _TASK, _LEVEL)]
+        for name in log["names"]
     }
 
     def cell(name: str) -> Cell:

@@ -74,18 +74,18 @@ def draw(log: Log) -> Plot:
     """Draw a panel per larger model: the median loss over the compute, from scratch and grown."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.6, 3.5), layout="constrained")
-    grid = figure.subplots(1, len(_LARGE), sharey=True)
+    figure = Figure(figsize=(4.8, 5.6), layout="constrained")
+    grid = figure.subplots(len(_LARGE), 1, sharex=True)
     for axes, (kind, title) in zip(grid, _LARGE.items(), strict=True):
         _draw_panel(axes, log, kind)
         axes.set_title(title, fontsize=9)
-    grid[0].set_ylabel("validation loss, nats per token")
+    figure.supylabel("validation loss, nats per token", fontsize=8.5)
     note = (
         f"total compute, as tokens of the dense model ({log['size']}; medians over {plural(len(log['seeds']), 'seed')})"
     )
     figure.supxlabel(note, fontsize=8.5)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=3)
+    figure.legend(handles, labels, loc="outside lower left", ncols=2)
     return Plot(
         name="growth", description="Validation loss over the total compute, grown and from scratch.", figure=figure
     )

@@ -15,7 +15,7 @@ from mlx_transformer.utils.text import plural
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLUMNS = 4  # panels of a row
+_COLUMNS = 2  # panels of a row: readable on a phone
 
 
 def runs_of(log: Log, name: str, task: str) -> list[Row]:
@@ -88,14 +88,14 @@ def draw(log: Log) -> Plot:
 
     rows = -(-len(log["tasks"]) // _COLUMNS)
     columns = min(_COLUMNS, len(log["tasks"]))
-    figure = Figure(figsize=(2.5 * columns, 0.5 + 2.2 * rows), layout="constrained")
+    figure = Figure(figsize=(2.5 * columns, 0.7 + 1.7 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes, task in zip(grid, log["tasks"], strict=False):
         _draw_panel(axes, log, task)
     for axes in grid[len(log["tasks"]) :]:
         axes.axis("off")
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(5, len(labels)), handlelength=1.6)
+    figure.legend(handles, labels, loc="outside lower left", ncols=min(3, len(labels)), handlelength=1.6)
     figure.supxlabel(f"training tokens ({log['size']}; {plural(len(log['seeds']), 'seed')})", fontsize=8.5)
     return Plot(name="tasks", description="Accuracy on each task over the training tokens.", figure=figure)
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.compare import plots
-from bench.report import drawings, findings
+from bench.report import drawings, findings, rungs
 from bench.report.placeholder import Logs
+from bench.tools import growth_plots, length_cost, sweep_plots, task_plots
 from mlx_transformer.run.plots import drawing, write_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-_CODE = (Path(__file__), Path(drawings.__file__), Path(findings.__file__), Path(plots.__file__))
+_MODULES = (drawings, findings, plots, rungs, growth_plots, length_cost, sweep_plots, task_plots)
+_CODE = (Path(__file__), *(Path(str(module.__file__)) for module in _MODULES))
 _DPI = 200
 _LETTERS = 12.6  # of a title, in an inch
 
@@ -78,4 +80,7 @@ FIGURES: dict[str, Kind] = {
     "longcontext": Kind(findings.longcontext, drawings.longcontext),
     "fables": Kind(findings.fables, drawings.fables),
     "sweep": Kind(findings.sweep, drawings.sweep),
+    "tasks": Kind(rungs.tasks_finding, lambda log: task_plots.draw(log).figure),
+    "growth": Kind(rungs.growth_finding, lambda log: growth_plots.draw(log).figure),
+    "length_cost": Kind(rungs.length_cost_finding, lambda log: length_cost.draw(log).figure),
 }

@@ -7,6 +7,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from bench.compare import summary, tables
@@ -35,11 +36,15 @@ class Axis:
         return -math.inf if value is None else self.sign * value
 
 
-def axes_table(comparison: Log, footprint: Log, tasks: Log) -> str:
-    """Table of the branches of a phase by axis: the axis where a branch ranks best in bold, ties to the worse rank."""
+def axes_table(comparison: Log, footprint: Log, tasks: Log | None = None) -> str:
+    """Table of the branches of a phase by axis: the axis where a branch ranks best in bold, ties to the worse rank.
+
+    Without a log of tasks there is no axis of recall.
+    """
     names = summary.variants(comparison)
     phase, recipe = names[0], _shared_recipe(names)
-    axes = [*_measured(comparison, phase), *_memory(footprint, phase, recipe), _recall(tasks, phase, recipe)]
+    axes = [*_measured(comparison, phase), *_memory(footprint, phase, recipe)]
+    axes += [_recall(tasks, phase, recipe)] if tasks is not None else []
     rows = []
     for name in names:
         ranks = [sum(axis.score(other) >= axis.score(name) for other in names) for axis in axes]
@@ -153,6 +158,38 @@ def length_cost_table(log: Mapping[str, Any]) -> str:
     head = ("variant", "step", "slope", "memory", "slope", "decoded token", "slope", "memory", "slope")
     lines = [head, ["---", *["---:"] * 8], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tasks_finding(log: Log) -> str:
+    """Say which variant is right most often on most tasks."""
+    best: dict[str, int] = {}
+    for task in log["tasks"]:
+        medians = {name: median(task_plots.accuracies(log, name, task) or [0.0]) for name in log["names"]}
+        name = max(medians, key=lambda one: medians[one])
+        best[name] = best.get(name, 0) + 1
+    name = max(best, key=lambda one: best[one])
+    return f"{name.capitalize()} is right most often on {best[name]} of {len(log['tasks'])} tasks"
+
+
+def growth_finding(log: Log) -> str:
+    """Say how the grown models end beside those trained from scratch."""
+    parts = []
+    for kind, title in (("experts", "experts"), ("deep", "the deeper model")):
+        scratch = median(growth_plots.final_losses(log, f"{kind} from scratch"))
+        names = [f"{kind} grown at {100 * share:.0f} %" for share in log["shares"]]
+        apart = min(median(growth_plots.final_losses(log, name)) for name in names) - scratch
+        parts.append(f"{title} {abs(apart):.3f} nats {'above' if apart > 0 else 'below'}")
+    return f"Grown at their best, against from scratch at equal compute: {' and '.join(parts)}"
+
+
+def length_cost_finding(log: Mapping[str, Any]) -> str:
+    """Say how the time of a step grows with the length, at its steepest and its flattest."""
+    last = {name: own["step seconds"]["last"] for name, own in log["slopes"].items()}
+    known = {name: value for name, value in last.items() if value is not None}
+    high, low = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
+    return (
+        f"A step's time grows with the length to the power of {known[high]:.1f} in {high}, of {known[low]:.1f} in {low}"
+    )
 
 
 TABLES: dict[str, Callable[..., str]] = {

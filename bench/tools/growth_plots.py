@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.compare import stats
-from bench.compare.plots import BLUE, GREEN, INK, MUTED, RULE, STYLE, VERMILION, Plot
+from bench.compare.plots import BLUE, GREEN, INK, MUTED, RULE, STYLE, VERMILION, WIDTH, Plot
 from bench.compare.summary import Cell, Log, Row
 from bench.compare.tables import Table, spread
 from mlx_transformer.run.plots import drawing, short
@@ -74,7 +74,7 @@ def draw(log: Log) -> Plot:
     """Draw a panel per larger model: the median loss over the compute, from scratch and grown."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8, 5.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
     grid = figure.subplots(len(_LARGE), 1, sharex=True)
     for axes, (kind, title) in zip(grid, _LARGE.items(), strict=True):
         _draw_panel(axes, log, kind)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench import logfile
 from bench.compare.command import Phases
-from bench.compare.plots import STYLE, Plot
+from bench.compare.plots import STYLE, WIDTH, Plot
 from bench.options import read_numbers
 from bench.tools import sweep, sweep_plots
 from bench.tools.sweep import Grid
@@ -173,16 +173,16 @@ def draw(log: Mapping[str, Any]) -> Plot:
     from matplotlib.figure import Figure
 
     names = log["sweeps"][PASSES[0]]["names"]
-    labels = ("training step (s)", "training step, peak memory (MB)", "decoded token (ms)", "decoding, memory (MB)")
+    labels = ("training step (s)", "step, memory (MB)", "decoded token (ms)", "decoding, memory (MB)")
     units = (1.0, 1e-6, 1e3, 1e-6)
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     for axes, measure, label, unit in zip(figure.subplots(2, 2).flat, MEASURES, labels, units, strict=True):
         lines = {name: line(log, name, measure) for name in names}
         scaled = {name: (xs, [unit * y for y in ys]) for name, (xs, ys) in lines.items()}
         ends = {name: log["slopes"][name][measure]["last"] for name in names}
         sweep_plots.draw_panel(axes, label, scaled, ends)
     handles, entries = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, entries, loc="outside upper left", ncols=min(4, len(names)), frameon=False)
+    figure.legend(handles, entries, loc="outside lower left", ncols=min(3, len(names)), frameon=False)
     return Plot(
         name="cost", description="Time and memory over the sequence length, with log-log slopes.", figure=figure
     )

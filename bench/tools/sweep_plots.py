@@ -68,14 +68,15 @@ def draw_panel(
         axes.plot(xs, ys, marker="os^DvPX"[i % 7], color=color, markersize=4, label=name)
         if ends and xs and (end := ends[name]) is not None:
             place = {"xytext": (5, -3), "textcoords": "offset points"}
-            axes.annotate(f"{end:.2f}", (xs[-1], ys[-1]), **place, color=color, fontsize=7)  # type: ignore[arg-type]
+            axes.annotate(f"{end:.2f}", (xs[-1], ys[-1]), **place, color=color, fontsize=8)  # type: ignore[arg-type]
     lengths = sorted({x for xs, _ in lines.values() for x in xs})
     axes.set(xscale="log", yscale="log", xlabel="sequence length, tokens")
+    low, high = axes.get_ylim()
     axes.set_xticks(lengths, map(str, lengths), rotation=45)
     axes.xaxis.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}" if low <= value <= high else "")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
-    axes.tick_params(which="both", labelsize=7.5)
+    axes.tick_params(which="both", labelsize=8)
     axes.set_title(label, loc="left", fontsize=9)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.compare.plots import COLORS, MUTED, RULE, STYLE, Plot
+from bench.compare.plots import COLORS, MUTED, RULE, STYLE, WIDTH, Plot
 from bench.compare.summary import Cell, Log, Row
 from bench.compare.tables import Table
 from mlx_transformer.run.plots import drawing, short
@@ -88,7 +88,7 @@ def draw(log: Log) -> Plot:
 
     rows = -(-len(log["tasks"]) // _COLUMNS)
     columns = min(_COLUMNS, len(log["tasks"]))
-    figure = Figure(figsize=(2.5 * columns, 0.7 + 1.7 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH * columns / _COLUMNS, 0.7 + 1.6 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes, task in zip(grid, log["tasks"], strict=False):
         _draw_panel(axes, log, task)
@@ -119,7 +119,7 @@ def _draw_panel(axes: "Axes", log: Log, task: str) -> None:
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.xaxis.set_major_formatter(lambda value, _: short(value) if value else "0")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.tick_params(labelsize=7.5)
+    axes.tick_params(labelsize=8)
 
 
 def _curves(runs: list[Row]) -> Iterator[list[tuple[int, float]]]:

@@ -94,8 +94,11 @@ def _kept(folder: Path, name: str) -> Path:
 def save(folder: str | Path, model: Model, tokenizer: Tokenizer) -> None:
     """Write a model and its tokenizer for `load`, with a copy of the file that defines a model of one's own.
 
-    Raises BadInput for a class that no file defines as Model or in BRANCHES; OSError if the folder cannot be written.
+    Raises BadInput for a class that no file defines as Model or in BRANCHES, and for a run folder, in which `load`
+    would find the run's model; OSError if the folder cannot be written.
     """
+    if (Path(folder) / "model" / "config.json").is_file():
+        raise BadInput(f"'{folder}' is the folder of a run, which has a model already: give another folder")
     folder, (experiment, branch) = Path(folder), find_experiment(without_patches(type(model)))
     save_model(folder, model, tokenizer, experiment.phase, branch, experiment.code)
     if experiment.code is not None:

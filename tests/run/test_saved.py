@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_transformer import load
+from mlx_transformer import load, save
 from mlx_transformer.nn.weights import load_weights
 from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.run.saved import model_folder, save_model
@@ -67,6 +67,12 @@ def test_the_weights_are_those_of_the_file(run):
     assert {path for path, _ in tree_flatten(model.parameters())} == set(stored)
     for path, value in tree_flatten(model.parameters()):
         np.testing.assert_array_equal(np.array(value), np.array(stored[path]))
+
+
+def test_a_run_is_not_hidden_behind_another_model(run):
+    model, tokenizer = load(run)
+    with pytest.raises(BadInput, match="folder of a run"):
+        save(run, model, tokenizer)
 
 
 def test_saved_again_is_the_same_bytes(run, tmp_path):

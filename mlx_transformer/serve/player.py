@@ -11,6 +11,7 @@ from mlx_transformer import nn
 from mlx_transformer.backend import use_device
 from mlx_transformer.generate import Decoder, continuation, encode_prompt, first_read, stream_tokens
 from mlx_transformer.run.commands.model import load_model
+from mlx_transformer.run.ladder import find_branch, find_phase
 from mlx_transformer.run.saved import model_folder, read_config
 from mlx_transformer.serve.bodies import Attending, Looking, Writing
 from mlx_transformer.utils.errors import BadInput
@@ -29,14 +30,19 @@ class Player:
     def __init__(self, run: Path, code: str | None, device: str) -> None:
         self.device = use_device(device)
         self.run, self.described = run, read_config(model_folder(run))
+        if self.described.get("code") is None:  # before loading: threads that read weights may outlive an error
+            self._refuse(find_branch(find_phase(self.described["phase"]), self.described.get("branch")))
         self.model, self.tokenizer = load_model(run, code)
-        if self.model.parallel:
-            raise BadInput(
-                f"'{run}' holds a translator, which the page does not show: use `python -m mlx_transformer generate "
-                f"{run} --prompt TEXT`, or notebooks/translation.py for its attention"
-            )
+        self._refuse(type(self.model))
         self.decoder = Decoder(self.model)
         self.heads = self._count_heads()
+
+    def _refuse(self, kind: type[nn.Model]) -> None:
+        if kind.parallel:
+            raise BadInput(
+                f"'{self.run}' holds a translator, which the page does not show: use `python -m mlx_transformer "
+                f"generate {self.run} --prompt TEXT`, or notebooks/translation.py for its attention"
+            )
 
     def _count_heads(self) -> list[int]:
         """Return the number of heads with attention weights of each layer, 0 for a mixer without."""

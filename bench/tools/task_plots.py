@@ -47,7 +47,7 @@ def table(log: Log) -> Table:
         medians = {name: median(values) for name, values in found.items() if values}
         best = max(medians.values(), default=0.0)
         floor, ceiling = bounds(log, task)
-        cells = (_cell(values, bool(values) and median(values) == best) for values in found.values())
+        cells = (_cell(values, bool(values) and median(values) == best > 0) for values in found.values())
         rows.append((Cell(task), *cells, Cell(f"{100 * floor:.1f} to {100 * ceiling:.0f}")))
     note = (
         f"Share of right answers in percent, the mean over the trained levels, after {short(log['budget_tokens'])}"
@@ -59,17 +59,18 @@ def table(log: Log) -> Table:
 
 
 def levels_table(log: Log) -> Table:
-    """One row per variant and task: the final accuracy at every level, the median over the seeds."""
+    """One row per task and level: the final accuracy of every variant, the best one marked."""
     rows = []
     for task in log["tasks"]:
-        for name in log["names"]:
-            first = next((run for run in runs_of(log, name, task) if run["levels"]), None)
-            for level in first["levels"] if first else ():
-                found = accuracies(log, name, task, level["level"])
-                trained = "yes" if level["trained"] else "no"
-                rows.append((Cell(task), Cell(level["level"]), Cell(trained), Cell(name), _cell(found, False)))
-    head = ("task", "level", "trained", "variant", "accuracy (%)")
-    return Table(title="Accuracy by level", note="The median over the seeds and the range.", head=head, rows=rows)
+        first = next((run for run in log["runs"] if run["task"] == task and run["levels"]), None)
+        for level in first["levels"] if first else ():
+            found = [accuracies(log, name, task, level["level"]) for name in log["names"]]
+            best = max((median(values) for values in found if values), default=0.0)
+            cells = (_cell(values, bool(values) and median(values) == best > 0) for values in found)
+            rows.append((Cell(task), Cell(level["level"]), Cell("yes" if level["trained"] else "no"), *cells))
+    head = ("task", "level", "trained", *(f"{name} (%)" for name in log["names"]))
+    note = "Share of right answers in percent: the median over the seeds, and the range of several; the best in bold."
+    return Table(title="Accuracy by level", note=note, head=head, rows=rows)
 
 
 def _cell(values: list[float], best: bool) -> Cell:

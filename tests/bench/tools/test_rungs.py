@@ -96,7 +96,7 @@ def test_tasks_are_trained_scored_and_drawn(made_up, tmp_path):
     assert [run.plan.recipe.schedule.total_tokens for run in made_up if run.variant.phase == 6] == [50_000] * 3
     assert (out / "tasks.png").stat().st_size > 10_000
     assert len(list(out.glob("runs/*/curve.jsonl"))) == 6
-    assert len(task_plots.levels_table(log).rows) == 4
+    assert [row[3].text for row in task_plots.levels_table(log).rows] == ["**20.0** (20.0–20.0)"] * 2
     tasks.check_out(out, log["identity"])
     with pytest.raises(BadInput, match="holds something else"):
         tasks.check_out(out, "another")

@@ -161,14 +161,13 @@ def length_cost_table(log: Mapping[str, Any]) -> str:
 
 
 def tasks_finding(log: Log) -> str:
-    """Say which variant is right most often on most tasks."""
-    best: dict[str, int] = {}
+    """Say which variant is right most often, task by task."""
+    best: dict[str, list[str]] = {}
     for task in log["tasks"]:
         medians = {name: median(task_plots.accuracies(log, name, task) or [0.0]) for name in log["names"]}
-        name = max(medians, key=lambda one: medians[one])
-        best[name] = best.get(name, 0) + 1
-    name = max(best, key=lambda one: best[one])
-    return f"{name.capitalize()} is right most often on {best[name]} of {len(log['tasks'])} tasks"
+        best.setdefault(max(medians, key=lambda one: medians[one]), []).append(task)
+    parts = [f"{name} in {' and '.join(tasks)}" for name, tasks in best.items()]
+    return f"Most often right: {', '.join(parts)}"
 
 
 def growth_finding(log: Log) -> str:

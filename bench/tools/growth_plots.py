@@ -83,7 +83,7 @@ def draw(log: Log) -> Plot:
     note = (
         f"total compute, as tokens of the dense model ({log['size']}; medians over {plural(len(log['seeds']), 'seed')})"
     )
-    figure.supxlabel(note, fontsize=8.5)
+    grid[-1].set_xlabel(note, fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=2)
     return Plot(

@@ -95,9 +95,12 @@ def draw(log: Log) -> Plot:
         _draw_panel(axes, log, task)
     for axes in grid[len(log["tasks"]) :]:
         axes.axis("off")
+    for axes in grid[max(0, len(log["tasks"]) - columns) : len(log["tasks"])]:
+        axes.tick_params(labelbottom=True)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=min(3, len(labels)), handlelength=1.6)
-    figure.supxlabel(f"training tokens ({log['size']}; {plural(len(log['seeds']), 'seed')})", fontsize=8.5)
+    last = grid[len(log["tasks"]) - 1]
+    last.set_xlabel(f"training tokens ({log['size']}; {plural(len(log['seeds']), 'seed')})", fontsize=8.5)
     return Plot(name="tasks", description="Accuracy on each task over the training tokens.", figure=figure)
 
 

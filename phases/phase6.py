@@ -9,7 +9,8 @@ Changes against phase 5, and what each is for:
 - A short schedule: a fifth of the budget, over whose last 70 % the learning rate decays linearly to 0.
 
 The ablations remove each of these from phase 6 or add it to phase 5. Three further ideas are branches, and batch-size
-warm-up is a recipe: in the model of nano they cost more time than they save (RESULTS.md).
+warm-up is a recipe: in the model of nano the branches cost more time than they save, and the recipe makes no difference
+(RESULTS.md).
 """
 
 from dataclasses import dataclass, replace

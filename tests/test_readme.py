@@ -22,7 +22,6 @@ def run(folder, *command):
 
 
 def test_the_library_tour(tmp_path):
-    (tmp_path / "held_out.txt").write_text("Once upon a time there was a fox.\n<|endoftext|>\nThe end.\n")
     (block,) = [text for text in BLOCKS if "mt.fit" in text]
     shorter = block.replace("stories=2000", "stories=200").replace("max_steps=100", "max_steps=10")
     out = run(tmp_path, "-c", shorter)

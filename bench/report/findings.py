@@ -60,7 +60,7 @@ def race(log: Log) -> str:
     times, over = seconds_to_target(log), best["over"]
     name, ratio, target = best["name"].capitalize(), best["tokens_over_throughput"]["ratio"], log["target"]["loss"]
     ours, theirs = (f"{times[one]:.0f}\u00a0s" for one in (best["name"], over))
-    return f"{name} reaches {over}'s loss of {target:.2f} in {ours} instead of {theirs}: {ratio:.1f}× faster"
+    return f"{name} reaches the target of {target:.3f} nats in {ours}, {over} in {theirs}: {ratio:.1f}× faster"
 
 
 def ladder(log: Log) -> str:

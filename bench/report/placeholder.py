@@ -147,6 +147,11 @@ def write(value: Any, form: str = "") -> str:
 
 
 def write_ratio(found: Mapping[str, Any]) -> str:
-    """Format a ratio with its interval, 1.13× (1.11–1.15), plus "no difference" if the interval contains 1."""
-    same = found["low"] is not None and found["high"] is not None and found["low"] <= 1 <= found["high"]
+    """Format a ratio with its interval, 1.13× (1.11–1.15), plus "no difference" if the interval contains 1.
+
+    A bound that is missing beside another one belongs to a seed that never reached the target: "1.73× (< 1.86)".
+    """
+    low, high = found["low"], found["high"]
+    known = found["ratio"] is not None and (low is not None or high is not None)
+    same = known and (low is None or low <= 1) and (high is None or high >= 1)
     return summary.ratio({"verdict": None, **found}).text + (": no difference" if same else "")

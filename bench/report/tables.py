@@ -261,26 +261,31 @@ _VERDICTS = ("faster", "no difference", "slower", "not reached")
 
 
 def helped_table(*logs: Mapping[str, Any]) -> str:
-    """Table of what helped and what did not, from ablations: a row per baseline and kind of change, by verdict."""
-    rows = []
+    """Table of what helped and what did not, from ablations: a row per baseline and kind of change, by verdict.
+
+    A variant that is in several logs with the same target is shown as the last one measured it.
+    """
+    groups: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for log in logs:
-        groups: dict[str, list[Mapping[str, Any]]] = {}
+        key = summary.headline_measure(log)
         for row in summary.ladder(log):
             if (kind := findings.change_of(row["name"])[0]) and "original" not in row["name"]:
-                groups.setdefault(f"{row['over']} {kind} ({log['size']})", []).append(row)
-        rows += [(group, *(_listed(log, found, verdict) for verdict in _VERDICTS)) for group, found in groups.items()]
-    return table(("change", "faster to the target", "no difference", "slower", "target not reached"), rows)
+                group = (f"{row['over']} {kind} ({log['size']})", f"{row['target_loss']:.3f}")
+                groups.setdefault(group, {})[row["name"]] = row[key]
+    rows = [(*group, *(_listed(found, verdict) for verdict in _VERDICTS)) for group, found in groups.items()]
+    head = ("change", "target (nats)", "faster to the target", "no difference", "slower", "target not reached")
+    return table(head, rows)
 
 
-def _listed(log: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], verdict: str) -> str:
-    key = summary.headline_measure(log)
-    found = [row for row in rows if summary.verdict(row[key]) == verdict]
-    found.sort(key=lambda row: -(row[key]["ratio"] or 0))
+def _listed(speedups: Mapping[str, Mapping[str, Any]], verdict: str) -> str:
+    """List the variants with a verdict, the fastest first."""
+    found = [(name, speedup) for name, speedup in speedups.items() if summary.verdict(speedup) == verdict]
+    found.sort(key=lambda one: -(one[1]["ratio"] or 0))
     shown = [
-        findings.change_of(row["name"])[1]
-        + (f" {summary.ratio(row[key]).text}" if verdict == "faster" else "")
-        + (f" {row[key]['ratio']:.2f}×" if verdict == "slower" else "")
-        for row in found
+        findings.change_of(name)[1]
+        + (f" {summary.ratio(speedup).text}" if verdict == "faster" else "")
+        + (f" {speedup['ratio']:.2f}×" if verdict == "slower" else "")
+        for name, speedup in found
     ]
     return ", ".join(shown) or "—"
 
@@ -296,7 +301,8 @@ def rivals_table(logs: Sequence[Mapping[str, Any]]) -> str:
             if found:
                 values = sorted(one["ratio"] for one in found)
                 faster = sum((one["low"] or 0) > 1 for one in found)
-                what = "decoding" if "batches" in own[0] else "training step"
+                prompts = " and ".join(f"{n}" for n in sorted({part["batch"] for _, part in parts if "batch" in part}))
+                what = f"decoding, {prompts} prompts" if prompts else "training step"
                 phases = ", ".join(str(phase) for phase in sorted({log["phase"] for log in own}))
                 rows.append(
                     (

@@ -69,10 +69,13 @@ def test_what_helped_is_listed_by_verdict():
         "phase 3:without_qk_norm": (0.8, 0.7, 0.9),
     }
     log = a_log({"phase 3": (2.4, 9e3, None), **{name: (2.3, 9e3, ratio) for name, ratio in ratios.items()}})
+    target = f"{log['speedups'][0]['target_loss']:.3f}"
     assert tables.helped_table(log).splitlines()[2:] == [
-        f"| phase 3 with ({log['size']}) | RoPE 1.50× (1.40–1.60) | GLU | — | — |",
-        f"| phase 3 without ({log['size']}) | — | — | QK norm 0.80× | — |",
+        f"| phase 3 with ({log['size']}) | {target} | RoPE 1.50× (1.40–1.60) | GLU | — | — |",
+        f"| phase 3 without ({log['size']}) | {target} | — | — | QK norm 0.80× | — |",
     ]
+    newer = a_log({"phase 3": (2.4, 9e3, None), "phase 3/rope": (2.3, 9e3, (1.7, 1.6, 1.8))})
+    assert "| RoPE 1.70× (1.60–1.80) | GLU |" in tables.helped_table(log, newer)
 
 
 def test_the_best_tuned_learning_rate_is_bold():

@@ -1,11 +1,12 @@
 """The JSON log of a tool: its path is checked before anything is measured, and no log is overwritten."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from mlx_transformer.utils.errors import BadInput, RunFailed
-from mlx_transformer.utils.files import write_json
+from mlx_transformer.utils.files import as_bad_input, check_place, write_json
 
 
 def check_json(path: Path) -> None:
@@ -25,6 +26,19 @@ def check_out(path: Path | None) -> None:
         tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp").close()  # as write_json's
     except OSError as error:
         raise BadInput(f"--out {path} cannot be written ({error.strerror}): give another place") from error
+
+
+def check_folder(out: Path, log: str, identity: str) -> None:
+    """Raise BadInput if a folder holds anything but results of the same identity, or cannot be used. log: its file."""
+    with as_bad_input(out):
+        check_place(out)
+        taken = out.is_dir() and any(out.iterdir())
+    try:
+        known = json.loads((out / log).read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if taken and known != identity:
+        raise BadInput(f"--out '{out}' holds something else, or results by other settings or code: give another")
 
 
 def exists(path: Path) -> bool:

@@ -10,7 +10,6 @@ Each phase trains with its own recipe: a run whose schedule ends before the budg
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +35,7 @@ from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Folder, Positive, Size, WholeNumber, parse
 from mlx_transformer.run.plan import DEFAULT_SECONDS
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, RunFailed
-from mlx_transformer.utils.files import as_bad_input, check_place
+from mlx_transformer.utils.errors import RunFailed
 from mlx_transformer.utils.terminal import Terminal
 
 LOG = "fables.json"
@@ -171,19 +169,6 @@ def interval(values: Sequence[float | None]) -> dict[str, float | None]:
     return {"median": found.value, "low": found.low, "high": found.high}
 
 
-def check_out(out: Path, identity: str) -> None:
-    """Raise BadInput if the folder holds anything but results of this command, or cannot be used."""
-    with as_bad_input(out):
-        check_place(out)
-        taken = out.is_dir() and any(out.iterdir())
-    try:
-        known = json.loads((out / LOG).read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = None
-    if taken and known != identity:
-        raise BadInput(f"--out '{out}' holds something else, or results by other settings or code: give another")
-
-
 def main(prog: str = "python -m bench fables", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
@@ -191,7 +176,7 @@ def main(prog: str = "python -m bench fables", args: list[str] | None = None) ->
     terminal = Terminal(width=120)
     task = Task.read(flags, terminal.say)
     folder = flags.out or RUNS.parent / f"fables_{task.size}_{task.identity[:8]}"
-    check_out(folder, task.identity)
+    logfile.check_folder(folder, LOG, task.identity)
     try:
         with resumable():
             log = measure(task, folder, terminal.say)

@@ -29,8 +29,7 @@ from mlx_transformer.data.tasks import PREFIX, TASKS
 from mlx_transformer.nn.config import choose_size
 from mlx_transformer.run.flags import Device, Folder, Size, Text, WholeNumber, parse
 from mlx_transformer.run.settings import Settings
-from mlx_transformer.utils.errors import BadInput, RunFailed
-from mlx_transformer.utils.files import as_bad_input, check_place
+from mlx_transformer.utils.errors import RunFailed
 from mlx_transformer.utils.terminal import Terminal
 
 LOG = "tasks.json"
@@ -147,19 +146,6 @@ def record(study: Study, machine: Mapping[str, Any], rows: Sequence[Mapping[str,
     }
 
 
-def check_out(out: Path, identity: str) -> None:
-    """Raise BadInput if the folder holds anything but results of this command, or cannot be used."""
-    with as_bad_input(out):
-        check_place(out)
-        taken = out.is_dir() and any(out.iterdir())
-    try:
-        known = json.loads((out / LOG).read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = None
-    if taken and known != identity:
-        raise BadInput(f"--out '{out}' holds something else, or results by other settings or code: give another")
-
-
 def main(prog: str = "python -m bench tasks", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
@@ -167,7 +153,7 @@ def main(prog: str = "python -m bench tasks", args: list[str] | None = None) -> 
     terminal = Terminal(width=140)
     study = Study.read(flags, terminal.say)
     folder = flags.out or RUNS.parent / f"tasks_{study.size}_{study.identity[:8]}"
-    check_out(folder, study.identity)
+    logfile.check_folder(folder, LOG, study.identity)
     try:
         with resumable():
             log = measure(study, folder, terminal.say)

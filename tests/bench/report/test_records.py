@@ -1,6 +1,7 @@
 """Records of the speed run: the product of ratios, and what `bench.record_check` accepts."""
 
 import json
+import shutil
 
 import pytest
 
@@ -58,6 +59,15 @@ def test_a_record_is_accepted_and_its_ratio_over_the_first_is_a_product(publishe
     assert all(text in row for text in ("2026-11-30", "`phase 6`", "1.50× (1.20–1.80)", "3.00× (", "2.0 s"))
 
 
+def test_a_record_of_the_history_is_judged_by_those_before_it(published, monkeypatch):
+    rows = json.loads((published / records.RECORDS).read_text())
+    rows.append({"date": "2026-11-30", "idea": "more", "name": "phase 6", "log": "new"})
+    later = shutil.copytree(published, published / "later")
+    (later / records.RECORDS).write_text(json.dumps(rows))
+    monkeypatch.setattr(record_check, "PUBLISHED", later)
+    assert "phase 6 is a record" in judged(later / "new").out
+
+
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
@@ -89,9 +99,10 @@ def test_chance_preparation_and_throughput(published):
 
 
 def test_bad_input(published):
+    write(published / "other", a_log(LADDER))
     for folder, text in (
         (published / "none", "no compare.json"),
-        (published / "small", "nothing with the last record"),
+        (published / "other", "nothing with the last record"),
     ):
         ended = judged(folder)
         assert ended.code == 2, ended

@@ -114,7 +114,7 @@ def measure_kills(flags: KillFlags, terminal: Terminal) -> dict[str, Any]:
     new = [*phase, *_TINY, *_TEXT, "--dropout", 0, "--device", "cpu", "--quiet", "--shard", shard]
     new += ["--batch-size", 8, "--eval-every", 50, "--save-every", 20]
     new += ["--max-steps", flags.steps or 400]
-    moments = []
+    moments: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "whole"
         ring.run([*new, "--out", Path(name) / "first"], ranks)  # prepares the text, compiles

@@ -129,7 +129,8 @@ class TrainingStep:
         for stream, gradients in self._own(means):
             with mx.stream(stream):
                 new |= update(gradients, norm, average_share)
-        self._put(new, [norm])
+        if new:
+            self._put(new, [norm])
         if self.memory["scaling"]:
             norm = self._undo_overflow(metrics, norm, before)
         return metrics, norm
@@ -188,6 +189,8 @@ class TrainingStep:
 
     def _own(self, means: list[Arrays]) -> list[tuple[mx.Stream, Arrays]]:
         """Return for each stream the gradients of its part of what this rank updates."""
+        if not self.shards.layout:
+            return [(stream, mean) for (stream, _), mean in zip(self.shares, means, strict=True)]
         own = self.shards.cut({path: gradient for mean in means for path, gradient in mean.items()})
         return [(stream, {path: own[path] for path in paths}) for stream, paths in self.own_shares]
 
@@ -257,14 +260,20 @@ class TrainingStep:
         return mean, sum_of_squares(mean)
 
     def _update(self, gradients: Arrays, norm: mx.array, average_share: mx.array) -> Arrays:
-        """Return the new values of the weights that have a gradient here; update their average."""
+        """Update the weights that have a gradient here, and their average.
+
+        Where ranks have shards, the new weights are returned instead of set: those of the other ranks belong with them.
+        """
         weights = self.shards.cut(by_path(self.model.trainable_parameters()))
         clipped = self.recipe.clip(gradients, weights, norm, self.memory["clip"])
         new = self.optimizers.update(clipped, weights)
         if self.recipe.average:
             average = self.memory["average"]
             average.update(self.recipe.average.after(average, new, average_share))
-        return new
+        if self.shards.layout:
+            return new
+        self._put(new)
+        return {}
 
     def _observe(self, gradients: Arrays, targets: int) -> None:
         self.optimizers.observe(gradients, targets)

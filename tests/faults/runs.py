@@ -24,6 +24,10 @@ ROOT = Path(__file__).parent.parent.parent
 _NUMBERS = {"d-model": 16, "n-layers": 1, "n-heads": 2, "d-ff": 32, "seq-len": 24, "vocab-size": 384, "batch-size": 3}
 TINY = ["--size", "nano", *(part for name, value in _NUMBERS.items() for part in (f"--{name}", str(value)))]
 ON_CPU = [*TINY, "--device", "cpu"]  # where a repeated run must be equal bit for bit: a GPU adds in any order
+CLOCKS = (  # of result.json: what differs between equal runs
+    *("train_seconds", "preparation_seconds", "compile_seconds", "eval_seconds"),
+    *("tokens_per_second", "peak_memory_bytes"),
+)
 TEXT_BYTES = 30_000
 _WORDS = [first + rest for first in ("the", "ca", "do", "sa", "mu", "tree") for rest in ("", "t", "g", "nd", "ry")]
 
@@ -129,15 +133,7 @@ def curve(folder: Path) -> list[dict]:
 
 def result(folder: Path) -> dict:
     """Read result.json without measured times and memory."""
-    clocks = (
-        "train_seconds",
-        "preparation_seconds",
-        "compile_seconds",
-        "eval_seconds",
-        "tokens_per_second",
-        "peak_memory_bytes",
-    )
-    return {key: v for key, v in json.loads((folder / "result.json").read_text()).items() if key not in clocks}
+    return {key: v for key, v in json.loads((folder / "result.json").read_text()).items() if key not in CLOCKS}
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:

@@ -18,6 +18,7 @@ from mlx_transformer.train.optim.schedules import Linear
 from mlx_transformer.train.trainer import RunOptions, fit
 from mlx_transformer.utils.errors import RunFailed
 from tests.bench.compare.tiny import BUDGET, TINY, needs_torch
+from tests.faults.runs import CLOCKS
 
 
 def test_a_fingerprint_is_of_everything_that_decides_a_result(planned, monkeypatch):
@@ -152,15 +153,7 @@ def test_a_reference_run_starts_as_ours_and_goes_on_as_if_never_stopped(tiny, tm
             (folder / "curve.jsonl").open("a").write('{"kind": "log", "step": 14')  # killed while it wrote
         last = train.Run(folder)
         why = last.train()
-        clocks = (
-            "train_seconds",
-            "preparation_seconds",
-            "compile_seconds",
-            "eval_seconds",
-            "tokens_per_second",
-            "peak_memory_bytes",
-        )
-        ends.append({key: value for key, value in last.result(why).items() if key not in clocks})
+        ends.append({key: value for key, value in last.result(why).items() if key not in CLOCKS})
         lines = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
         ends.append([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
     assert ends[:2] == ends[2:]

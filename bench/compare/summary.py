@@ -196,11 +196,13 @@ def _answer_for_one(log: Log, row: Row, key: str) -> str:
         return f"no: {name} is {1 / value['ratio']:.2f}× slower to the target loss than {over}{interval}."
     if kind == "faster":
         return f"yes: {name} is {_speedup(row, key)}."
-    interval = _interval_95(value["low"], value["high"])
     opening, closing = {
         "no difference": ("no difference", "; the interval contains 1"),
         "no interval": ("undecided", ", with no interval to tell it from chance"),
     }[kind]
+    if value["ratio"] is None:
+        return f"{opening}: the speedup of {name} over {over} is more than {value['low']:.2f}×."
+    interval = _interval_95(value["low"], value["high"])
     return f"{opening}: the speedup of {name} over {over} is {value['ratio']:.2f}×{interval}{closing}."
 
 

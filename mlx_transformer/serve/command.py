@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import webbrowser
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -58,14 +59,14 @@ def main(prog: str = "python -m mlx_transformer.serve", args: list[str] | None =
     with _listen(flags.port) as listener:
         worker = Worker()
         try:
-            player = worker.call(lambda: Player(flags.run, flags.code, flags.device or "auto"))
-            server = Server(make_app(player, worker), worker)
-            address = f"http://{_ADDRESS}:{listener.getsockname()[1]}"
-            print(f"{flags.run}: open {address} (Ctrl-C ends)", flush=True)
-            if not flags.no_browser:
-                _open_browser(address)
-            server.run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn raises it again once it has shut down
+            with suppress(KeyboardInterrupt):  # uvicorn raises it again at its end, unless Ctrl-C is ignored
+                player = worker.call(lambda: Player(flags.run, flags.code, flags.device or "auto"))
+                server = Server(make_app(player, worker), worker)
+                address = f"http://{_ADDRESS}:{listener.getsockname()[1]}"
+                print(f"{flags.run}: open {address} (Ctrl-C ends)", flush=True)
+                if not flags.no_browser:
+                    _open_browser(address)
+                server.run(sockets=[listener])
             print("ended", file=sys.stderr)
         finally:
             worker.close()

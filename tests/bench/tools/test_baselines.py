@@ -94,6 +94,8 @@ def test_held_out_a_token_is_not_counted_for_its_own_probability(train, order, f
     np.testing.assert_array_equal(model.log_prob(text), kneser_ney(text, VOCAB, SEPARATOR, order).log_prob(text))
     bounds = np.linspace(0, len(text), folds + 1).astype(int)
     for start, end in pairwise(bounds):
+        if end < 2:
+            continue  # the first token has no probability
         expected = Dictionaries(train, order, uncounted=range(start, end)).log_prob(train)
         first = max(start, 1)
         np.testing.assert_allclose(found[first:end], expected[first - 1 : end - 1], rtol=1e-9)

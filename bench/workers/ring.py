@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,11 @@ from pathlib import Path
 from bench.workers.machine import ROOT
 from mlx_transformer.utils.errors import RunFailed
 
+# The words of MLX's ring: threads write them in pieces, so that they come in any order, and before a line of ours.
+_RING = re.compile(
+    r"^(\[ring\]|Socket|Receiving from socket|Sending to socket|was closed by the peer|failed with errno"
+    r"|made no progress|Too many send/recv errors\. Failing pending tasks\.\.\.|\d+|\s)+"
+)
 LONGEST = 600  # seconds until a run that hangs is an error
 
 
@@ -28,8 +34,12 @@ class Ring:
 
     def said(self, rank: int) -> str:
         """Return the last line of a rank's stderr that is not of MLX's own ring; "" without one."""
-        lines = (self.folder / f"{rank}.txt").read_text(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line and not line.startswith("[ring]")), "")
+        return (own_lines((self.folder / f"{rank}.txt").read_text(errors="replace")) or [""])[-1]
+
+
+def own_lines(text: str) -> list[str]:
+    """Return what a rank wrote to stderr, by line, without the words of MLX's own ring."""
+    return [own for line in text.splitlines() if (own := _RING.sub("", line))]
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.workers.ring import own_lines
+
 ROOT = Path(__file__).parent.parent.parent.parent
 LONGEST = 120  # seconds until a process that hangs fails its test
 
@@ -30,9 +32,8 @@ class Ring:
         return (self.folder / f"{rank}.out").read_text()
 
     def err(self, rank: int) -> str:
-        """What a rank wrote to stderr, without the lines of MLX's own ring."""
-        lines = (self.folder / f"{rank}.err").read_text().splitlines()
-        return "\n".join(line for line in lines if not line.startswith("[ring]"))
+        """What a rank wrote to stderr, without the words of MLX's own ring."""
+        return "\n".join(own_lines((self.folder / f"{rank}.err").read_text()))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,20 @@ def check_out(path: Path | None) -> None:
         raise BadInput(f"--out {path} cannot be written ({error.strerror}): give another place") from error
 
 
-def check_folder(out: Path, log: str, identity: str) -> None:
-    """Raise BadInput if a folder holds anything but results of the same identity, or cannot be used. log: its file."""
+def check_folder(out: Path, log: str, same: Mapping[str, Any]) -> None:
+    """Raise BadInput if a folder cannot be used, or holds anything but results whose log has these values.
+
+    log: the name of its file.
+    """
     with as_bad_input(out):
         check_place(out)
         taken = out.is_dir() and any(out.iterdir())
     try:
-        known = json.loads((out / log).read_text(encoding="utf-8"))["identity"]
+        known = json.loads((out / log).read_text(encoding="utf-8"))
+        equal = all(known[name] == value for name, value in same.items())
     except (OSError, ValueError, KeyError, TypeError):
-        known = None
-    if taken and known != identity:
+        equal = False
+    if taken and not equal:
         raise BadInput(f"--out '{out}' holds something else, or results by other settings or code: give another")
 
 

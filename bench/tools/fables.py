@@ -176,7 +176,7 @@ def main(prog: str = "python -m bench fables", args: list[str] | None = None) ->
     terminal = Terminal(width=120)
     task = Task.read(flags, terminal.say)
     folder = flags.out or RUNS.parent / f"fables_{task.size}_{task.identity[:8]}"
-    logfile.check_folder(folder, LOG, task.identity)
+    logfile.check_folder(folder, LOG, {"identity": task.identity})
     try:
         with resumable():
             log = measure(task, folder, terminal.say)

@@ -29,10 +29,10 @@ from mlx_transformer.nn.config import SIZES
 from mlx_transformer.run.flags import Folder, Text, WholeNumber, parse
 from mlx_transformer.run.settings import Settings
 from mlx_transformer.utils.errors import BadInput, RunFailed
-from mlx_transformer.utils.files import as_bad_input, check_place
 from mlx_transformer.utils.terminal import Terminal
 
 LOG = "growth.json"
+SAME = ("size", "phase", "budget_tokens", "compute_flops", "shares", "seeds")  # of two logs of one study
 SHARES = (0.3, 0.6)  # of the compute, that the sources take; a phase 6 schedule is constant for 0.3
 _EVALUATIONS = 12  # of the dense model; the others are evaluated as often by tokens
 _DECAY = 0.7  # share of the compute over which those from scratch decay, as phase 6 does
@@ -192,22 +192,6 @@ def record(study: Study, machine: Mapping[str, Any], rows: Sequence[Mapping[str,
     }
 
 
-def check_out(out: Path, study: Study) -> None:
-    """Raise BadInput if the folder holds anything but results of this command, or cannot be used."""
-    same = ("size", "phase", "budget_tokens", "compute_flops", "shares", "seeds")
-    with as_bad_input(out):
-        check_place(out)
-        taken = out.is_dir() and any(out.iterdir())
-    mine = record(study, {}, [])
-    try:
-        known = json.loads((out / LOG).read_text(encoding="utf-8"))
-        equal = all(known[name] == mine[name] for name in same)
-    except (OSError, ValueError, KeyError, TypeError):
-        equal = False
-    if taken and not equal:
-        raise BadInput(f"--out '{out}' holds something else, or results by other settings: give another")
-
-
 def main(prog: str = "python -m bench growth", args: list[str] | None = None) -> None:
     """Run the command line."""
     end_as_by_ctrl_c()
@@ -215,7 +199,8 @@ def main(prog: str = "python -m bench growth", args: list[str] | None = None) ->
     terminal = Terminal(width=120)
     study = Study.read(flags, terminal.say)
     folder = flags.out or RUNS.parent / f"growth_{study.settings.size}"
-    check_out(folder, study)
+    own = record(study, {}, [])
+    logfile.check_folder(folder, LOG, {name: own[name] for name in SAME})
     machine, rows = describe_machine(), list[dict[str, Any]]()
     try:
         folder.mkdir(parents=True, exist_ok=True)

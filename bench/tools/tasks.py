@@ -153,7 +153,7 @@ def main(prog: str = "python -m bench tasks", args: list[str] | None = None) -> 
     terminal = Terminal(width=140)
     study = Study.read(flags, terminal.say)
     folder = flags.out or RUNS.parent / f"tasks_{study.size}_{study.identity[:8]}"
-    logfile.check_folder(folder, LOG, study.identity)
+    logfile.check_folder(folder, LOG, {"identity": study.identity})
     try:
         with resumable():
             log = measure(study, folder, terminal.say)

@@ -98,9 +98,9 @@ def test_tasks_are_trained_scored_and_drawn(made_up, tmp_path):
     assert (out / "tasks.png").stat().st_size > 10_000
     assert len(list(out.glob("runs/*/curve.jsonl"))) == 6
     assert [row[3].text for row in task_plots.levels_table(log).rows] == ["**20.0** (20.0–20.0)"] * 2
-    logfile.check_folder(out, tasks.LOG, log["identity"])
+    logfile.check_folder(out, tasks.LOG, {"identity": log["identity"]})
     with pytest.raises(BadInput, match="holds something else"):
-        logfile.check_folder(out, tasks.LOG, "another")
+        logfile.check_folder(out, tasks.LOG, {"identity": "another"})
 
 
 def test_what_grows_has_the_same_compute(made_up, monkeypatch, tmp_path):

@@ -46,7 +46,8 @@ class Model(nn.Model):
     Block: nn.Slot = nn.PostNormBlock
 
 
-TABLES = optim.Paths(r"(embedding|position)\.(step_)?weight|.*\.relative_(keys|values)")  # by token, position, distance
+# What a token, a patch, a position or a distance adds to the input.
+TABLES = optim.Paths(r"(embedding|position)\.(step_)?weight|patch_proj\.weight|.*\.relative_(keys|values)")
 HEAD = optim.Paths(r"head\.weight")
 INNER = optim.Matrices(but=(TABLES, HEAD))
 ADAM = optim.AdamW(betas=(0.9, 0.98), eps=1e-9)  # sec. 5.3

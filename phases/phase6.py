@@ -50,7 +50,8 @@ class Model(phase5.Model):
         return super().init_weight(path, value, key)
 
 
-_EMBEDDINGS = optim.Paths(r"(.*\.)?((value|gram)_)?embedding\.weight")
+_EMBEDDINGS = optim.Paths(r"(.*\.)?((value|gram)_)?embedding\.weight|patch_proj\.weight")
+_MATRICES = optim.Paths(r"(?!patch_).*_proj\.weight")
 _FILTERS = optim.Paths(r".*\.mixer\.([a-z]+_)*(conv\.weight|a_log|a_imag|c_real|c_imag)")
 
 
@@ -70,7 +71,7 @@ RECIPE = replace(
     learning_rate=LEARNING_RATE,
     schedule=optim.WSD(warmup_tokens=0, decay_tokens=DECAY_TOKENS, total_tokens=TOTAL_TOKENS),
     groups=(
-        optim.Group(name="matrices", select=optim.Paths(r".*_proj\.weight"), optimizer=optim.Muon()),
+        optim.Group(name="matrices", select=_MATRICES, optimizer=optim.Muon()),
         optim.Group(name="embeddings", select=_EMBEDDINGS, optimizer=_ADAM, lr_multiplier=15.0),
         optim.Group(name="head", select=optim.Paths(r"head\.weight"), optimizer=_ADAM, lr_multiplier=0.4),
         optim.Group(name="vectors", select=Vectors(), optimizer=_ADAM),

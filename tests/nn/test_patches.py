@@ -46,7 +46,7 @@ def test_every_model_sees_the_pixels_of_a_patch_and_nothing_else_of_it(kind):
 
 
 @pytest.mark.parametrize("n", PHASES)
-def test_patches_decode_through_the_cache_and_their_map_has_one_optimizer_group(n):
+def test_patches_decode_through_the_cache_and_their_map_trains_with_the_embedding(n):
     module = modules()[n]
     net, x = tiny(with_patches(module.Model)), tokens(2, 12)
     x[:, 2:6] = V + mx.array([[511, 3 << 9 | 7, 1 << 9 | 64, 0]])
@@ -56,7 +56,7 @@ def test_patches_decode_through_the_cache_and_their_map_has_one_optimizer_group(
     own = dict(tree_flatten(net.trainable_parameters()))
     for recipe in (module.RECIPE, *module.RECIPES.values()):
         groups = assign(recipe.at("nano").groups, own)
-        assert [name for name, group in groups.items() if "patch_proj.weight" in group]
+        assert [name for name, group in groups.items() if "patch_proj.weight" in group and "embedding.weight" in group]
     assert mx.abs(kind_of(module).patch_proj.weight).max() > 0
 
 

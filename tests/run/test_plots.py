@@ -112,3 +112,10 @@ def test_the_load_of_experts_is_drawn_over_training_and_reported(drawn, tmp_path
     row = f"| load of the busiest and the idlest expert | {last} of an equal share; at first {first} |"
     assert row in report(tmp_path, a_result(), curve)
     assert "idlest" not in report(tmp_path, a_result(), a_curve())
+
+
+def test_the_mean_gate_of_an_ngram_expert_is_drawn_over_training(drawn, tmp_path):
+    curve = [{**line, "gate": 0.5 + 0.001 * i} for i, line in enumerate(a_curve()) if line["kind"] == "log"]
+    plots.draw_loss(tmp_path / "loss.png", a_result(), curve)
+    (panel,) = (axes for axes in drawn[0].axes if axes.get_ylabel() == "network's share")
+    assert panel.get_lines()[0].get_xydata().tolist() == [[one["tokens"], one["gate"]] for one in curve]

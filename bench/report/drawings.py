@@ -11,6 +11,7 @@ from bench.compare.summary import Log
 from bench.report import findings
 from bench.report.findings import Steps, label
 from mlx_transformer.run.plots import finite, series, short
+from mlx_transformer.utils.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,6 +133,17 @@ def run(result: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> "Figur
     axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
     axes.set(xlabel="training tokens", ylabel="loss (nats per token)")
     _legend(figure, axes, 2)
+    return figure
+
+
+def gate(*curves: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Draw the mean gate of a mixture with an n-gram expert over training, a line per seed."""
+    figure, (axes,) = _figure(2.4)
+    for curve in curves:
+        axes.plot(*series(curve, "log", "gate"), color=BLUE, linewidth=1, alpha=0.7)
+    axes.set_ylim(0, 1)
+    axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
+    axes.set(xlabel=f"training tokens ({plural(len(curves), 'seed')})", ylabel="mean gate")
     return figure
 
 

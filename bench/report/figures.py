@@ -75,6 +75,7 @@ FIGURES: dict[str, Kind] = {
     "ladder": Kind(findings.ladder, drawings.ladder),
     "loss": Kind(findings.loss, drawings.loss),
     "run": Kind(findings.run, drawings.run),
+    "gate": Kind(findings.gate, drawings.gate),
     "steps": Kind(findings.steps, drawings.steps),
     "length": Kind(findings.length, drawings.length),
     "longcontext": Kind(findings.longcontext, drawings.longcontext),

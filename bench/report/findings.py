@@ -107,6 +107,13 @@ def run(result: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def gate(*curves: Sequence[Mapping[str, Any]]) -> str:
+    """Say how the network's share of a mixture with an n-gram expert changes over training: the median over seeds."""
+    values = [[one["gate"] for one in curve if one["kind"] == "log"] for curve in curves]
+    first, lowest, last = (statistics.median(map(at, values)) for at in (lambda own: own[0], min, lambda own: own[-1]))
+    return f"Network's share of the mixture: {first:.2f} at first, {lowest:.2f} at least, {last:.2f} at the end"
+
+
 def ratios_of(logs: Steps, rival: str) -> list[Mapping[str, Any]]:
     """Return the speedups over a rival in logs of `bench step`."""
     return [one for log in logs if log["measures"] == "step" for one in log["ratios"] if one["b"] == rival]

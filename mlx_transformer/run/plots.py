@@ -30,6 +30,7 @@ _PANELS: dict[str, dict[str, dict[str, str]]] = {  # label: keys of curve.jsonl,
         "router_most_load": {"label": "busiest expert"},
         "router_least_load": {"label": "idlest expert", "linestyle": "--"},
     },
+    "network's share": {"gate": {}},
 }
 _ONE_AT_A_TIME = threading.RLock()  # matplotlib's settings are those of the process
 
@@ -64,9 +65,10 @@ def _import_matplotlib() -> None:
 def draw_loss(path: Path, result: Record, curve: Sequence[Record]) -> None:
     """Write the picture as a PNG: loss over tokens, the clock along the top, bits per byte on the right.
 
-    Below it the accuracy of a task, the learning rate, the gradient norm before clipping, and the load of a router's
-    busiest and idlest expert relative to an equal share, where the run has them. result is a result.json, curve the
-    lines of a curve.jsonl; null, NaN and infinity leave gaps. The same input gives the same bytes. Raises OSError.
+    Below it the accuracy of a task, the learning rate, the gradient norm before clipping, the load of a router's
+    busiest and idlest expert relative to an equal share, and the mean gate of a mixture with an n-gram expert, where
+    the run has them. result is a result.json, curve the lines of a curve.jsonl; null, NaN and infinity leave gaps. The
+    same input gives the same bytes. Raises OSError.
     """
     from matplotlib.figure import Figure  # here: half a second that only plots need
 

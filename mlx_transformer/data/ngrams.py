@@ -145,12 +145,31 @@ def _count(tokens: np.ndarray, vocab_size: int, eos_id: int, order: int) -> list
         if not len(ends):  # no document is that long: the order below is the highest
             break
         grams = rows[ends - 1] * vocab_size + tokens[ends]
-        keys, inverse, counts = np.unique(grams, return_inverse=True, return_counts=True)
+        keys, inverse, counts = _distinct(grams)
         suffixes = np.empty(len(keys), np.int64)
         suffixes[inverse] = rows[ends]
         rows = _scatter(len(tokens), ends, inverse)
         orders.append(_Order(keys, counts, suffixes, rows))
     return orders
+
+
+def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the distinct values, ascending, the index of each value among them, and how often each occurs.
+
+    As np.unique, in half of its time where a value and its place fit 63 bits: a sort of both as one number leaves no
+    order to be followed through memory.
+    """
+    n = len(values)
+    bits = n.bit_length()
+    if int(values.max()) >> (63 - bits):
+        return np.unique(values, return_inverse=True, return_counts=True)
+    together = np.sort(values << bits | np.arange(n))
+    ordered, places = together >> bits, together & ((1 << bits) - 1)
+    is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    starts = np.flatnonzero(is_first)
+    inverse = np.empty(n, np.int64)
+    inverse[places] = np.cumsum(is_first) - 1
+    return ordered[starts], inverse, np.diff(starts, append=n)
 
 
 def _fit(orders: list[_Order], occurrences: list[np.ndarray], vocab_size: int, eos_id: int) -> NGram:

@@ -58,7 +58,7 @@ from mlx_transformer.nn.moe import (
     Switch,
 )
 from mlx_transformer.nn.multitoken import ChainedFurtherToken, FurtherToken, MultiToken, ParallelMultiToken
-from mlx_transformer.nn.ngrams import CountedLevel, NGramExpert, NGramTable
+from mlx_transformer.nn.ngrams import CachedNGramExpert, CountedLevel, NGramExpert, NGramTable
 from mlx_transformer.nn.norm import LayerNorm, RMSNorm, ScaleNorm
 from mlx_transformer.nn.patches import Patched, PatchNumbers, with_patches
 from mlx_transformer.nn.position import (
@@ -71,6 +71,8 @@ from mlx_transformer.nn.position import (
     T5Position,
 )
 from mlx_transformer.nn.relative import ShawAttention, TransformerXLAttention
+from mlx_transformer.nn.sampled import SampledSoftmax, SampledSoftmaxConfig
+from mlx_transformer.nn.shift import TokenShift, TokenShiftConfig
 from mlx_transformer.nn.sparse import LongformerAttention, SparseAttention, WindowAttention
 from mlx_transformer.nn.translator import (
     PAD,
@@ -91,6 +93,10 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     "Hyperparameters",
     "Slot",
     "leaf",
+    "SampledSoftmax",
+    "SampledSoftmaxConfig",
+    "TokenShift",
+    "TokenShiftConfig",
     "MultiToken",
     "ParallelMultiToken",
     "with_patches",
@@ -172,6 +178,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     # n-grams
     "NGramTable",
     "NGramExpert",
+    "CachedNGramExpert",
     # norms, linear maps, heads, dropout
     "LayerNorm",
     "RMSNorm",

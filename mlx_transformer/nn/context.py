@@ -88,4 +88,4 @@ NO_TOKEN = -1  # in Ctx.recent, before the first token of a sequence
 def recent_tokens(tokens: mx.array, n: int, before: mx.array) -> mx.array:
     """Return the last n tokens up to each of tokens (B, L), oldest first: (B, L, n) int32; before: (B, n - 1)."""
     whole = mx.concatenate([before, tokens.astype(mx.int32)], axis=1)
-    return mx.stack([whole[:, i : i + tokens.shape[1]] for i in range(n)], axis=-1)
+    return mx.as_strided(whole, (*tokens.shape, n), (whole.shape[1], 1, 1))

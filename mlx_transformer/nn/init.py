@@ -73,7 +73,7 @@ _VECTORS: Rules = (
         keep,
     ),  # as nn/mixers sets them
     (r".*\.(value|gram)_embedding\.weight", zeros),
-    (r"expert\.gate_(weight|bias)", zeros),
+    (r"expert\.gate(_|s\.\d+\.)(weight|bias)", zeros),
 )
 
 RULES: Rules = (

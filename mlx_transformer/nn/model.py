@@ -250,6 +250,8 @@ class Model(nn.Module):
 
     def objective(self, h: mx.array, targets: mx.array, ctx: Ctx) -> mx.array:
         """Return the scalar training loss of h (B, L, D) and the scored targets (B, L), without auxiliary losses."""
+        if not self.label_smoothing:
+            return self.training_losses(h, targets, ctx)[0]
         return ops.mean_cross_entropy(
             h,
             self.head.matrix(self.embedding),
@@ -258,6 +260,11 @@ class Model(nn.Module):
             softcap=self.head.softcap,
             label_smoothing=self.label_smoothing,
         )
+
+    def training_losses(self, h: mx.array, targets: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
+        """Return the mean cross-entropy of the scored targets (B, L), and each one's in nats, without a gradient."""
+        matrix = self.head.matrix(self.embedding)
+        return ops.mean_and_token_losses(h, matrix, targets, ctx.scored, softcap=self.head.softcap)
 
     def loss(self, batch: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
         """Return the training loss of a batch (B, L + 1), auxiliary losses included, and the scalars to log."""

@@ -129,29 +129,110 @@ class NGramExpert(nn.Module):
         return found
 
     def probability(self, recent: mx.array, targets: mx.array) -> mx.array:
-        """Return p_KN of targets (B, L) after recent (B, L, order - 1): (B, L) float32."""
-        y = targets.reshape(-1).astype(mx.int32)
+        """Return p_KN of targets (B, L) after recent (B, L, order - 1 or more): (B, L) float32."""
+        recent, y = recent[..., 1 - self.order :], targets.reshape(-1).astype(mx.int32)
         p = self._unigram[y]
         for level, contexts in zip(self.levels, self.contexts(recent.reshape(y.size, -1)), strict=False):
             p = level.probability(contexts, y, p)
         return p.reshape(targets.shape)
 
     def distribution(self, recent: mx.array) -> mx.array:
-        """Return p_KN of all tokens after recent (B, L, order - 1): (B, L, V) float32."""
-        recent, shape = recent.flatten(0, 1), recent.shape[:2]
+        """Return p_KN of all tokens after recent (B, L, order - 1 or more): (B, L, V) float32."""
+        recent, shape = recent[..., 1 - self.order :].flatten(0, 1), recent.shape[:2]
         p = mx.broadcast_to(self._unigram, (len(recent), self._unigram.size))
         for level, contexts in zip(self.levels, self.contexts(recent), strict=False):
             p = level.distribution(contexts, p)
         return p.reshape(*shape, -1)
 
-    def mix(self, h: mx.array, log_network: mx.array, p: mx.array) -> mx.array:
-        """Return ln(g exp(log_network) + (1 - g) p); log_network, p (B, L, ..), h (B, L, D)."""
+    def mix(
+        self, h: mx.array, log_network: mx.array, p: mx.array, recent: mx.array, targets: mx.array | None = None
+    ) -> mx.array:
+        """Return the mixture's log-probability of targets (B, L), or of all tokens (B, L, V).
+
+        log_network, p: the network's log-probabilities and p_KN, of the same shape; h (B, L, D); recent (B, L, n).
+        """
         gate = self.gate(h).reshape(*h.shape[:2], *[1] * (p.ndim - 2))
         return mx.logaddexp(_log_sigmoid(gate) + log_network, _log_sigmoid(-gate) + mx.log(p))
 
     def gate(self, h: mx.array) -> mx.array:
         """Return the logit of g (B, L) float32 from h (B, L, D)."""
         return 0.03 * (h.astype(mx.float32) @ self.gate_weight.astype(mx.float32) + self.gate_bias) + 0.5
+
+    def network_share(self, h: mx.array, recent: mx.array) -> mx.array:
+        """Return the network's share of the mixture at each token (B, L)."""
+        return mx.sigmoid(self.gate(h))
+
+
+class Gate(nn.Module):
+    """The logit of an expert's share of a mixture: w h + b + start, h (B, L, D) -> (B, L) float32; w, b initially 0."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.weight, self.bias = mx.zeros((width,)), mx.zeros((1,))
+
+    def __call__(self, h: mx.array) -> mx.array:
+        return h.astype(mx.float32) @ self.weight.astype(mx.float32) + self.bias + self.start
+
+
+class CachedNGramExpert(NGramExpert):
+    """The n-gram expert, and two that count what stands in the sequence itself, with a softmax of four gates.
+
+        p(y) = g_1 softmax(z)_y + g_2 p_KN(y) + g_3 p_1(y) + g_4 p_2(y)
+
+    Of the last n tokens p_1 is the share that is y (Kuhn & De Mori 1990), p_2 of those after the same token as here
+    (Jelinek et al. 1991); where there is none of these, g_4 is 0. Neither has parameters.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        del self.gate_weight, self.gate_bias
+        self.gates = [Gate(config.d_model, start) for start in (0.0, -0.5, -2.5, -1.5)]
+
+    def mix(
+        self, h: mx.array, log_network: mx.array, p: mx.array, recent: mx.array, targets: mx.array | None = None
+    ) -> mx.array:
+        cached = cached_distributions(recent, p.shape[-1]) if targets is None else cached_probabilities(recent, targets)
+        shares = self.log_shares(h, recent).reshape(4, *h.shape[:2], *[1] * (p.ndim - 2))
+        known = [log_network, *(mx.log(mx.maximum(one, 1e-30)) for one in (p, *cached))]
+        return mx.logsumexp(mx.stack(known) + shares, axis=0)
+
+    def log_shares(self, h: mx.array, recent: mx.array) -> mx.array:
+        """Return ln g (4, B, L), of the last one -1e9 where it is 0."""
+        *others, last = (gate(h) for gate in self.gates)
+        z = mx.stack([*others, mx.where(_follows(recent).any(axis=-1), last, -1e9)])
+        return z - mx.logsumexp(z, axis=0)
+
+    def network_share(self, h: mx.array, recent: mx.array) -> mx.array:
+        return mx.exp(self.log_shares(h, recent)[0])
+
+
+def cached_probabilities(recent: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Return p_1 and p_2 (B, L) of targets (B, L) after recent (B, L, n), 0 where nothing is counted."""
+    same, follows = recent == targets[..., None], _follows(recent)
+    return _share(same, recent >= 0), _share(same[..., 1:] & follows, follows)
+
+
+def cached_distributions(recent: mx.array, vocab_size: int) -> tuple[mx.array, mx.array]:
+    """Return p_1 and p_2 of all tokens (B, L, V) after recent (B, L, n)."""
+
+    def spread(tokens: mx.array, counted: mx.array) -> mx.array:
+        weights = counted / mx.maximum(counted.sum(axis=-1, keepdims=True), 1)
+        places = mx.arange(weights[..., 0].size)[:, None]
+        flat = mx.zeros((places.size, vocab_size))
+        flat = flat.at[places, mx.maximum(tokens, 0).flatten(0, 1)].add(weights.flatten(0, 1))
+        return flat.reshape(*tokens.shape[:2], vocab_size)
+
+    return spread(recent, recent >= 0), spread(recent[..., 1:], _follows(recent))
+
+
+def _follows(recent: mx.array) -> mx.array:
+    """Whether each of the recent tokens (B, L, n) but the first comes after the same token as the next one will."""
+    return recent[..., :-1] == recent[..., -1:]
+
+
+def _share(some: mx.array, of: mx.array) -> mx.array:
+    return some.sum(axis=-1) / mx.maximum(of.sum(axis=-1), 1)
 
 
 def _log_sigmoid(x: mx.array) -> mx.array:

@@ -32,7 +32,10 @@ from mlx_transformer.utils.trees import Tree, by_path
 
 MICROBATCHES = 4  # for each rank, as far as there are sequences: at most 1 / 5 of a step is then spent in waiting
 # Steps of a model that a rank with some of the blocks computes as the classes below do, and no other way.
-_STEPS = ("hidden", "run_blocks", "run_block", "stack", "objective", "loss", "predict", "token_loss", "last_logits")
+_STEPS = (
+    *("hidden", "run_blocks", "run_block", "stack", "objective", "training_losses"),
+    *("loss", "predict", "token_loss", "last_logits"),
+)
 _NEEDS_OTHERS = (MixtureOfExperts, MixtureOfDepths, MixedInputBlock)  # losses of all blocks, or the embeddings in each
 _CHILDREN = {"embedding", "position", "blocks", "final_norm", "head", "dropout"}
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn import Module
 
-from mlx_transformer import nn, ops
+from mlx_transformer import nn
 from mlx_transformer.data.ngrams import Level, kneser_ney_held_out
 from mlx_transformer.utils.errors import BadInput
 
@@ -61,7 +62,7 @@ class Expert(nn.Model):
 
     def build(self, config: Any) -> None:
         super().build(config)
-        self.n_recent = config.ngram_order - 1
+        self.n_recent = max(self.n_recent, config.ngram_order - 1)
         self.expert = nn.NGramExpert(config)
 
     def prepare(self, train: np.ndarray, eos_id: int) -> np.ndarray:
@@ -103,29 +104,48 @@ class Expert(nn.Model):
         return replace(ctx, target_log_prob=mx.view(batch[:, 0, 1:], mx.float32)), targets
 
     def objective(self, h: mx.array, targets: mx.array, ctx: nn.Ctx) -> mx.array:
-        loss, nats = ops.mean_and_token_losses(
-            h, self.head.matrix(self.embedding), targets, ctx.scored, softcap=self.head.softcap
-        )
+        loss, nats = self.training_losses(h, targets, ctx)
         assert ctx.recent is not None, "set by Model.context"
         known, h = ctx.target_log_prob, mx.stop_gradient(h)
         p = self.expert.probability(ctx.recent, targets) if known is None else mx.exp(known)
-        mixed = -self.expert.mix(h, -nats, p)
+        mixed = -self.expert.mix(h, -nats, p, ctx.recent, targets)
         scored = ctx.scored
         mean = mixed.mean() if scored is None else (mixed * scored).sum() / mx.maximum(scored.sum(), 1)
         ctx.record("mixture_loss", mean, weight=1.0)
-        ctx.record("gate", mx.sigmoid(self.expert.gate(h)).mean())
+        ctx.record("gate", self.expert.network_share(h, ctx.recent).mean())
         return super().objective(h, targets, ctx) if self.label_smoothing else loss
 
     def predict(self, h: mx.array, ctx: nn.Ctx) -> mx.array:
         assert ctx.recent is not None, "set by Model.context"
         logits = super().predict(h, ctx).astype(mx.float32)
         log_network = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return self.expert.mix(h, log_network, self.expert.distribution(ctx.recent)).astype(h.dtype)
+        return self.expert.mix(h, log_network, self.expert.distribution(ctx.recent), ctx.recent).astype(h.dtype)
 
     def evaluation_loss(self, h: mx.array, targets: mx.array, ctx: nn.Ctx) -> mx.array:
         assert ctx.recent is not None, "set by Model.context"
         nats = super().evaluation_loss(h, targets, ctx)
-        return -self.expert.mix(h, -nats, self.expert.probability(ctx.recent, targets))
+        return -self.expert.mix(h, -nats, self.expert.probability(ctx.recent, targets), ctx.recent, targets)
+
+
+class CachedExpert(Expert):
+    """Expert whose mixture also counts the sequence itself: its last `seq_len` tokens."""
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.n_recent = max(self.n_recent, config.seq_len)
+        self.expert = nn.CachedNGramExpert(config)
+
+
+class QuarterDepth(nn.Model):
+    """A model with a quarter of the blocks, rounded up, and half of the width in their feed-forward parts."""
+
+    @classmethod
+    def n_blocks(cls, config: nn.Config) -> int:
+        return -(-config.n_layers // 4)
+
+    def make_ffn(self, i: int) -> Module:
+        config: Any = self.config
+        return self.FFN(replace(config, d_ff=config.d_ff // 2))
 
 
 def _arrays(level: Level, vocab_size: int) -> dict[str, mx.array]:

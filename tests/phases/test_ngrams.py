@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -11,6 +12,7 @@ from mlx import nn
 from mlx_transformer.data.ngrams import kneser_ney, kneser_ney_held_out
 from mlx_transformer.data.stream import validation_batches
 from mlx_transformer.generate.decoding import Decoder
+from mlx_transformer.nn.ngrams import cached_distributions, cached_probabilities
 from mlx_transformer.run import training
 from mlx_transformer.run.ladder import find_phase
 from mlx_transformer.run.saved import load
@@ -25,6 +27,7 @@ from tests.ladder import TEXT, TINY, V, tiny, tokens
 from tests.phases.test_architecture import apart, like, set_all
 
 TABLES, EXPERT = phase6.BRANCHES["ngram_tables"], phase6.BRANCHES["ngram_expert"]
+CACHE, SPRINT = phase6.BRANCHES["ngram_cache"], phase6.BRANCHES["sprint"]
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -140,8 +143,9 @@ def test_a_gate_of_one_is_phase_6_and_a_gate_of_zero_is_the_expert():
     np.testing.assert_allclose(set_all(net, "gate_bias", -1e4)(x), expert, atol=1e-4)
 
 
-def test_decoding_predicts_what_evaluation_measures():
-    net, x = tiny(EXPERT, ngram_order=3), mx.array(TEXT[None, 40:61])
+@pytest.mark.parametrize("kind", [EXPERT, CACHE, SPRINT])
+def test_decoding_predicts_what_evaluation_measures(kind):
+    net, x = tiny(kind, ngram_order=3), mx.array(TEXT[None, 40:61])
     ctx, targets = net.inputs(x)
     nats = net.evaluation_loss(net.hidden(ctx), targets, ctx)
     logits = net(x[:, :-1])
@@ -155,9 +159,10 @@ def test_decoding_predicts_what_evaluation_measures():
     np.testing.assert_allclose(mx.concatenate(given), logits[0, 4:], atol=1e-4)
 
 
-def test_the_network_learns_by_its_own_loss_and_the_gate_by_the_mixtures():
+@pytest.mark.parametrize(("kind", "gates"), [(EXPERT, ["gate_"]), (CACHE, [f"gates.{i}." for i in range(4)])])
+def test_the_network_learns_by_its_own_loss_and_the_gate_by_the_mixtures(kind, gates):
     phase, batch = tiny(phase6.Model), tokens(3, 18)
-    net = like(EXPERT, phase)
+    net = like(kind, phase)
     (loss, metrics), ours = nn.value_and_grad(net, net.loss)(batch)
     (own, _), theirs = nn.value_and_grad(phase, phase.loss)(batch)
     assert metrics["loss"].item() == pytest.approx(own.item(), rel=1e-6)
@@ -169,14 +174,19 @@ def test_the_network_learns_by_its_own_loss_and_the_gate_by_the_mixtures():
     assert metrics["mixture_loss"].item() == pytest.approx(mixture.item(), rel=1e-5)
     assert loss.item() == pytest.approx(own.item() + mixture.item(), rel=1e-5)
 
-    def at(bias):
-        changed = set_all(net, "gate_bias", bias)
-        return changed.evaluation_loss(changed.hidden(ctx), targets, ctx).mean().item()
+    for gate in gates:
+        path, size = f"expert.{gate}bias", 1 if kind is EXPERT else 0.03
 
-    bias = net.expert.gate_bias.item()
-    slope = (at(bias + 1) - at(bias - 1)) / 2
-    assert ours["expert.gate_bias"].item() == pytest.approx(slope, abs=1e-4)
-    assert {path for path in ours if path.startswith("expert.")} == {"expert.gate_bias", "expert.gate_weight"}
+        def at(bias, path=path):
+            changed = set_all(net, path, bias)
+            return changed.evaluation_loss(changed.hidden(ctx), targets, ctx).mean().item()
+
+        bias = by_path(net.parameters())[path].item()
+        slope = (at(bias + size) - at(bias - size)) / (2 * size)
+        assert ours[path].item() == pytest.approx(slope, abs=1e-4)
+        set_all(net, path, bias)
+    names = {f"expert.{gate}{name}" for gate in gates for name in ("bias", "weight")}
+    assert {path for path in ours if path.startswith("expert.")} == names
 
 
 def test_a_training_step_learns_from_batches_with_probabilities():
@@ -194,14 +204,68 @@ def test_a_training_step_learns_from_batches_with_probabilities():
     assert targets.shape == first.shape
 
 
+# --- the caches -----------------------------------------------------------------------------------------------------
+
+
+def test_caches_that_are_gated_off_are_the_expert():
+    expert = tiny(EXPERT)
+    net = like(CACHE, expert)
+    assert apart(net, expert) > 1e-2
+    for path in ("gates.2.bias", "gates.3.bias"):
+        set_all(net, path, -1e4)
+    for path in ("gates.0.bias", "gates.1.bias", *(f"gates.{i}.weight" for i in range(4))):
+        set_all(net, path, 0.0)  # of a new model: g = sigmoid(0.5), as the expert's
+    expert = set_all(set_all(expert, "gate_weight", 0.0), "gate_bias", 0.0)
+    assert apart(net, expert) < 1e-4
+
+
+def test_the_caches_are_shares_counted_by_hand():
+    net = tiny(CACHE, seq_len=6, ngram_order=3)
+    text = [3, 1, 2, 3, 1, 2, 2, 3, 1, 4]
+    recent = net.context(mx.array([text])).recent
+    assert recent.shape == (1, 10, 6)
+    unigram, bigram = cached_distributions(recent, V)
+    for i, token in enumerate(text):
+        seen = text[max(0, i - 5) : i + 1]
+        after = [y for x, y in pairwise(seen) if x == token]
+        for found, counted in ((unigram, seen), (bigram, after)):
+            expected = np.bincount(counted, minlength=V) / max(1, len(counted))
+            np.testing.assert_allclose(found[0, i], expected, atol=1e-6)
+    for token in range(5):
+        given = cached_probabilities(recent, mx.full((1, 10), token))
+        np.testing.assert_allclose(given[0], unigram[..., token], atol=1e-6)
+        np.testing.assert_allclose(given[1], bigram[..., token], atol=1e-6)
+
+
+def test_the_shares_of_the_gates_are_one_and_that_of_an_empty_cache_is_zero():
+    net = tiny(CACHE)
+    x = mx.array([[5, 6, 5, 7]])
+    recent = net.context(x).recent
+    shares = mx.exp(net.expert.log_shares(net.last_hidden(x), recent))
+    np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-6)
+    assert (shares[3, 0] > 0).tolist() == [False, False, True, False]  # 5 alone was followed by something
+    np.testing.assert_allclose(shares[0], net.expert.network_share(net.last_hidden(x), recent), atol=1e-6)
+
+
+def test_the_sprint_is_the_cache_with_a_token_shift_in_a_quarter_of_the_blocks():
+    sprint = set_all(tiny(SPRINT), "shift_lambda", 0.0)  # its vocabulary is too small to be sampled
+    net = like(CACHE, sprint, n_layers=1, d_ff=TINY["d_ff"] // 2)
+    assert len(sprint.blocks) == 1
+    assert apart(net, sprint) == 0
+    batch = tokens(3, 18)
+    assert net.loss(batch)[0].item() == sprint.loss(batch)[0].item()
+
+
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("branch", ["ngram_expert", "ngram_tables"])
+@pytest.mark.parametrize("branch", ["ngram_expert", "ngram_tables", "sampled_softmax", "sprint"])
 def test_a_run_resumes_loads_and_generates(branch, tmp_path, no_pictures):
     text = write_text(tmp_path / "text.txt")
     flags = [*ON_CPU, "--branch", branch, "--data", text, "--eval-every", 2]
-    flags += ["--ngram-order", 3] if branch == "ngram_expert" else []
+    counts = branch in ("ngram_expert", "sprint")
+    flags += ["--ngram-order", 3] if counts else []
+    flags += ["--n-sampled", 60] if branch in ("sampled_softmax", "sprint") else []
 
     def train(*args):
         ended = command(lambda: training.main(find_phase(6)), *args)
@@ -210,15 +274,15 @@ def test_a_run_resumes_loads_and_generates(branch, tmp_path, no_pictures):
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     told = train(*flags, "--max-steps", 4, "--out", whole)
-    assert ("prepared from the training text in" in told) == (branch == "ngram_expert")
+    assert ("prepared from the training text in" in told) == (counts)
     train(*flags, "--max-steps", 2, "--out", stopped, "--quiet")
     train("--resume", stopped, "--max-steps", 4, "--quiet")
     assert_same_run(stopped, whole)
     saved = whole / "model" / "tables.safetensors"
-    assert saved.exists() == (branch == "ngram_expert")
+    assert saved.exists() == (counts)
     assert curve(whole)[-1]["valid_loss"] == result(whole)["final_valid_loss"]
     assert generate(whole, "--prompt", "the", "--max-tokens", 5, "--temperature", 0).code == 0
-    if branch == "ngram_expert":
+    if counts:
         ours, theirs = (load(folder)[0].tables() for folder in (whole, stopped))
         assert all(mx.array_equal(ours[name], theirs[name]) for name in ours)
         saved.unlink()

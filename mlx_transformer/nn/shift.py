@@ -1,0 +1,54 @@
+"""Token shift: embeddings of the tokens before, added to that of each token."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_transformer.nn.config import Hyperparameters
+from mlx_transformer.nn.context import Ctx
+from mlx_transformer.nn.model import Model
+from mlx_transformer.utils.errors import BadInput
+
+
+class TokenShiftConfig(Hyperparameters):
+    n_shifts: int = 3  # tokens before each one whose embeddings are added to its own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_shifts < 1:
+            raise BadInput(f"n_shifts = {self.n_shifts}: expected at least 1")
+
+
+class Shift(nn.Module):
+    """A factor for each channel, initially 0: x (B, L, D) -> shift_lambda * x."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shift_lambda = mx.zeros((width,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.shift_lambda * x
+
+
+class TokenShift(Model):
+    """Model whose blocks see the embeddings of the last tokens: x_j = E[t_j] + sum_(i = 1 .. n) lambda_i * E[t_(j-i)].
+
+    lambda_i (D,) is initially 0, one factor for each channel; before the first token nothing is added. After the token
+    shift of RWKV (Peng et al. 2023, arXiv 2305.13048, sec. 3.1.1) and modded-nanogpt's smear. Differs from RWKV: at the
+    input alone, more than one token back, and without 1 - lambda on the token itself. To be combined with a phase's
+    Model, before it.
+    """
+
+    def build(self, config: Any) -> None:
+        super().build(config)
+        self.n_recent = max(self.n_recent, config.n_shifts + 1)
+        self.shifts = [Shift(config.d_model) for _ in range(config.n_shifts)]
+
+    def embed_tokens(self, ctx: Ctx) -> mx.array:
+        assert ctx.recent is not None, "set by Model.context"
+        x = super().embed_tokens(ctx)
+        for i, shift in enumerate(self.shifts, 2):
+            before = ctx.recent[..., -i]
+            x = x + mx.where(before[..., None] >= 0, shift(self.embedding(mx.maximum(before, 0))), 0)
+        return x

@@ -149,7 +149,8 @@ Owns = dict[str, Callable[[str, nn.Parameter], bool]]
 
 TABLES = ("embedding.weight", "positions.weight")  # the second from phase 3 on
 HEAD = "head.weight"  # a tied head has none
-_TABLES, _HEAD = r"Paths (embedding|position)\.(step_)?weight|.*\.relative_(keys|values)", r"Paths head\.weight"
+_TABLES = r"Paths (embedding|position)\.(step_)?weight|patch_proj\.weight|.*\.relative_(keys|values)"
+_HEAD = r"Paths head\.weight"
 # A group's selector (see `selector_of`) -> whether it selects the parameter of a name.
 OWNS: Owns = {
     f"Matrices but {_TABLES} {_HEAD}": lambda name, parameter: parameter.ndim >= 2 and name not in (*TABLES, HEAD),

@@ -23,8 +23,10 @@ __all__ = ["BRANCHES", "Decoder", "Model", "Training", "rules"]
 
 OURS = {**phase5.OURS, "ffn.up": ["ffn.up_proj"], "attention.values": ["mixer.value_embedding"]}
 OWNS: Owns = {
-    r"Paths .*_proj\.weight": lambda name, _: name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")),
-    r"Paths (.*\.)?((value|gram)_)?embedding\.weight": lambda name, _: name.endswith(
+    r"Paths (?!patch_).*_proj\.weight": lambda name, _: name.endswith(
+        ("qkv.weight", "out.weight", "up.weight", "down.weight")
+    ),
+    r"Paths (.*\.)?((value|gram)_)?embedding\.weight|patch_proj\.weight": lambda name, _: name.endswith(
         ("embedding.weight", "values.weight")
     ),
     r"Paths head\.weight": lambda name, _: name == "head.weight",

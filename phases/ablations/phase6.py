@@ -16,10 +16,11 @@ RAMP_TOKENS = BySize(nano=30_000, small=150_000, base=600_000)  # until the batc
 
 HALF_DECAY = BySize(nano=126_000, small=315_000, base=1_260_000)
 HALF_TOKENS = BySize(nano=180_000, small=450_000, base=1_800_000)
+HALF_EVAL = BySize(nano=36_864, small=90_112, base=360_448)  # five evaluations, the last one at the end
 SPRINT_RATE = BySize(nano=0.055, small=0.055, base=0.0275)
 SPRINT_DECAY = BySize(nano=63_488, small=157_696, base=630_784)
 SPRINT_TOKENS = BySize(nano=114_688, small=286_720, base=1_146_880)
-SPRINT_EVAL = BySize(nano=22_938, small=57_344, base=229_376)  # five evaluations, the last one at the end
+SPRINT_EVAL = BySize(nano=22_938, small=57_344, base=229_376)
 REWIRED_STEPS = BySize(nano=290, small=366, base=366)  # three quarters of the steps
 CHOSEN = {"muon": ("learning_rate", "groups"), "short": ("schedule",)}  # fields of the recipe
 OTHERS: dict[str, dict[str, Any]] = {
@@ -88,7 +89,7 @@ def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
     found |= {f"without_{name}": take(recipe, previous, *fields) for name, fields in CHOSEN.items()}
     # For `ngram_expert`, whose gain is largest early.
     schedule = optim.WSD(warmup_tokens=0, decay_tokens=HALF_DECAY, total_tokens=HALF_TOKENS)
-    found["half"] = replace(recipe, schedule=schedule)
+    found["half"] = replace(recipe, schedule=schedule, eval_tokens=HALF_EVAL)
     # For `sprint`: a higher learning rate, held for longer.
     schedule = optim.WSD(warmup_tokens=0, decay_tokens=SPRINT_DECAY, total_tokens=SPRINT_TOKENS)
     found["sprint"] = replace(recipe, learning_rate=SPRINT_RATE, schedule=schedule, eval_tokens=SPRINT_EVAL)

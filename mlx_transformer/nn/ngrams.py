@@ -163,7 +163,7 @@ class NGramExpert(nn.Module):
         return mx.sigmoid(self.gate(h))
 
 
-class Gate(nn.Module):
+class _Gate(nn.Module):
     """The logit of an expert's share of a mixture: w h + b + start, h (B, L, D) -> (B, L) float32; w, b initially 0."""
 
     def __init__(self, width: int, start: float) -> None:
@@ -187,7 +187,7 @@ class CachedNGramExpert(NGramExpert):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         del self.gate_weight, self.gate_bias
-        self.gates = [Gate(config.d_model, start) for start in (0.0, -0.5, -2.5, -1.5)]
+        self.gates = [_Gate(config.d_model, start) for start in (0.0, -0.5, -2.5, -1.5)]
 
     def mix(
         self, h: mx.array, log_network: mx.array, p: mx.array, recent: mx.array, targets: mx.array | None = None

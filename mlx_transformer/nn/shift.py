@@ -20,7 +20,7 @@ class TokenShiftConfig(Hyperparameters):
             raise BadInput(f"n_shifts = {self.n_shifts}: expected at least 1")
 
 
-class Shift(nn.Module):
+class _Shift(nn.Module):
     """A factor for each channel, initially 0: x (B, L, D) -> shift_lambda * x."""
 
     def __init__(self, width: int) -> None:
@@ -43,7 +43,7 @@ class TokenShift(Model):
     def build(self, config: Any) -> None:
         super().build(config)
         self.n_recent = max(self.n_recent, config.n_shifts + 1)
-        self.shifts = [Shift(config.d_model) for _ in range(config.n_shifts)]
+        self.shifts = [_Shift(config.d_model) for _ in range(config.n_shifts)]
 
     def embed_tokens(self, ctx: Ctx) -> mx.array:
         assert ctx.recent is not None, "set by Model.context"

@@ -18,6 +18,7 @@ from bench.workers.machine import shown_bytes
 from bench.workers.passes import FULL
 
 _TASK, _LEVEL = "recall", "64 pairs, 4x length"
+_GUESS = 100 / 64
 _CLEARLY = 5.0  # points of accuracy: above the error of a few hundred answers
 
 
@@ -136,7 +137,8 @@ def _recall(log: Log, phase: str, recipe: str) -> Axis:
     }
 
     def cell(name: str) -> Cell:
-        return tables.spread(seeds.get(name, []), ".0f")
+        found = tables.spread(seeds.get(name, []), ".0f")
+        return found if (found.value or 0.0) > _GUESS + _CLEARLY else Cell(found.text)  # who guesses has no rank
 
     def better(name: str) -> bool:
         known = bool(seeds.get(name)) and bool(seeds.get(phase))
@@ -167,7 +169,8 @@ def tasks_finding(log: Log) -> str:
     best: dict[str, list[str]] = {}
     for task in log["tasks"]:
         medians = {name: median(task_plots.accuracies(log, name, task) or [0.0]) for name in log["names"]}
-        best.setdefault(max(medians, key=lambda one: medians[one]), []).append(task)
+        first = [name for name, value in medians.items() if value == max(medians.values())]
+        best.setdefault(first[0] if len(first) == 1 else "several", []).append(task)
     parts = [f"{name} in {' and '.join(tasks)}" for name, tasks in best.items()]
     return f"Most often right: {', '.join(parts)}"
 

@@ -46,7 +46,7 @@ WRAPPER = """#!/bin/sh
 # MLX's kernels are compiled for this CPU and with a precompiled header; any other call goes to g++ as it is.
 for output; do :; done  # the last argument
 case "$output" in {folder}/mlx/*) ;; *) exec {gxx} "$@" ;; esac
-trap '' INT  # Ctrl-C is for the program, which may want to save first
+trap '' INT TERM  # these are for the program, which may want to save first
 exec {gxx} -I {folder}/headers "$@" {flags}
 """
 MLX_FLAGS = "-std=c++17 -O3 -Wall -fPIC -shared"  # of MLX 0.32; with others g++ ignores the precompiled header

@@ -121,6 +121,23 @@ def test_kernels_are_made_for_this_cpu_with_a_precompiled_header(cache):
 
 
 @linux
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_kernel_is_compiled_to_its_end_whatever_signal_ends_the_program(number, tmp_path):
+    output, compiler, wrapper = tmp_path / "mlx" / "kernel.so", tmp_path / "compiler", tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\nfor output; do :; done\ntouch "$output.begun"\nsleep 0.3\ntouch "$output"\n')
+    wrapper.write_text(jit.WRAPPER.format(folder=tmp_path, gxx=compiler, flags=""))
+    output.parent.mkdir()
+    for script in (compiler, wrapper):
+        script.chmod(0o700)
+    with subprocess.Popen([wrapper, "-o", output], start_new_session=True) as process:
+        while not output.with_suffix(".so.begun").exists():
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+    assert process.returncode == 0
+    assert output.exists()
+
+
+@linux
 def test_plain_changes_nothing(cache):
     found, _ = run(PREPARED, cache, MLX_TRANSFORMER_PLAIN="1")
     assert (found["blas"], found["kernels"], found["allocator"], found["warned"]) == (None, None, False, [])

@@ -36,7 +36,7 @@ def main() -> None:
     Terminal().print_columns(columns, ["condition", "met"])
     if broken := [rule.text for rule in rules if not rule.met]:
         raise RunFailed(f"{name} is not a record: not met: {'; '.join(broken)}")
-    print(f"{name} is a record: move the folder to results/published/ and add a line to results/published/records.json")
+    print(f"{name} is a record: its place is results/published/records/, with a line in results/published/records.json")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from mlx_transformer import nn
 from mlx_transformer.data.ngrams import Level, kneser_ney_held_out
 from mlx_transformer.utils.errors import BadInput
 
+MAX_ORDER = 16  # each further order counts about as many n-grams as the text has tokens
 FOLDS = 4  # a training token's probability is counted on the three quarters of the text without it
 MAX_TOKENS = 50_000_000  # of the training text; looking its n-grams up takes some 50 bytes for each
 
@@ -29,8 +30,8 @@ class ExpertConfig(nn.Hyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ngram_order < 2:
-            raise BadInput(f"ngram_order = {self.ngram_order}: expected at least 2")
+        if not 2 <= self.ngram_order <= MAX_ORDER:
+            raise BadInput(f"ngram_order = {self.ngram_order}: expected 2 to {MAX_ORDER}")
 
 
 class Tables(nn.Model):

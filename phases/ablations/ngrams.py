@@ -5,7 +5,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.nn import Module
 
 from mlx_transformer import nn
 from mlx_transformer.data.ngrams import Level, kneser_ney_held_out
@@ -135,18 +134,6 @@ class CachedExpert(Expert):
         super().build(config)
         self.n_recent = max(self.n_recent, config.seq_len)
         self.expert = nn.CachedNGramExpert(config)
-
-
-class QuarterDepth(nn.Model):
-    """A model with a quarter of the blocks, rounded up, and half of the width in their feed-forward parts."""
-
-    @classmethod
-    def n_blocks(cls, config: nn.Config) -> int:
-        return -(-config.n_layers // 4)
-
-    def make_ffn(self, i: int) -> Module:
-        config: Any = self.config
-        return self.FFN(replace(config, d_ff=config.d_ff // 2))
 
 
 def _arrays(level: Level, vocab_size: int) -> dict[str, mx.array]:

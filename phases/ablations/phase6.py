@@ -9,18 +9,11 @@ from typing import Any
 from mlx_transformer import nn
 from mlx_transformer.train import BySize, Recipe, optim
 from mlx_transformer.utils.errors import BadInput
-from phases.ablations import ngrams, take
+from phases.ablations import speed_run, take
 from phases.ablations.phase4 import with_experts
 
 RAMP_TOKENS = BySize(nano=30_000, small=150_000, base=600_000)  # until the batch has its full size
 
-HALF_DECAY = BySize(nano=126_000, small=315_000, base=1_260_000)
-HALF_TOKENS = BySize(nano=180_000, small=450_000, base=1_800_000)
-HALF_EVAL = BySize(nano=36_864, small=90_112, base=360_448)  # five evaluations, the last one at the end
-SPRINT_RATE = BySize(nano=0.055, small=0.055, base=0.0275)
-SPRINT_DECAY = BySize(nano=63_488, small=157_696, base=630_784)
-SPRINT_TOKENS = BySize(nano=114_688, small=286_720, base=1_146_880)
-SPRINT_EVAL = BySize(nano=22_938, small=57_344, base=229_376)
 REWIRED_STEPS = BySize(nano=290, small=366, base=366)  # three quarters of the steps
 CHOSEN = {"muon": ("learning_rate", "groups"), "short": ("schedule",)}  # fields of the recipe
 OTHERS: dict[str, dict[str, Any]] = {
@@ -87,12 +80,7 @@ def recipes(recipe: Recipe, previous: Recipe) -> dict[str, Recipe]:
     found |= {f"phase_5_with_{name}": replace(previous, **fields) for name, fields in OTHERS.items()}
     found |= {f"with_{name}": replace(recipe, **fields) for name, fields in OTHERS.items()}
     found |= {f"without_{name}": take(recipe, previous, *fields) for name, fields in CHOSEN.items()}
-    # For `ngram_expert`, whose gain is largest early.
-    schedule = optim.WSD(warmup_tokens=0, decay_tokens=HALF_DECAY, total_tokens=HALF_TOKENS)
-    found["half"] = replace(recipe, schedule=schedule, eval_tokens=HALF_EVAL)
-    # For `sprint`: a higher learning rate, held for longer.
-    schedule = optim.WSD(warmup_tokens=0, decay_tokens=SPRINT_DECAY, total_tokens=SPRINT_TOKENS)
-    found["sprint"] = replace(recipe, learning_rate=SPRINT_RATE, schedule=schedule, eval_tokens=SPRINT_EVAL)
+    found |= speed_run.recipes(recipe)
     matrices, *others = recipe.groups
     sparse = optim.RigL(rule=matrices.optimizer, every=20, until=REWIRED_STEPS)
     found["rigl"] = replace(recipe, groups=(replace(matrices, optimizer=sparse), *others))  # arXiv 1911.11134
@@ -136,21 +124,7 @@ def branches(model: type[nn.Model], previous: type[nn.Model]) -> dict[str, type[
         # Gloeckle et al. 2024, arXiv 2404.19737
         "mtp_parallel": nn.leaf(model, nn.ParallelMultiToken, MultiTokenConfig),
         "retnet": nn.leaf(model, RetNetConfig, Mixer=nn.Retention),  # Sun et al. 2023, arXiv 2307.08621
-        # modded-nanogpt, 2024; Engram, arXiv 2601.07372
-        "ngram_tables": nn.leaf(model, ngrams.Tables, ngrams.TablesConfig),
-        "ngram_expert": nn.leaf(model, ngrams.Expert, ngrams.ExpertConfig),
-        # Kuhn & De Mori 1990; Jelinek et al. 1991
-        "ngram_cache": nn.leaf(model, ngrams.CachedExpert, ngrams.ExpertConfig),
-        # Bengio & Senecal 2008; Jean et al. 2015, arXiv 1412.2007
-        "sampled_softmax": nn.leaf(model, nn.SampledSoftmax, nn.SampledSoftmaxConfig),
-        # RWKV: Peng et al. 2023, arXiv 2305.13048; modded-nanogpt
-        "token_shift": nn.leaf(model, nn.TokenShift, nn.TokenShiftConfig),
-        # the last three together, in a quarter of the blocks
-        "sprint": nn.leaf(
-            model,
-            *(ngrams.QuarterDepth, nn.TokenShift, nn.SampledSoftmax, ngrams.CachedExpert),
-            *(nn.TokenShiftConfig, nn.SampledSoftmaxConfig, ngrams.ExpertConfig),
-        ),
+        **speed_run.branches(model),
         "with_softcap": nn.leaf(model, CappedConfig, Head=nn.CappedHead),  # Gemma 2, arXiv 2408.00118
         "moe": with_experts(model, nn.ReLUSquaredMixture),  # --init-from a dense run: 2212.05055
         "mamba": nn.leaf(model, MambaConfig, Mixer=nn.Mamba),  # Gu & Dao 2023, arXiv 2312.00752

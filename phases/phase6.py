@@ -3,10 +3,13 @@
 Changes against phase 5, and what each is for:
 - Value embeddings (modded-nanogpt; Zhou et al. 2024, arXiv 2410.17897): more parameters for next to no arithmetic.
 - Squared ReLU (So et al. 2021, arXiv 2109.08668): two maps in place of SwiGLU's three, so less arithmetic.
+- Feed-forward layers half as wide: the value embeddings hold part of what they would learn.
+- Token shift (RWKV: Peng et al. 2023, arXiv 2305.13048; modded-nanogpt): the first block has the last tokens too.
+- Sampled softmax (Jean et al. 2015, arXiv 1412.2007): training over a part of a large vocabulary.
 - Zero initialization of the maps that write into the residual stream and of the head (Zhang et al. 2019, arXiv
   1901.09321; Yang et al. 2022, arXiv 2203.03466): every block starts as the identity, and the first prediction uniform.
 - Muon for the matrices of the blocks (Jordan et al. 2024): the update follows all directions of a gradient equally far.
-- A short schedule: a fifth of the budget, over whose last 70 % the learning rate decays linearly to 0.
+- A short schedule: a sixth of the budget, over whose last 65 % the learning rate decays linearly to 0.
 
 The ablations remove each of these from phase 6 or add it to phase 5. Three further ideas are branches, and batch-size
 warm-up is a recipe: in the model of nano the branches cost more time than they save, and the recipe makes no difference
@@ -27,22 +30,29 @@ NAME = "speed_run"
 
 # fmt: off
 LEARNING_RATE = BySize(nano=   0.04, small=     0.04, base=     0.02)  # tune/phase6_*.json; base: modded-nanogpt's
-DECAY_TOKENS  = BySize(nano=280_000, small=  700_000, base=2_800_000)  # the last ones, from the peak down to 0
-TOTAL_TOKENS  = BySize(nano=400_000, small=1_000_000, base=4_000_000)
+DECAY_TOKENS  = BySize(nano=221_000, small=  552_500, base=2_210_000)  # the last ones, from the peak down to 0
+TOTAL_TOKENS  = BySize(nano=340_000, small=  850_000, base=3_400_000)
 # fmt: on
 
-Config = phase5.Config
+
+class Config(nn.TokenShiftConfig, nn.SampledSoftmaxConfig, phase5.Config):
+    """Configuration of phase 5, of the token shift and of the sampled softmax."""
 
 
 class ValueAttention(nn.ValueEmbedding, phase5.Attention):
     """Llama's attention with value embeddings."""
 
 
-class Model(phase5.Model):
+class FFN(nn.HalfWidth, nn.ReLUSquaredFeedForward):
+    """Squared ReLU, half of d_ff wide inside: a third of the weights of phase 5's."""
+
+
+class Model(nn.SampledSoftmax, nn.TokenShift, phase5.Model):
     """Llama, built for speed."""
 
+    Config = Config
     Mixer: nn.Slot = ValueAttention
-    FFN: nn.Slot = nn.ReLUSquaredFeedForward
+    FFN: nn.Slot = FFN
 
     def init_weight(self, path: str, value: mx.array, key: mx.array) -> mx.array:
         if path.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):

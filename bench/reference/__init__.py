@@ -95,6 +95,7 @@ class TrainingRounds:
         self.device, self.threads = device, threads
         self.training = make_training(phase, config, recipe, weights, device, compiled, branch)
         self.batches, self.done = np.load(batches), 0
+        self.training.prepare(self.batches)
 
     def facts(self) -> dict[str, Any]:
         """Describe the runtime."""

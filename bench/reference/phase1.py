@@ -244,6 +244,9 @@ class Training:
         """Make the optimizer of groups with their parameters (`params`); each step sets their learning rates."""
         return torch.optim.AdamW(groups, fused=True)
 
+    def prepare(self, tokens: np.ndarray) -> None:
+        """Take from the training sequences (.., L + 1) what training needs."""
+
     def step(self, batch: np.ndarray) -> float:
         """Train on a batch (B, L + 1) int32; returns the loss before the step in nats per token."""
         sequences = torch.from_numpy(batch).to(self.device).long()

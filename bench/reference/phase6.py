@@ -1,15 +1,18 @@
 """Phase 6 in PyTorch: phase 5's Llama with what modded-nanogpt (Jordan et al. 2024) added, and Muon.
 
-Squared ReLU, and value embeddings; as branches normed queries and keys, blocks whose input is
-mixed with the embeddings, and softly bounded logits. Muon is written from its authors' description, in float32,
-matrices of one shape in one batched product; everything that is no matrix of a block goes to fused AdamW.
+Squared ReLU in layers half as wide, value embeddings, a token shift, and a softmax over a sample in training (Jean et
+al. 2015); as branches normed queries and keys, blocks whose input is mixed with the embeddings, and softly bounded
+logits. Muon is written from its authors' description, in float32, matrices of one shape in one batched product;
+everything that is no matrix of a block goes to fused AdamW.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,13 +90,23 @@ class MixedBlock(Block):
         return super().forward(self.residual_lambda * x + self.x0_lambda * x0, x0, *more)
 
 
+class Shift(nn.Module):
+    """A factor for each channel of an earlier token's embedding."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.shift_lambda = nn.Parameter(torch.zeros(d_model))
+
+
 class Model(phase5.Model):
     """Tokens (B, L) int64 -> logits (B, L, V), for L up to seq_len."""
 
     block: type[Block] = Block
 
-    def __init__(self, **numbers: Any) -> None:
+    def __init__(self, *, n_shifts: int = 0, sample_ratio: float = 0.0, **numbers: Any) -> None:
         super().__init__(**numbers)
+        self.sample_ratio = sample_ratio
+        self.shifts = nn.ModuleList(Shift(numbers["d_model"]) for _ in range(n_shifts))
         d_model, eps = numbers["d_model"], numbers["norm_eps"]
         rotary = self.blocks[0].attention.rotary  # type: ignore[union-attr]
         heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
@@ -103,17 +116,35 @@ class Model(phase5.Model):
             attention = Attention(
                 values, d_model, self.head_dim, heads, rotary, lambda: type(self).head_norm(self.head_dim, eps)
             )
-            ffn = ReLUSquared(d_model, numbers["d_ff"])
+            ffn = ReLUSquared(d_model, max(1, numbers["d_ff"] // 2))
             return self.block(attention, ffn, lambda: nn.RMSNorm(d_model, eps), numbers["dropout"])
 
         self.blocks = nn.ModuleList(make_block() for _ in range(numbers["n_layers"]))
 
     def hidden(self, tokens: Tensor, cache: list[KeysValues] | None = None, start: int = 0) -> Tensor:
         """Return the last hidden states (B, L, D)."""
-        x = x0 = self.dropout(self.embedding(tokens))
+        x = x0 = self.dropout(self.embed(tokens, cache, start))
         for i, block in enumerate(self.blocks):
             x = block(x, x0, tokens, None if cache is None else cache[i], start)
         return self.final_norm(x)
+
+    def embed(self, tokens: Tensor, cache: list[KeysValues] | None, start: int) -> Tensor:
+        """Return the embeddings of tokens (B, L), each with those of the tokens before it added."""
+        n, length = len(self.shifts), tokens.shape[1]
+        known = min(start, n)  # of the tokens before, those of the cache
+        if cache is not None:
+            seen = cache[-1][0]
+            seen[:, start : start + length] = tokens
+            tokens = seen[:, start - known : start + length]
+        rows = F.pad(self.embedding(tokens), (0, 0, n - known, 0))
+        x = rows[:, n:]
+        for i, shift in enumerate(self.shifts, 1):
+            x = x + shift.shift_lambda * rows[:, n - i : n - i + length]  # type: ignore[operator]
+        return x
+
+    def make_cache(self, batch: int, capacity: int) -> list[KeysValues]:
+        seen = self.head.weight.new_zeros((batch, capacity), dtype=torch.long)
+        return [*super().make_cache(batch, capacity), (seen, seen)]
 
     def by_our_path(self, of: Callable[[nn.Parameter], Tensor] = lambda p: p.data) -> dict[str, Tensor]:
         """Return a view of each parameter, or of what `of` makes of it (its gradient), by MLX's parameter path."""
@@ -212,10 +243,50 @@ def orthogonalised(matrices: list[Tensor], iterations: int) -> list[Tensor]:
 
 
 class Training(phase2.Training):
-    """Phase 2's training with Muon."""
+    """Phase 2's training with Muon and a softmax over a sample of the vocabulary."""
 
     model: Model
+    least = 512  # tokens in a sample
+
+    def __init__(self, model: Model, **numbers: Any) -> None:
+        super().__init__(model, **numbers)
+        self.prepare(np.arange(len(model.head.weight)))
+
+    def prepare(self, tokens: np.ndarray) -> None:
+        """Count the tokens of the training sequences, for the samples."""
+        counts = np.bincount(tokens.reshape(-1), minlength=len(self.model.head.weight)) + 1.0
+        self.shares = counts / counts.sum()
+        self.frequency = torch.from_numpy(self.shares).float().to(self.device)
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> MuonAndAdamW:
         rows = {parameter: self.model.rows(name, parameter) for name, parameter in self.model.named_parameters()}
         return MuonAndAdamW([{"rows": [rows[p] for p in group["params"]], **group} for group in groups], fused=True)
+
+    def sample_size(self, n_targets: int) -> int:
+        """Return the number of tokens in the sample for so many targets; V: the softmax is the full one."""
+        distinct = (1 - (1 - self.shares) ** n_targets).sum()
+        n = max(self.least, math.ceil(self.model.sample_ratio * distinct))
+        return n if self.model.sample_ratio > 0 and 2 * n < len(self.shares) else len(self.shares)
+
+    def draw(self, targets: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Draw n tokens, the targets (N,) first and others by frequency: ids, log-probability of being drawn (n,)."""
+        noise = -torch.log(-torch.log(torch.rand_like(self.frequency).clamp(1e-7, 1 - 1e-7)))
+        value = (self.frequency.log() + noise).index_fill(0, targets, math.inf)
+        largest, order = value.topk(n + 1)
+        sample = order[:n]
+        inclusion = -torch.expm1(-self.frequency[sample] * (len(targets) + torch.exp(-largest[n])))
+        return sample, inclusion.log()
+
+    def _smoothed(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        targets = targets.flatten()
+        n, weight = self.sample_size(len(targets)), self.model.head.weight
+        if n == len(weight) or self.label_smoothing:
+            return super()._smoothed(tokens, targets)
+        return self.sampled(self.model.hidden(tokens).flatten(0, 1), targets, *self.draw(targets, n))
+
+    def sampled(self, h: Tensor, targets: Tensor, sample: Tensor, log_q: Tensor) -> Tensor:
+        """Return the mean loss over the sample; a target that is not in it is not counted."""
+        weight = self.model.head.weight
+        place = targets.new_full((len(weight),), -100)  # cross_entropy leaves these out
+        place[sample] = torch.arange(len(sample), device=place.device)
+        return F.cross_entropy(h @ weight[sample].T - log_q, place[targets])

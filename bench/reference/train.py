@@ -84,6 +84,7 @@ class Run:
         self.sequences, self.valid, self.mask = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("sequences", "valid", "mask")
         )
+        self.training.prepare(self.sequences)
         self.step_tokens = task["batch_size"] * (self.sequences.shape[1] - 1)
         self.progress, self.interrupted = Progress(), False
         if (folder / "checkpoint.npz").exists():

@@ -23,6 +23,7 @@ from mlx_transformer.nn.feedforward import (
     FeedForward,
     GatedFeedForward,
     GELUFeedForward,
+    HalfWidth,
     ReGLU,
     ReLUSquaredFeedForward,
     SiLUFeedForward,
@@ -153,6 +154,7 @@ __all__ = [  # noqa: RUF022 - grouped by concept
     # feed-forward
     "FeedForward",
     "GELUFeedForward",
+    "HalfWidth",
     "SiLUFeedForward",
     "ReLUSquaredFeedForward",
     "GatedFeedForward",

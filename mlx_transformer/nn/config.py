@@ -59,8 +59,9 @@ def _is_finite(value: object) -> bool:
 class Config(Hyperparameters):
     """Hyperparameters of a model; a subclass adds fields.
 
-    Raises BadInput (a ValueError) for an integer below 1 or above MAX_AXIS, a float that is not finite, dropout outside
-    [0, 1), norm_eps not above 0, or d_model that is not a multiple of n_heads.
+    Raises BadInput (a ValueError) for an integer below 1, or below its field's metadata["least"], or above MAX_AXIS, a
+    float that is not finite, dropout outside [0, 1), norm_eps not above 0, or d_model that is not a multiple of
+    n_heads.
     """
 
     vocab_size: int = 8192  # tokens in the vocabulary, special tokens included
@@ -76,8 +77,9 @@ class Config(Hyperparameters):
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type in (int, "int"):
-                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least 1")
+                least = field.metadata.get("least", 1)
+                if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                    raise BadInput(f"{field.name} = {value!r}: expected a whole number of at least {least}")
                 if value > MAX_AXIS:
                     raise BadInput(f"{field.name} = {value}: expected a whole number up to {MAX_AXIS:,}")
             if field.type in (float, "float") and not _is_finite(value):

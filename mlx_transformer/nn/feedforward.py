@@ -1,6 +1,7 @@
 """Position-wise feed-forward layers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import mlx.core as mx
 from mlx import nn
@@ -38,6 +39,13 @@ class FeedForward(nn.Module):
 
     def __call__(self, x: mx.array, ctx: Ctx) -> mx.array:
         return self.down_proj(self.activate(x))
+
+
+class HalfWidth:
+    """Feed-forward layers that are half of d_ff wide inside. To be combined with their class, before it."""
+
+    def build(self, config: Config) -> None:
+        super().build(replace(config, d_ff=max(1, config.d_ff // 2)))  # type: ignore[misc]
 
 
 class GELUFeedForward(FeedForward):

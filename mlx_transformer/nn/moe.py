@@ -9,7 +9,7 @@ from mlx import nn
 
 from mlx_transformer import ops
 from mlx_transformer.nn.context import Ctx
-from mlx_transformer.nn.feedforward import Activation
+from mlx_transformer.nn.feedforward import Activation, HalfWidth
 from mlx_transformer.nn.linear import Linear
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
@@ -72,8 +72,8 @@ class SwiGLUExperts(GatedExperts):
     activation = staticmethod(ops.silu)
 
 
-class ReLUSquaredExperts(Experts):
-    """Each expert is a ReLUSquaredFeedForward."""
+class ReLUSquaredExperts(HalfWidth, Experts):
+    """Each expert is phase 6's feed-forward layer: a ReLUSquaredFeedForward, half of d_ff wide."""
 
     activation = staticmethod(ops.relu_squared)
 
@@ -163,7 +163,7 @@ class SwiGLUMixture(MixtureOfExperts):
 
 
 class ReLUSquaredMixture(MixtureOfExperts):
-    """MixtureOfExperts whose experts are phase 6's feed-forward layers."""
+    """MixtureOfExperts whose experts are `ReLUSquaredExperts`."""
 
     Experts = ReLUSquaredExperts
 

@@ -1,5 +1,6 @@
 """Token shift: embeddings of the tokens before, added to that of each token."""
 
+from dataclasses import field
 from typing import Any
 
 import mlx.core as mx
@@ -8,16 +9,10 @@ from mlx import nn
 from mlx_transformer.nn.config import Hyperparameters
 from mlx_transformer.nn.context import Ctx
 from mlx_transformer.nn.model import Model
-from mlx_transformer.utils.errors import BadInput
 
 
 class TokenShiftConfig(Hyperparameters):
-    n_shifts: int = 3  # tokens before each one whose embeddings are added to its own
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_shifts < 1:
-            raise BadInput(f"n_shifts = {self.n_shifts}: expected at least 1")
+    n_shifts: int = field(default=3, metadata={"least": 0})  # tokens before each one whose embeddings it gets; 0: none
 
 
 class _Shift(nn.Module):
@@ -42,13 +37,14 @@ class TokenShift(Model):
 
     def build(self, config: Any) -> None:
         super().build(config)
-        self.n_recent = max(self.n_recent, config.n_shifts + 1)
+        if config.n_shifts:
+            self.n_recent = max(self.n_recent, config.n_shifts + 1)
         self.shifts = [_Shift(config.d_model) for _ in range(config.n_shifts)]
 
     def embed_tokens(self, ctx: Ctx) -> mx.array:
-        assert ctx.recent is not None, "set by Model.context"
         x = super().embed_tokens(ctx)
         for i, shift in enumerate(self.shifts, 2):
+            assert ctx.recent is not None, "set by Model.context"
             before = ctx.recent[..., -i]
             x = x + mx.where(before[..., None] >= 0, shift(self.embedding(mx.maximum(before, 0))), 0)
         return x

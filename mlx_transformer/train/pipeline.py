@@ -23,6 +23,7 @@ from mlx_transformer.nn.dropout import Dropout
 from mlx_transformer.nn.head import TiedHead
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.moe import MixtureOfExperts
+from mlx_transformer.nn.sampled import SampledSoftmax
 from mlx_transformer.train.optim.groups import Arrays, Group, UpdateRule
 from mlx_transformer.train.parallel import Ranks, Signals
 from mlx_transformer.train.recipe import Recipe
@@ -37,7 +38,7 @@ _STEPS = (
     *("loss", "predict", "token_loss", "last_logits"),
 )
 _NEEDS_OTHERS = (MixtureOfExperts, MixtureOfDepths, MixedInputBlock)  # losses of all blocks, or the embeddings in each
-_CHILDREN = {"embedding", "position", "blocks", "final_norm", "head", "dropout"}
+_CHILDREN = {"embedding", "position", "shifts", "blocks", "final_norm", "head", "dropout"}
 
 
 class Absent(nn.Module):
@@ -54,7 +55,7 @@ class Absent(nn.Module):
 class PipelineSplit(Split):
     """A model of which each rank has a range of blocks. Raises BadInput as `check_pipeline` does.
 
-    Positions, and an embedding that is the head as well, are on every rank.
+    Positions, the token shift's factors, and an embedding that is the head as well, are on every rank.
     """
 
     def __init__(self, model: Model, ranks: Ranks) -> None:
@@ -69,10 +70,8 @@ class PipelineSplit(Split):
         self._leave_out(model, [] if self.is_first or tied else ["embedding"])
         self._leave_out(model, [] if self.is_last else ["final_norm"] if tied else ["final_norm", "head"])
         self.absent = frozenset(everything - by_path(model.parameters()).keys())
-        shared = {"position": model.position, **({"embedding": model.embedding} if tied else {})}
-        self.partial = frozenset(
-            f"{name}.{path}" for name, part in shared.items() for path in by_path(part.parameters())
-        )
+        shared = ("position", "shifts", "embedding") if tied else ("position", "shifts")
+        self.partial = frozenset(path for path in everything if path.partition(".")[0] in shared)
         self._class = type(model)
         model.__class__ = type(self._class.__name__, (_OfStages, self._class), {})
         model.in_parts, model._split = True, self
@@ -109,7 +108,9 @@ class PipelineSplit(Split):
         """Compute this rank's share of the metrics of a batch (B, L + 1), and its gradients by path, for a step."""
         if self._functions is None:
             forward, backward = _forward(self, step), _backward(self, step)
-            self._functions = (mx.compile(forward), mx.compile(backward)) if step.compiled else (forward, backward)
+            state = [mx.random.state]  # the last rank draws samples of the vocabulary
+            compiled = [mx.compile(one, inputs=state, outputs=state) for one in (forward, backward)]
+            self._functions = (compiled[0], compiled[1]) if step.compiled else (forward, backward)
         forward, backward = self._functions
         weights, scaling = self.model.trainable_parameters(), step.memory["scaling"]
         scale = scaling["scale"] if scaling else mx.array(1.0)
@@ -243,11 +244,12 @@ def _after(x: mx.array, other: mx.array) -> mx.array:
 def check_pipeline(model: Model, size: int) -> None:
     """Raise BadInput for a model that cannot be split by blocks over so many ranks."""
     kind = type(model)
-    if changed := [name for name in _STEPS if getattr(kind, name) is not getattr(Model, name)]:
+    known = (Model, SampledSoftmax)  # the last rank has all that a sample of the vocabulary takes
+    if changed := [name for name in _STEPS if all(getattr(kind, name) is not getattr(one, name) for one in known)]:
         owner = next(one for one in kind.__mro__ if changed[0] in vars(one))
         raise BadInput(f"--shard pipeline: {owner.__name__} does more than its blocks in order ({changed[0]})")
     others = [type(part).__name__ for part in model.modules() if isinstance(part, _NEEDS_OTHERS)]
-    others += [name for name, part in model.children().items() if name not in _CHILDREN and by_path(part.parameters())]
+    others += sorted({path.partition(".")[0] for path in by_path(model.parameters())} - _CHILDREN)
     if others:
         raise BadInput(f"--shard pipeline: {others[0]} needs more than the blocks of one rank: train data parallel")
     if len(model.blocks) < size:

@@ -17,7 +17,7 @@ from mlx.utils import tree_map, tree_unflatten
 from mlx_transformer.nn.attention import Attention, FusedAttention, GroupedAttention, QKNorm, ValueEmbedding
 from mlx_transformer.nn.block import Block
 from mlx_transformer.nn.depth import MixtureOfDepths
-from mlx_transformer.nn.feedforward import FeedForward, GatedFeedForward
+from mlx_transformer.nn.feedforward import FeedForward, GatedFeedForward, HalfWidth
 from mlx_transformer.nn.model import Model
 from mlx_transformer.nn.position import ALiBi, T5Position
 from mlx_transformer.nn.relative import ShawAttention, TransformerXLAttention
@@ -45,7 +45,7 @@ _ATTENTION = (
     *(Attention, GroupedAttention, FusedAttention, QKNorm, ValueEmbedding, ShawAttention, TransformerXLAttention),
     *(WindowAttention, LongformerAttention, SparseAttention),
 )
-_KNOWN = {*_ATTENTION, FeedForward, GatedFeedForward, nn.Module, dict, object}
+_KNOWN = {*_ATTENTION, FeedForward, GatedFeedForward, HalfWidth, nn.Module, dict, object}
 _ELEMENTWISE = (AdamW, Lion, Sophia)  # optimizers that update a slice as they do the whole
 
 

@@ -66,6 +66,7 @@ class Expert(nn.Model):
         self.expert = nn.NGramExpert(config)
 
     def prepare(self, train: np.ndarray, eos_id: int) -> np.ndarray:
+        train = super().prepare(train, eos_id)
         if len(train) > MAX_TOKENS:
             raise BadInput(
                 f"the training text has {len(train):,} tokens: the n-gram expert looks up at most {MAX_TOKENS:,}; "

@@ -1,17 +1,23 @@
 """The sampled softmax: its predecessor, its equation written out, and what its correction is for."""
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
 
+from mlx_transformer.nn import sampled as sampling
 from mlx_transformer.utils.errors import BadInput
 from mlx_transformer.utils.trees import by_path
 from phases import phase6
 from tests.ladder import TINY, V, tiny, tokens
 from tests.phases.test_architecture import apart, like
 
-SAMPLED = phase6.BRANCHES["sampled_softmax"]
+
+def sampled(n):
+    """Return phase 6 with a loss over n tokens of the vocabulary."""
+    return type("Sampled", (phase6.Model,), {"sample_size": lambda self, n_targets: n})
 
 
 def gradients(net, batch):
@@ -20,30 +26,36 @@ def gradients(net, batch):
     return loss.item(), by_path(found)
 
 
-def test_a_sample_of_the_whole_vocabulary_is_phase_6():
-    phase, batch = tiny(phase6.Model), tokens(3, 18)
-    loss, theirs = gradients(phase, batch)
-    for n in (V, 10 * V, 0):  # 0: a vocabulary as small as this one is not sampled
-        own, ours = gradients(like(SAMPLED, phase, n_sampled=n), batch)
+def test_a_sample_of_the_whole_vocabulary_is_the_full_softmax():
+    full, batch = tiny(phase6.BRANCHES["without_sampled_softmax"]), tokens(3, 18)
+    loss, theirs = gradients(full, batch)
+    for kind in (phase6.Model, sampled(V)):  # a vocabulary as small as this one is not sampled
+        own, ours = gradients(like(kind, full), batch)
         assert own == loss
         assert all(mx.array_equal(ours[path], theirs[path]) for path in theirs)
-    own, _ = gradients(like(SAMPLED, phase, n_sampled=V - 1), batch)
-    assert own != loss
+    assert gradients(like(sampled(V - 1), full), batch)[0] != loss
 
 
-def test_the_default_is_three_sixteenths_of_a_large_vocabulary():
-    sizes = {4096: 768, 8192: 1536, 1024: 768, 500: 500}
-    assert {v: SAMPLED.Config(**TINY | {"vocab_size": v}).n_sampled for v in sizes} == sizes
-    with pytest.raises(BadInput, match="n_sampled = -1"):
-        SAMPLED.Config(**TINY, n_sampled=-1)
+def test_the_size_of_a_sample_follows_the_targets_and_their_distribution():
+    net = phase6.Model(phase6.Config(**TINY | {"vocab_size": 4096}))
+    assert net.sample_size(1024) == math.ceil(1.15 * 4096 * (1 - (1 - 1 / 4096) ** 1024))
+    assert net.sample_size(10**6) == 4096
+    net.prepare(np.repeat(np.arange(100), 1000), 0)
+    assert net.sample_size(1024) == sampling.LEAST
+    draws = np.random.default_rng(0).geometric(0.001, 100_000) % 4096
+    net.prepare(draws, 0)
+    distinct = np.mean([len(np.unique(draws[i : i + 2048])) for i in range(0, 90_000, 2048)])
+    assert net.sample_size(2048) == pytest.approx(1.15 * distinct, rel=0.02)
+    with pytest.raises(BadInput, match=r"sample_ratio = -0.1: expected at least 0"):
+        phase6.Config(**TINY, sample_ratio=-0.1)
 
 
-def test_evaluation_and_decoding_are_the_phases():
-    phase, x = tiny(phase6.Model), tokens(3, 18)
-    net = like(SAMPLED, phase, n_sampled=40)
-    assert apart(net, phase) == 0
-    (ctx, targets), (other, _) = net.inputs(x), phase.inputs(x)
-    ours, theirs = (one.evaluation_loss(one.hidden(c), targets, c) for one, c in ((net, ctx), (phase, other)))
+def test_evaluation_and_decoding_are_those_of_the_full_softmax():
+    full, x = tiny(phase6.BRANCHES["without_sampled_softmax"]), tokens(3, 18)
+    net = like(sampled(40), full)
+    assert apart(net, full) == 0
+    (ctx, targets), (other, _) = net.inputs(x), full.inputs(x)
+    ours, theirs = (one.evaluation_loss(one.hidden(c), targets, c) for one, c in ((net, ctx), (full, other)))
     assert mx.array_equal(ours, theirs)
 
 
@@ -60,7 +72,7 @@ def plain(h, weight, y, sample, log_q, scored):
 
 @pytest.mark.parametrize("n", [50, 20])  # 20: fewer than there are targets
 def test_loss_and_gradients_are_those_of_the_equation(n):
-    net, batch = tiny(SAMPLED, n_sampled=n), tokens(3, 18)
+    net, batch = tiny(sampled(n)), tokens(3, 18)
     ctx, targets = net.inputs(batch)
     h, y = net.hidden(ctx).reshape(-1, TINY["d_model"]), targets.reshape(-1)
     mx.random.seed(4)
@@ -86,7 +98,7 @@ def test_loss_and_gradients_are_those_of_the_equation(n):
 
 
 def test_a_sample_has_the_targets_first_and_no_token_twice():
-    net, targets = tiny(SAMPLED, n_sampled=50), tokens(2, 10)
+    net, targets = tiny(sampled(50)), tokens(2, 10)
     sample, log_q = net.draw(targets, 50)
     here = set(targets.flatten().tolist())
     assert set(sample[: len(here)].tolist()) == here
@@ -95,7 +107,7 @@ def test_a_sample_has_the_targets_first_and_no_token_twice():
 
 
 def test_the_correction_makes_a_sampled_sum_right_on_average():
-    net, u = tiny(SAMPLED), np.random.default_rng(0)
+    net, u = tiny(sampled(32)), np.random.default_rng(0)
     net.prepare(np.minimum(u.geometric(0.06, 4000) - 1, V - 1), 0)
     terms = np.array(mx.random.normal((V,), key=mx.random.key(1)))
     sums, included = [], np.zeros(V)
@@ -111,7 +123,7 @@ def test_the_correction_makes_a_sampled_sum_right_on_average():
 
 
 def test_the_sample_follows_the_seed_and_the_counts_of_the_text():
-    net, targets = tiny(SAMPLED), mx.array([[0, 1]])
+    net, targets = tiny(sampled(32)), mx.array([[0, 1]])
     net.prepare(np.repeat(np.arange(V), np.where(np.arange(V) < 20, 500, 1)), 0)
     mx.random.seed(2)
     first = net.draw(targets, 20)[0].tolist()

@@ -9,30 +9,29 @@ from phases import phase6
 from tests.ladder import TINY, tiny, tokens
 from tests.phases.test_architecture import apart, like, set_all
 
-SHIFT = phase6.BRANCHES["token_shift"]
 
-
-def test_factors_of_zero_are_phase_6_and_a_new_model_has_them():
-    phase = tiny(phase6.Model)
-    net = like(SHIFT, phase)
-    assert apart(net, phase) > 1e-3
-    assert apart(set_all(net, "shift_lambda", 0.0), phase) == 0
-    assert all((shift.shift_lambda == 0).all() for shift in SHIFT(SHIFT.Config(**TINY)).shifts)
+def test_factors_of_zero_are_no_shift_and_a_new_model_has_them():
+    before = tiny(phase6.BRANCHES["without_token_shift"])
+    net = like(phase6.Model, before)
+    assert apart(net, before) > 1e-3
+    assert apart(set_all(net, "shift_lambda", 0.0), before) == 0
+    assert all((shift.shift_lambda == 0).all() for shift in phase6.Model(phase6.Config(**TINY)).shifts)
+    assert (before.shifts, before.n_recent) == ([], 0)
 
 
 def test_each_input_has_its_own_embedding_and_those_before_it():
-    net, x = tiny(SHIFT, n_shifts=3), tokens(2, 6)
+    net, x = tiny(phase6.Model, n_shifts=3), tokens(2, 6)
     found, rows = net.embed_tokens(net.context(x)), np.array(net.embedding(x))
     expected = rows.copy()
     for i, shift in enumerate(net.shifts, 1):
         expected[:, i:] += np.array(shift.shift_lambda) * rows[:, :-i]
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    with pytest.raises(BadInput, match="n_shifts = 0"):
-        SHIFT.Config(**TINY, n_shifts=0)
+    with pytest.raises(BadInput, match="n_shifts = -1: expected a whole number of at least 0"):
+        phase6.Config(**TINY, n_shifts=-1)
 
 
 def test_the_embedding_learns_from_every_place():
-    net, x = tiny(SHIFT, n_shifts=1), mx.array([[1, 2, 3]])
+    net, x = tiny(phase6.Model, n_shifts=1), mx.array([[1, 2, 3]])
 
     def last(weight):
         net.embedding.weight = weight

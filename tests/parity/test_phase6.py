@@ -3,13 +3,14 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx import nn
 
 from mlx_transformer import ops
 from mlx_transformer.train.optim.groups import AdamW, Group, Optimizers, Paths
 from mlx_transformer.train.optim.muon import Muon, orthogonal_each
 from mlx_transformer.utils.trees import by_path
 from phases import phase6
-from tests.ladder import TINY, tokens
+from tests.ladder import TINY, V, tiny, tokens
 
 torch = pytest.importorskip("torch", reason="torch is not installed: make test installs it")
 from bench.reference.phase6 import Model, MuonAndAdamW, Training, orthogonalised, rules  # noqa: E402
@@ -115,3 +116,58 @@ def test_squared_relu_is_transformers_s():
     x = normal((50,), 0) * 3
     expected = activations.ACT2FN["relu2"](torch.from_numpy(x))
     np.testing.assert_allclose(ops.relu_squared(mx.array(x)), expected, rtol=1e-6)
+
+
+def training_of(model):
+    theirs = Model(**model.config.to_dict())
+    theirs.load({path: np.array(w) for path, w in by_path(model.parameters()).items()})
+    return Training(theirs.train(), **rules(phase6.RECIPE.at("nano").to_dict()))
+
+
+def test_the_loss_over_a_sample_is_the_reference_s(monkeypatch):
+    net, batch = tiny(phase6.Model), tokens(3, 18)
+    sample, log_q = mx.array([*range(3, 60)]), mx.log(mx.linspace(0.2, 1, 57))
+    monkeypatch.setattr(type(net), "sample_size", lambda self, n_targets: 57)
+    monkeypatch.setattr(type(net), "draw", lambda self, targets, n: (sample, log_q))
+    (loss, _), gradients = nn.value_and_grad(net, net.loss)(batch)
+    training = training_of(net)
+    sequences = torch.from_numpy(np.array(batch)).long()
+    h = training.model.hidden(sequences[:, :-1]).flatten(0, 1)
+    ids, logs = torch.from_numpy(np.array(sample)).long(), torch.from_numpy(np.array(log_q))
+    expected = training.sampled(h, sequences[:, 1:].flatten(), ids, logs)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    slopes = training.model.by_our_path(lambda parameter: parameter.grad)
+    for path, gradient in by_path(gradients).items():
+        np.testing.assert_allclose(np.array(gradient), slopes[path], atol=1e-5, err_msg=path)
+
+
+def test_a_sample_of_the_reference_is_as_large_as_ours_and_right_on_average():
+    net = phase6.Model(phase6.Config(**TINY | {"vocab_size": 4096}))
+    training = training_of(net)
+    assert training.sample_size(1024) == net.sample_size(1024) == 1043
+    assert training.sample_size(10**6) == net.sample_size(10**6) == 4096
+    text = np.random.default_rng(0).geometric(0.02, 20_000) % 4096
+    training.prepare(text)
+    net.prepare(text, 0)
+    np.testing.assert_allclose(training.frequency, net._frequency, rtol=1e-5)
+    training, targets = training_of(tiny(phase6.Model)), torch.arange(24)
+    torch.manual_seed(0)
+    included = torch.zeros(V)
+    for _ in range(3000):
+        targets = torch.multinomial(training.frequency, 24, replacement=True)
+        sample, log_q = training.draw(targets, 32)
+        assert set(targets.tolist()) <= set(sample.tolist())
+        included[sample] += torch.exp(-log_q)
+    np.testing.assert_allclose(included / 3000, 1, atol=0.2)
+
+
+def test_a_training_step_of_the_reference_samples():
+    net = phase6.Model(phase6.Config(**TINY | {"vocab_size": 4096}))
+    first, second = training_of(net), training_of(net)
+    second.model.sample_ratio = 0.0
+    batch = np.array(tokens(2, 18))
+    torch.manual_seed(0)
+    full, own = second.step(batch), first.step(batch)
+    assert full == pytest.approx(np.log(4096), abs=1e-4)
+    assert abs(own - full) > 1e-3

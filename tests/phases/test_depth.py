@@ -129,7 +129,7 @@ def test_the_losses_of_further_tokens_are_those_of_the_equations():
     h = net.hidden(ctx)
     for i, part in enumerate(net.further):
         own = net.context(targets[:, i:-1])
-        both = [part.hidden_norm(h[:, :-1]), part.token_norm(net.embedding(own.tokens))]
+        both = [part.hidden_norm(h[:, :-1]), part.token_norm(net.embed_tokens(ctx.after(1 + i)))]
         h = part.out_norm(part.block(part.merge_proj(mx.concatenate(both, axis=-1)), own))
         check_loss(net, batch, i + 2, net.unembed(h))
 

@@ -46,25 +46,28 @@ def test_the_branch_phase_5_is_phase_5_and_so_is_the_recipe():
     assert phase6.RECIPES["phase_5"] == phase5.RECIPE
 
 
-IDEAS = {  # the slots that each idea fills
+IDEAS = {  # the slots that each idea fills, and numbers of the configuration
     "value_embeddings": {"Mixer"},
     "relu_squared": {"FFN"},
+    "half_width": {"FFN"},
     "zero_init": {"init_weight"},
+    "token_shift": {"n_shifts"},
+    "sampled_softmax": {"sample_ratio"},
     "qk_norm": {"Mixer"},
     "lambdas": {"Block"},
-    "softcap": {"Config", "Head"},
+    "softcap": {"softcap", "Head"},
 }
 TECHNIQUES = {"muon": {"learning_rate", "groups"}, "short": {"schedule"}, "batch_warmup": {"batch_warmup"}}
 
 
 def slots(kind):
-    """Each slot with the classes in it; two configurations are equal where their fields are."""
+    """Each slot with the classes in it, and each number of the configuration."""
     names = ("Mixer", "FFN", "Block", "Head", "init_weight")
-    return {name: getattr(kind, name) for name in names} | {"Config": kind.Config().to_dict()}
+    return {name: getattr(kind, name) for name in names} | kind.Config().to_dict()
 
 
 def differing(ours, theirs):
-    return {name for name in ours if ours[name] != theirs[name]}
+    return {name for name in ours | theirs if ours.get(name) != theirs.get(name)}
 
 
 def check_ablation(name, changed, variants, before, ours):
@@ -72,7 +75,21 @@ def check_ablation(name, changed, variants, before, ours):
     added, kept = variants[f"phase_5_with_{name}"], f"without_{name}" in variants
     assert differing(added, before) == changed
     assert differing(variants[f"without_{name}" if kept else f"with_{name}"], ours) == changed
-    assert {field for field in changed if added[field] == ours[field]} == (changed if kept else set())
+    if changed != {"FFN"}:  # of two ideas: below
+        assert {field for field in changed if added[field] == ours.get(field)} == (changed if kept else set())
+
+
+def test_half_a_feed_forward_layer_is_one_idea_and_its_activation_another():
+    relu, half = (BRANCHES[f"phase_5_with_{name}"].FFN for name in ("relu_squared", "half_width"))
+    assert (relu, half) == (BRANCHES["without_half_width"].FFN, BRANCHES["without_relu_squared"].FFN)
+    wide, narrow = phase5.Config(d_model=8, n_heads=2, d_ff=48), phase5.Config(d_model=8, n_heads=2, d_ff=24)
+    for ours, theirs in ((half, phase5.Model.FFN), (phase6.Model.FFN, relu)):
+        assert shapes(ours(wide)) == shapes(theirs(narrow)) != shapes(theirs(wide))
+    assert issubclass(phase6.Model.FFN, relu)
+
+
+def shapes(part):
+    return {path: w.shape for path, w in by_path(part.parameters()).items()}
 
 
 @pytest.mark.parametrize(("idea", "changed"), IDEAS.items())

@@ -91,7 +91,7 @@ def test_what_cannot_grow_is_named():
     with pytest.raises(BadInput, match="'source' has biases in its feed-forward layers, which experts have not"):
         grown(phase4.BRANCHES["moe"], tiny(phase4.Model))
     with pytest.raises(BadInput, match=r"'source' does not fit this model: 'blocks.0.ffn.gate_proj.weight'"):
-        grown(phase6.BRANCHES["moe"], tiny(phase5.Model, n_kv_heads=2))
+        grown(phase6.BRANCHES["moe"], tiny(phase5.Model, n_kv_heads=2, d_ff=TINY["d_ff"] // 2))
     with pytest.raises(BadInput, match=r"does not fit this model: .blocks\.2"):
         grown(phase5.Model, tiny(phase5.Model), n_layers=2)
 
@@ -113,5 +113,5 @@ def test_a_run_grows_into_experts_and_into_layers_and_trains_on(tmp_path):
     assert "the 1 layer of" in ended.out
     losses = [result(tmp_path / name)["best_valid_loss"] for name in ("dense", "experts", "deep")]
     assert max(losses[1:]) < losses[0] + 0.1
-    assert_bad(train(6, *on, "--branch", "moe", "--out", tmp_path / "x"), "does not fit this model", "gate_proj")
+    assert_bad(train(6, *on, "--branch", "moe", "--out", tmp_path / "x"), "does not fit this model", "down_proj")
     assert not (tmp_path / "x").exists()

@@ -91,7 +91,8 @@ def make_plan(experiment: Experiment, settings: Settings, say: Callable[[str], N
     source = None if settings.init_from is None else model_folder(settings.init_from)
     size = choose_size(settings.size) if source is None else _size_of(source, settings.size)
     recipe, recipe_code = experiment.find_recipe(settings.recipe, settings.branch)
-    recipe = _change_recipe(recipe.at(size), settings)
+    width = settings.d_model or (read_config(source)["config"]["d_model"] if source else None)
+    recipe = _change_recipe(recipe.at(size, width), settings)
     config = _make_config(experiment, kind, settings, size, recipe, source)
     recipe.check_dropout(config.dropout)
     if settings.batch_size is not None:

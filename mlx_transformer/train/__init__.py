@@ -13,11 +13,12 @@ from mlx_transformer.train.events import (
     Step,
     Stopped,
 )
-from mlx_transformer.train.recipe import BySize, Recipe, check_groups
+from mlx_transformer.train.recipe import BySize, ByWidth, Recipe, check_groups
 from mlx_transformer.train.trainer import fit
 
 __all__ = [
     "BySize",
+    "ByWidth",
     "Eval",
     "Evaluation",
     "Event",

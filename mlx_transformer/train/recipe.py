@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from mlx_transformer.nn.config import SIZES
 from mlx_transformer.nn.model import Model
 from mlx_transformer.train.optim.average import Average
 from mlx_transformer.train.optim.clip import Clip
@@ -27,9 +28,27 @@ class BySize:
     base: Any
 
 
+@dataclass(frozen=True)
+class ByWidth:
+    """A number that follows the model's width: value * (d_model / width) ** power, to three digits.
+
+    muP (Yang et al. 2022, arXiv 2203.03466, table 8): with Adam, the best learning rate of matrices is inverse to the
+    width, and that of embeddings does not depend on it. So a rate tuned in a narrow model serves a wide one.
+    `Recipe.at(size, d_model)` computes the number.
+    """
+
+    value: float
+    power: float
+    width: int = 64  # where `value` is the number
+
+    def at(self, d_model: int) -> float:
+        """Return the number for a width."""
+        return float(f"{self.value * (d_model / self.width) ** self.power:.3g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The training configuration. Any field, and any number inside one, may be a BySize.
+    """The training configuration. Any field, and any number inside one, may be a BySize or a ByWidth.
 
     The horizons of the schedule, the batch warm-up and the average are numbers of tokens; those of the optimizers, the
     clipping and the loss scale are numbers of steps.
@@ -51,17 +70,17 @@ class Recipe:
     average: Average | None = None  # of the weights: evaluated and kept instead of them
     dropout: Any = None  # replaces the Config's while training; None: the Config's
 
-    def at(self, size: str) -> "Recipe":
-        """Return the recipe of one model size ("nano", "small", "base"): every BySize replaced by its value.
+    def at(self, size: str, d_model: int | None = None) -> "Recipe":
+        """Return the recipe of a model size ("nano", "small", "base"): every BySize and ByWidth replaced by its value.
 
-        Raises BadInput for another size.
+        d_model: the model's width; None: the size's. Raises BadInput for another size.
         """
-        if size not in (names := [f.name for f in fields(BySize)]):
-            raise BadInput(f"size = {size!r}: expected one of {', '.join(names)}")
-        return _pick(self, size)
+        if size not in SIZES:
+            raise BadInput(f"size = {size!r}: expected one of {', '.join(SIZES)}")
+        return _pick(self, size, d_model or SIZES[size]["d_model"])
 
     def check(self) -> "Recipe":
-        """Return the recipe itself. Raises BadInput for a BySize that is left, or a number out of its range."""
+        """Return the recipe itself. Raises BadInput for a BySize or ByWidth left in it, or a number out of range."""
         if name := next(_unsized(self), None):
             raise BadInput(f'the recipe\'s {name} differs by model size: use recipe.at("nano")')
         if self.dtype not in DTYPES:
@@ -112,19 +131,21 @@ def check_groups(recipe: Recipe, model: Model) -> None:
     assign(recipe.groups, by_path(model.trainable_parameters()))
 
 
-def _pick(value: Any, size: str) -> Any:
+def _pick(value: Any, size: str, d_model: int) -> Any:
     if isinstance(value, BySize):
         return asdict(value)[size]
+    if isinstance(value, ByWidth):
+        return value.at(d_model)
     if isinstance(value, tuple):
-        return tuple(_pick(item, size) for item in value)
+        return tuple(_pick(item, size, d_model) for item in value)
     if is_dataclass(value):
-        return replace(value, **{f.name: _pick(getattr(value, f.name), size) for f in fields(value)})  # type: ignore[type-var]
+        return replace(value, **{f.name: _pick(getattr(value, f.name), size, d_model) for f in fields(value)})  # type: ignore[type-var]
     return value
 
 
 def _unsized(value: Any, name: str = "") -> Iterator[str]:
-    """Yield the dotted names of the BySize values."""
-    if isinstance(value, BySize):
+    """Yield the dotted names of the values that differ by size or width."""
+    if isinstance(value, (BySize, ByWidth)):
         yield name
     elif isinstance(value, tuple):
         for i, item in enumerate(value):

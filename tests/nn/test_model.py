@@ -16,7 +16,7 @@ from mlx_transformer.nn.config import SIZES, Config, Hyperparameters
 from mlx_transformer.nn.model import class_for_layer, leaf
 from mlx_transformer.nn.position import RotaryPosition, SinusoidalPosition
 from mlx_transformer.run.settings import meaning
-from mlx_transformer.train.recipe import BySize
+from mlx_transformer.train.recipe import BySize, ByWidth
 from mlx_transformer.utils.errors import BadInput
 from phases import phase1, phase4
 from tests.ladder import tiny, tokens
@@ -146,6 +146,18 @@ def test_a_recipe_is_sized_and_described():
     assert described["groups"][0]["optimizer"]["betas"] == [0.9, 0.98]
     assert "BySize" not in str(described)
     assert replace(phase1.RECIPE, learning_rate=BySize(nano=1, small=2, base=3)).at("base").learning_rate == 3
+
+
+def test_a_number_by_width_follows_the_width_of_the_model():
+    rate = ByWidth(0.012, power=-1)
+    groups = (replace(phase1.RECIPE.groups[0], lr_multiplier=ByWidth(2.0, power=0.5, width=32)),)
+    recipe = replace(phase1.RECIPE, learning_rate=rate, groups=groups)
+    assert [recipe.at(size).learning_rate for size in SIZES] == [0.012, 0.006, 0.003]
+    assert recipe.at("base", 96).learning_rate == 0.008
+    assert recipe.at("base", 96).groups[0].lr_multiplier == 3.46
+    assert "ByWidth" not in str(recipe.at("nano").to_dict())
+    with pytest.raises(BadInput, match="learning_rate differs by model size"):
+        replace(phase1.RECIPE.at("nano"), learning_rate=rate).check()
 
 
 OUT_OF_RANGE = {

@@ -8,7 +8,8 @@ What the paper combines, and what each part is for:
 - Adam with a linear warm-up and an inverse square-root decay of the learning rate (sec. 5.3).
 
 Differs from the paper: the decoder alone, as a language model has no source text; an untied head; weight decay of
-matrices (AdamW, Loshchilov & Hutter 2017, arXiv 1711.05101); gradient clipping. The branch `translator` is the paper's
+matrices (AdamW, Loshchilov & Hutter 2017, arXiv 1711.05101); gradient clipping; a learning rate of its own for the
+head, tuned as every phase's is. The branch `translator` is the paper's
 own encoder-decoder (docs/translator.md).
 """
 
@@ -16,20 +17,21 @@ from dataclasses import replace
 
 import mlx_transformer as mt
 from mlx_transformer import nn
-from mlx_transformer.train import BySize, Recipe, optim
+from mlx_transformer.train import BySize, ByWidth, Recipe, optim
 from phases.ablations import phase1 as ablations
 
 NAME = "attention_is_all_you_need"
 
-# Learning rates: results/published/tune/phase1_nano.json and phase1_small.json; that of base is not tuned.
+# Learning rates of all phases: results/published/tune/, at nano; wider models have those of muP (ByWidth).
 # Warm-up: 50 steps at nano, 120 at the others: after only 50, the four layers of small fail to train with a learning
 # rate above 0.004 (phase1_small_short_warmup.json).
 # fmt: off
 BATCH_TOKENS  = BySize(nano=  2_048, small=    8_192, base=   32_768)  # the paper's 25,000 (sec. 5.1), scaled
-LEARNING_RATE = BySize(nano= 1.6e-2, small=     8e-3, base=     4e-3)  # the peak
 WARMUP_TOKENS = BySize(nano=100_000, small=1_000_000, base=4_000_000)
 EVAL_TOKENS   = BySize(nano=100_000, small=  250_000, base=1_000_000)  # between two evaluations
 # fmt: on
+LEARNING_RATE = ByWidth(0.0113, power=-1)  # the peak; that of the embeddings is the same for every width
+EMBEDDING, HEAD_RATE = ByWidth(1.0, power=1), 9.0  # multiples of it
 
 Config = nn.Config
 
@@ -59,8 +61,8 @@ RECIPE = Recipe(
     schedule=optim.InverseSqrt(warmup_tokens=WARMUP_TOKENS),
     groups=(
         optim.Group(name="matrices", select=INNER, optimizer=DECAYED),
-        optim.Group(name="embedding", select=TABLES, optimizer=DECAYED),
-        optim.Group(name="head", select=HEAD, optimizer=DECAYED, optional=True),
+        optim.Group(name="embedding", select=TABLES, optimizer=DECAYED, lr_multiplier=EMBEDDING),
+        optim.Group(name="head", select=HEAD, optimizer=DECAYED, lr_multiplier=HEAD_RATE, optional=True),
         optim.Group(name="vectors", select=optim.Vectors(), optimizer=ADAM),
     ),
     clip=optim.GlobalNorm(max_norm=1.0),

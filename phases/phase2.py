@@ -3,9 +3,8 @@
 Changes against phase 1, and what each is for:
 - Smaller batches: below the critical batch size, more and noisier steps learn more from the same tokens (McCandlish
   et al. 2018, arXiv 1812.06162).
-- A learning rate for each kind of layer (Howard & Ruder 2018, arXiv 1801.06146, sec. 3.2): a row of the embedding or of
-  the head trains only when its token occurs, so both need a higher one than the matrices between them.
-- A strong, decoupled weight decay of those matrices (Loshchilov & Hutter 2019, arXiv 1711.05101).
+- A strong, decoupled weight decay of the matrices between embedding and head (Loshchilov & Hutter 2019, arXiv
+  1711.05101).
 - A linear schedule that ends at 0, so that the last steps average out the noise of small batches.
 - No dropout: a run sees no text often enough to memorize it.
 
@@ -15,19 +14,19 @@ The ablations add one of them to phase 1, remove one from phase 2, or add anothe
 from dataclasses import replace
 
 import mlx_transformer as mt
-from mlx_transformer.train import BySize, Recipe, optim
+from mlx_transformer.train import BySize, ByWidth, Recipe, optim
 from phases import phase1
 from phases.ablations import phase2 as ablations
 
 NAME = "training_improvements"
 
-# Learning rates: results/published/tune/phase2_nano.json and phase2_small.json; that of base is not tuned.
 # fmt: off
 BATCH_TOKENS  = BySize(nano=  1_024, small=    2_048, base=    8_192)
-LEARNING_RATE = BySize(nano=   4e-3, small=     3e-3, base=   1.5e-3)  # the peak
 WARMUP_TOKENS = BySize(nano= 50_000, small=  250_000, base=1_000_000)  # as many steps as in phase 1
 TOTAL_TOKENS  = BySize(nano=960_000, small=2_400_000, base=9_600_000)  # the learning rate reaches 0
 # fmt: on
+LEARNING_RATE = ByWidth(0.00673, power=-1)  # the peak
+EMBEDDING, HEAD_RATE = ByWidth(1.32, power=1), 12.0  # multiples of it
 
 Config = phase1.Config
 
@@ -43,8 +42,8 @@ RECIPE = replace(
     schedule=optim.Linear(warmup_tokens=WARMUP_TOKENS, total_tokens=TOTAL_TOKENS),
     groups=(
         optim.Group(name="matrices", select=phase1.INNER, optimizer=replace(phase1.ADAM, weight_decay=0.5)),
-        optim.Group(name="embedding", select=phase1.TABLES, optimizer=phase1.DECAYED, lr_multiplier=3.0),
-        optim.Group(name="head", select=phase1.HEAD, optimizer=phase1.DECAYED, lr_multiplier=12.0, optional=True),
+        optim.Group(name="embedding", select=phase1.TABLES, optimizer=phase1.DECAYED, lr_multiplier=EMBEDDING),
+        optim.Group(name="head", select=phase1.HEAD, optimizer=phase1.DECAYED, lr_multiplier=HEAD_RATE, optional=True),
         optim.Group(name="vectors", select=optim.Vectors(), optimizer=phase1.ADAM, lr_multiplier=3.0),
     ),
     dropout=0.0,

@@ -18,15 +18,15 @@ import mlx.core as mx
 
 import mlx_transformer as mt
 from mlx_transformer import nn
-from mlx_transformer.train import BySize
+from mlx_transformer.train import ByWidth
 from mlx_transformer.utils.errors import BadInput
 from phases import phase2
 from phases.ablations import phase3 as ablations
 
 NAME = "architecture"
 
-# results/published/tune/phase3_nano.json and phase3_small.json; base is not tuned.
-LEARNING_RATE = BySize(nano=3e-3, small=1.5e-3, base=7.5e-4)  # the peak
+LEARNING_RATE = ByWidth(0.006, power=-1)  # the peak
+EMBEDDING, HEAD_RATE = ByWidth(27.0, power=1), 4.0  # multiples of it
 
 
 class Config(phase2.Config):
@@ -56,7 +56,7 @@ class Model(phase2.Model):
         return nn.init.rule_for(path, nn.init.gpt2_rules(self.config.d_model, self.config.n_layers))(value, key)
 
 
-RECIPE = replace(phase2.RECIPE, learning_rate=LEARNING_RATE)
+RECIPE = phase2.RECIPE.with_rates(LEARNING_RATE, embedding=EMBEDDING, head=HEAD_RATE)
 RECIPES = {"no_warmup": replace(RECIPE, schedule=replace(RECIPE.schedule, warmup_tokens=0))}  # 2002.04745, sec. 3.2
 BRANCHES = ablations.branches(Model, phase2.Model)
 

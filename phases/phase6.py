@@ -29,10 +29,11 @@ from phases.ablations import phase6 as ablations
 NAME = "speed_run"
 
 # fmt: off
-LEARNING_RATE = BySize(nano=   0.04, small=     0.04, base=     0.02)  # tune/phase6_*.json; base: modded-nanogpt's
 DECAY_TOKENS  = BySize(nano=221_000, small=  552_500, base=2_210_000)  # the last ones, from the peak down to 0
 TOTAL_TOKENS  = BySize(nano=340_000, small=  850_000, base=3_400_000)
 # fmt: on
+LEARNING_RATE = 0.04  # the peak, for every width: Muon's update is as large in each
+EMBEDDINGS, HEAD_RATE = 5.0, 0.4  # multiples of it
 
 
 class Config(nn.TokenShiftConfig, nn.SampledSoftmaxConfig, phase5.Config):
@@ -73,7 +74,7 @@ class Vectors(optim.Vectors):
         return super().__call__(path, parameter) or _FILTERS(path, parameter)
 
 
-# Optimizer and learning rates are modded-nanogpt's of November 2024, except the head's, which was 0.2 or less.
+# As in modded-nanogpt of November 2024.
 _ADAM = optim.AdamW(betas=(0.8, 0.95), eps=1e-10)
 
 RECIPE = replace(
@@ -82,8 +83,8 @@ RECIPE = replace(
     schedule=optim.WSD(warmup_tokens=0, decay_tokens=DECAY_TOKENS, total_tokens=TOTAL_TOKENS),
     groups=(
         optim.Group(name="matrices", select=_MATRICES, optimizer=optim.Muon()),
-        optim.Group(name="embeddings", select=_EMBEDDINGS, optimizer=_ADAM, lr_multiplier=15.0),
-        optim.Group(name="head", select=optim.Paths(r"head\.weight"), optimizer=_ADAM, lr_multiplier=0.4),
+        optim.Group(name="embeddings", select=_EMBEDDINGS, optimizer=_ADAM, lr_multiplier=EMBEDDINGS),
+        optim.Group(name="head", select=optim.Paths(r"head\.weight"), optimizer=_ADAM, lr_multiplier=HEAD_RATE),
         optim.Group(name="vectors", select=Vectors(), optimizer=_ADAM),
     ),
 )

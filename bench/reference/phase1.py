@@ -161,7 +161,6 @@ OWNS: Owns = {
 
 # What the reference lacks, and the value in a recipe that disables it.
 NEUTRAL: dict[str, Any] = {
-    "multipliers": {1.0},  # of the groups
     "dtype": "float32",
     "batch_warmup": None,
     "average": None,
@@ -187,8 +186,7 @@ def check(
         **{group["optimizer"]["kind"]: optimizers for group in groups},
     }
     odd = [kind for kind, kinds in built.items() if kind not in kinds]
-    values = {**recipe, "multipliers": {group["lr_multiplier"] for group in groups}}
-    odd += [f"{name} {values[name]}" for name, value in neutral.items() if values[name] != value]
+    odd += [f"{name} {recipe[name]}" for name, value in neutral.items() if recipe[name] != value]
     if odd:
         raise ValueError(f"this reference does not train by {', '.join(odd)}")
 

@@ -44,7 +44,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "Cosine": _cosine,
     "WSD": _wsd,  # phase 5's
 }
-BUILT = ("multipliers", "accumulate", "label_smoothing")
+BUILT = ("accumulate", "label_smoothing")
 NEUTRAL = {name: value for name, value in phase1.NEUTRAL.items() if name not in BUILT}
 
 

@@ -79,6 +79,16 @@ class Recipe:
             raise BadInput(f"size = {size!r}: expected one of {', '.join(SIZES)}")
         return _pick(self, size, d_model or SIZES[size]["d_model"])
 
+    def with_rates(self, learning_rate: Any, **multipliers: Any) -> "Recipe":
+        """Return the recipe with another peak learning rate, and other multiples of it for the groups of these names.
+
+        Raises BadInput for a name that no group has.
+        """
+        if unknown := multipliers.keys() - {group.name for group in self.groups}:
+            raise BadInput(f"the recipe has no optimizer group named {min(unknown)}")
+        groups = (replace(g, lr_multiplier=multipliers.get(g.name, g.lr_multiplier)) for g in self.groups)
+        return replace(self, learning_rate=learning_rate, groups=tuple(groups))
+
     def check(self) -> "Recipe":
         """Return the recipe itself. Raises BadInput for a BySize or ByWidth left in it, or a number out of range."""
         if name := next(_unsized(self), None):

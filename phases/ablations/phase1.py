@@ -40,9 +40,8 @@ def recipes(recipe: Recipe) -> dict[str, Recipe]:
     weights (sec. 6.1).
     """
     translator = replace(
-        recipe,
+        recipe.with_rates(LEARNING_RATE, embedding=1.0, head=1.0),
         batch_tokens=BATCH_TOKENS,
-        learning_rate=LEARNING_RATE,
         schedule=optim.InverseSqrt(warmup_tokens=WARMUP_TOKENS),
         label_smoothing=0.1,
         average=optim.CheckpointAverage(last=5, every_tokens=AVERAGE_EVERY),

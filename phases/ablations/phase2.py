@@ -31,8 +31,14 @@ def _strong_decay(recipe: Recipe, source: Recipe) -> Recipe:
     return _with_decay(recipe, "matrices", matrices.optimizer.weight_decay)
 
 
-def _layer_rates(recipe: Recipe, source: Recipe) -> Recipe:
-    return _strong_decay(take(recipe, source, "groups"), recipe)
+def _small_batch(recipe: Recipe, source: Recipe) -> Recipe:
+    """Take the batch, and the learning rates that were tuned with it."""
+    rates = {group.name: group.lr_multiplier for group in source.groups}
+    return take(recipe, source, "batch_tokens").with_rates(source.learning_rate, **rates)
+
+
+def _one_rate(recipe: Recipe) -> Recipe:
+    return recipe.with_rates(recipe.learning_rate, **{group.name: 1.0 for group in recipe.groups})
 
 
 def _accumulate(recipe: Recipe) -> Recipe:
@@ -46,14 +52,14 @@ def _set(**fields: Any) -> Callable[[Recipe], Recipe]:
 
 # How an idea of phase 2 is taken from one recipe (the second argument) into another one (the first).
 CHOSEN: dict[str, Callable[[Recipe, Recipe], Recipe]] = {
-    "small_batch": lambda recipe, source: take(recipe, source, "batch_tokens", "learning_rate"),
-    "layer_rates": _layer_rates,
+    "small_batch": _small_batch,
     "linear": lambda recipe, source: take(recipe, source, "schedule"),
     "strong_decay": _strong_decay,
     "no_dropout": lambda recipe, source: take(recipe, source, "dropout"),
 }
 # Ideas that phase 2 leaves out. The warm-up of a schedule is set by `recipes`.
 OTHERS: dict[str, Callable[[Recipe], Recipe]] = {
+    "one_rate": _one_rate,  # as in 2017: embedding, head and matrices alike
     "accumulate": _accumulate,
     # Loshchilov & Hutter 2017, arXiv 1608.03983
     "cosine": _set(schedule=optim.Cosine(warmup_tokens=0, total_tokens=TOTAL_TOKENS)),

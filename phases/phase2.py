@@ -21,9 +21,9 @@ from phases.ablations import phase2 as ablations
 NAME = "training_improvements"
 
 # fmt: off
-BATCH_TOKENS  = BySize(nano=  1_024, small=    2_048, base=    8_192)
-WARMUP_TOKENS = BySize(nano= 50_000, small=  250_000, base=1_000_000)  # as many steps as in phase 1
-TOTAL_TOKENS  = BySize(nano=960_000, small=2_400_000, base=9_600_000)  # the learning rate reaches 0
+BATCH_TOKENS  = BySize(nano=    1_024, small=    2_048, base=     8_192)
+WARMUP_TOKENS = BySize(nano=   50_000, small=  250_000, base= 1_000_000)  # as many steps as in phase 1
+TOTAL_TOKENS  = BySize(nano=1_200_000, small=3_000_000, base=12_000_000)  # the learning rate reaches 0
 # fmt: on
 LEARNING_RATE = ByWidth(0.00673, power=-1)  # the peak
 EMBEDDING, HEAD_RATE = ByWidth(1.32, power=1), 12.0  # multiples of it

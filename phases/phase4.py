@@ -14,11 +14,14 @@ from dataclasses import replace
 
 import mlx_transformer as mt
 from mlx_transformer import nn
-from mlx_transformer.train import Recipe
+from mlx_transformer.train import ByWidth, Recipe
 from phases import phase3
 from phases.ablations import phase4 as ablations
 
 NAME = "efficiency"
+
+LEARNING_RATE = ByWidth(0.006, power=-1)  # the peak
+EMBEDDING, HEAD_RATE = ByWidth(9.0, power=1), 12.0  # multiples of it
 
 
 class Config(phase3.Config):
@@ -39,7 +42,7 @@ class Model(phase3.Model):
     Mixer: nn.Slot = nn.FusedAttention
 
 
-RECIPE = phase3.RECIPE  # its learning rates are the best here too: tune/phase4_nano.json, phase4_small.json
+RECIPE = phase3.RECIPE.with_rates(LEARNING_RATE, embedding=EMBEDDING, head=HEAD_RATE)
 RECIPES: dict[str, Recipe] = {"checkpoint": replace(RECIPE, checkpoint="block")}  # Chen et al. 2016, arXiv 1604.06174
 BRANCHES = ablations.branches(Model)
 

@@ -16,16 +16,18 @@ from dataclasses import replace
 
 import mlx_transformer as mt
 from mlx_transformer import nn
-from mlx_transformer.train import BySize, optim
+from mlx_transformer.train import BySize, ByWidth, optim
 from phases import phase4
 from phases.ablations import phase5 as ablations
 
 NAME = "modern"
 
 # fmt: off
-DECAY_TOKENS = BySize(nano=  400_000, small=1_000_000, base= 4_000_000)  # the last ones, from the peak down to 0
-TOTAL_TOKENS = BySize(nano=1_000_000, small=2_500_000, base=10_000_000)  # half the budget of a comparison
+DECAY_TOKENS = BySize(nano=304_000, small=  760_000, base=3_040_000)  # the last ones, from the peak down to 0
+TOTAL_TOKENS = BySize(nano=760_000, small=1_900_000, base=7_600_000)
 # fmt: on
+LEARNING_RATE = ByWidth(0.00424, power=-1)  # the peak
+EMBEDDING, HEAD_RATE = ByWidth(15.6, power=1), 12.0  # multiples of it
 
 
 class Config(phase4.Config):
@@ -67,7 +69,7 @@ class Model(phase4.Model):
 
 
 RECIPE = replace(
-    phase4.RECIPE,  # its learning rates are the best here too: tune/phase5_nano.json, phase5_small.json
+    phase4.RECIPE.with_rates(LEARNING_RATE, embedding=EMBEDDING, head=HEAD_RATE),
     schedule=optim.WSD(
         warmup_tokens=phase4.RECIPE.schedule.warmup_tokens, decay_tokens=DECAY_TOKENS, total_tokens=TOTAL_TOKENS
     ),

@@ -32,8 +32,8 @@ NAME = "speed_run"
 DECAY_TOKENS  = BySize(nano=221_000, small=  552_500, base=2_210_000)  # the last ones, from the peak down to 0
 TOTAL_TOKENS  = BySize(nano=340_000, small=  850_000, base=3_400_000)
 # fmt: on
-LEARNING_RATE = 0.04  # the peak, for every width: Muon's update is as large in each
-EMBEDDINGS, HEAD_RATE = 5.0, 0.4  # multiples of it
+LEARNING_RATE = 0.0336  # the peak, for every width: Muon's update is as large in each
+EMBEDDINGS, HEAD_RATE = BySize(nano=6.58, small=15.0, base=15.0), 0.4  # multiples of it; base: as small
 
 
 class Config(nn.TokenShiftConfig, nn.SampledSoftmaxConfig, phase5.Config):

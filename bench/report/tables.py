@@ -112,7 +112,7 @@ def apart_table(*curves: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tune_table(*logs: Mapping[str, Any]) -> str:
-    """Table of logs of `bench tune`: the best learning rate and multipliers of each phase, and the losses around."""
+    """Table of logs of `bench tune`: each phase's best learning rate and multipliers, its loss with them and before."""
     rows = []
     for log in logs:
         best = log["best"] or dict.fromkeys(NAMES, math.nan)
@@ -125,6 +125,7 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
             short(log["budget_tokens"]),
             *numbers,
             _loss(loss),
+            _loss(log["trials"][0]["median"]),
             f"{len(log['trials'])}",
             settled,
         )
@@ -137,6 +138,7 @@ def tune_table(*logs: Mapping[str, Any]) -> str:
         "× embedding",
         "× head",
         "loss (nats)",
+        "before",
         "trials",
         "settled",
     )

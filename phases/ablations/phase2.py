@@ -9,7 +9,7 @@ from phases.ablations import take
 
 # fmt: off
 BUDGET         = BySize(nano=2_000_000, small=5_000_000, base=20_000_000)  # of a comparison: bench.compare's default
-TOTAL_TOKENS   = BySize(nano=  960_000, small=2_400_000, base= 9_600_000)  # of the cosine, as of phase 2's schedule
+TOTAL_TOKENS   = BySize(nano=1_200_000, small=3_000_000, base=12_000_000)  # of the cosine, as of phase 2's schedule
 CYCLE_TOKENS   = BySize(nano=  200_000, small=  500_000, base= 2_000_000)  # of the first cosine before a restart
 AVERAGE_TOKENS = BySize(nano=   40_000, small=  100_000, base=   400_000)  # the horizon of the averaged weights
 AVERAGE_EVERY  = BySize(nano=    8_000, small=   20_000, base=   80_000)  # between two of the 5 averaged snapshots

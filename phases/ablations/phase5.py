@@ -26,9 +26,9 @@ def recipes(recipe: Recipe) -> dict[str, Recipe]:
 
     def by(rule: optim.Lion | optim.Sophia, learning_rate: BySize) -> Recipe:
         """Replace every group's optimizer; only matrices decay, as with AdamW."""
-        *matrices, vectors = (replace(group, optimizer=rule) for group in recipe.groups)
-        groups = (*matrices, replace(vectors, optimizer=replace(rule, weight_decay=0.0)))
-        return replace(recipe, groups=groups, learning_rate=learning_rate)
+        tuned = recipe.with_rates(learning_rate, embedding=3.0, head=12.0)
+        *matrices, vectors = (replace(group, optimizer=rule) for group in tuned.groups)
+        return replace(tuned, groups=(*matrices, replace(vectors, optimizer=replace(rule, weight_decay=0.0))))
 
     return {
         "lion": by(optim.Lion(weight_decay=0.05), LION_RATE),  # Chen et al. 2023, arXiv 2302.06675, sec. 5

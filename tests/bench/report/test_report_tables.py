@@ -93,7 +93,7 @@ def test_the_tuned_numbers_of_a_phase_are_a_row():
     log = {"phase": 2, "size": "nano", "budget_tokens": 960_000, "best": best, "settled": False}
     log["trials"] = [{"median": 3.1}, {"median": 3.05}]
     (row,) = tables.tune_table(log).splitlines()[2:]
-    assert row == "| phase 2 | nano | 960k | 0.004 | 9 | 12 | 3.0500 | 2 | **no** |"
+    assert row == "| phase 2 | nano | 960k | 0.004 | 9 | 12 | 3.0500 | 3.1000 | 2 | **no** |"
 
 
 def test_a_sweep_shows_the_fastest_setting_of_each_width():

@@ -124,7 +124,7 @@ def test_a_real_search_is_reused(command, monkeypatch, capsys):
         command("--trials", 3)
 
 
-@pytest.mark.parametrize(("phase", "budget"), [(1, 2_000_000), (2, 960_000)])
+@pytest.mark.parametrize(("phase", "budget"), [(1, 2_000_000), (2, 1_200_000)])
 def test_every_phase_gets_as_many_trials_over_its_whole_schedule(command, monkeypatch, phase, budget):
     runs = []
 

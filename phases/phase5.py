@@ -23,8 +23,8 @@ from phases.ablations import phase5 as ablations
 NAME = "modern"
 
 # fmt: off
-DECAY_TOKENS = BySize(nano=304_000, small=  760_000, base=3_040_000)  # the last ones, from the peak down to 0
-TOTAL_TOKENS = BySize(nano=760_000, small=1_900_000, base=7_600_000)
+DECAY_TOKENS = BySize(nano=320_000, small=  800_000, base=3_200_000)  # the last ones, from the peak down to 0
+TOTAL_TOKENS = BySize(nano=800_000, small=2_000_000, base=8_000_000)
 # fmt: on
 LEARNING_RATE = ByWidth(0.00424, power=-1)  # the peak
 EMBEDDING, HEAD_RATE = ByWidth(15.6, power=1), 12.0  # multiples of it

@@ -31,6 +31,7 @@ NAME = "speed_run"
 # fmt: off
 DECAY_TOKENS  = BySize(nano=221_000, small=  552_500, base=2_210_000)  # the last ones, from the peak down to 0
 TOTAL_TOKENS  = BySize(nano=340_000, small=  850_000, base=3_400_000)
+EVAL_TOKENS   = BySize(nano= 68_608, small=  172_032, base=  688_128)  # five evaluations, the last one at the end
 # fmt: on
 LEARNING_RATE = 0.0336  # the peak, for every width: Muon's update is as large in each
 EMBEDDINGS, HEAD_RATE = BySize(nano=6.58, small=15.0, base=15.0), 0.4  # multiples of it; base: as small
@@ -81,6 +82,7 @@ RECIPE = replace(
     phase5.RECIPE,
     learning_rate=LEARNING_RATE,
     schedule=optim.WSD(warmup_tokens=0, decay_tokens=DECAY_TOKENS, total_tokens=TOTAL_TOKENS),
+    eval_tokens=EVAL_TOKENS,
     groups=(
         optim.Group(name="matrices", select=_MATRICES, optimizer=optim.Muon()),
         optim.Group(name="embeddings", select=_EMBEDDINGS, optimizer=_ADAM, lr_multiplier=EMBEDDINGS),

@@ -15,7 +15,7 @@ from phases.ablations.phase4 import with_experts
 RAMP_TOKENS = BySize(nano=30_000, small=150_000, base=600_000)  # until the batch has its full size
 
 REWIRED_STEPS = BySize(nano=249, small=311, base=311)  # three quarters of the steps
-CHOSEN = {"muon": ("learning_rate", "groups"), "short": ("schedule",)}  # fields of the recipe
+CHOSEN = {"muon": ("learning_rate", "groups"), "short": ("schedule", "eval_tokens")}  # fields of the recipe
 OTHERS: dict[str, dict[str, Any]] = {
     # Smith et al. 2018, arXiv 1711.00489
     "batch_warmup": {"batch_warmup": optim.BatchWarmup(tokens=RAMP_TOKENS, doublings=2)},

@@ -57,7 +57,11 @@ IDEAS = {  # the slots that each idea fills, and numbers of the configuration
     "lambdas": {"Block"},
     "softcap": {"softcap", "Head"},
 }
-TECHNIQUES = {"muon": {"learning_rate", "groups"}, "short": {"schedule", "eval_tokens"}, "batch_warmup": {"batch_warmup"}}
+TECHNIQUES = {
+    "muon": {"learning_rate", "groups"},
+    "short": {"schedule", "eval_tokens"},
+    "batch_warmup": {"batch_warmup"},
+}
 
 
 def slots(kind):

@@ -31,6 +31,22 @@ def test_the_recipe_decides_the_dropout_and_the_flag_over_it(tiny, tmp_path):
     assert found == [(0.0, 0.0), (phase1.Config().dropout, None), (0.3, 0.3)]
 
 
+def test_a_model_of_another_width_has_the_learning_rates_of_that_width(tiny, tmp_path):
+    own, given, grown = tmp_path / "own", tmp_path / "given", tmp_path / "grown"
+    assert train(*tiny, "--out", own).code == 0
+    found = result(own)
+    rate, width = phase2.LEARNING_RATE, found["config"]["d_model"]
+    assert width != rate.width
+    assert found["recipe"]["learning_rate"] == rate.at(width) > rate.value
+    multipliers = {group["name"]: group["lr_multiplier"] for group in found["recipe"]["groups"]}
+    assert multipliers["embedding"] == phase2.EMBEDDING.at(width) < phase2.EMBEDDING.value
+    assert train(*tiny, "--learning-rate", 0.001, "--out", given).code == 0
+    assert result(given)["recipe"]["learning_rate"] == 0.001
+    numbers = ("--data", tiny[tiny.index("--data") + 1], "--max-steps", 2, "--device", "cpu", "--size", "nano")
+    assert train(*numbers, "--init-from", own, "--out", grown).code == 0
+    assert result(grown)["recipe"]["learning_rate"] == rate.at(width)
+
+
 def test_the_original_recipe_is_recorded_resumed_and_logged(tiny, tmp_path):
     assert train(*tiny, "--recipe", "original", "--dtype", "float16", "--eval-every", 2, "--out", tmp_path).code == 0
     written = result(tmp_path)

@@ -42,9 +42,13 @@ class TokenShift(Model):
         self.shifts = [_Shift(config.d_model) for _ in range(config.n_shifts)]
 
     def embed_tokens(self, ctx: Ctx) -> mx.array:
-        x = super().embed_tokens(ctx)
-        for i, shift in enumerate(self.shifts, 2):
-            assert ctx.recent is not None, "set by Model.context"
-            before = ctx.recent[..., -i]
-            x = x + mx.where(before[..., None] >= 0, shift(self.embedding(mx.maximum(before, 0))), 0)
+        x, n = super().embed_tokens(ctx), len(self.shifts)
+        if not n:
+            return x
+        assert ctx.recent is not None, "set by Model.context"
+        # All earlier tokens in one look-up: the n before the first, then all but the last.
+        before = mx.concatenate([ctx.recent[:, 0, -1 - n : -1], ctx.tokens[:, :-1].astype(mx.int32)], axis=1)
+        rows = mx.where(before[..., None] >= 0, self.embedding(mx.maximum(before, 0)), 0)
+        for i, shift in enumerate(self.shifts, 1):
+            x = x + shift(rows[:, n - i : n - i + x.shape[1]])
         return x

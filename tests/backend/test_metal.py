@@ -123,7 +123,8 @@ TABLES = {  # the tables whose gradients MLX adds atomically on a GPU
     "3": ["embedding.weight", "position.weight"],
     "4": ["embedding.weight", "position.weight"],
     "5": ["embedding.weight"],
-    "6": ["embedding.weight", *(f"blocks.{i}.mixer.value_embedding.weight" for i in range(2))],
+    # The token shift looks earlier tokens up by itself.
+    "6": ["embedding.weight"] * 2 + [f"blocks.{i}.mixer.value_embedding.weight" for i in range(2)],
 }
 DTYPES = ["float32", "bfloat16"]
 

@@ -307,7 +307,7 @@ def test_weight_decay_touches_matrices_only():
     after = []
     for decay in (0.0, 0.5):
         decayed = [replace(group, optimizer=replace(group.optimizer, weight_decay=decay)) for group in matrices]
-        recipe = replace(RECIPE, groups=(*decayed, vectors))
+        recipe = replace(RECIPE, groups=(*decayed, vectors)).with_rates(0.01, embedding=1.0, head=1.0)
         model = make_model(dropout=0.0)
         before = flat(model)
         TrainingStep(model, recipe)(batch, 0.01)

@@ -280,7 +280,7 @@ class Training(phase2.Training):
     def _smoothed(self, tokens: Tensor, targets: Tensor) -> Tensor:
         targets = targets.flatten()
         n, weight = self.sample_size(len(targets)), self.model.head.weight
-        if n == len(weight) or self.label_smoothing:
+        if n == len(weight) or self.label_smoothing or isinstance(self.model, CappedModel):
             return super()._smoothed(tokens, targets)
         return self.sampled(self.model.hidden(tokens).flatten(0, 1), targets, *self.draw(targets, n))
 

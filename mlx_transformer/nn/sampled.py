@@ -35,7 +35,7 @@ class SampledSoftmax(Model):
     is not in S, j is in S with probability q_j = 1 - exp(-u_j (N + exp(-k))), all but exactly. Differs from Jean et
     al.: S is drawn anew for each step, by frequency, and n is sample_ratio times the number of distinct tokens among N
     independent ones, 512 at least. A batch has fewer, since a story repeats its words; of more than n the rest is not
-    counted in this step. Where n would be half of the vocabulary or more, it is the full loss.
+    counted in this step. Where n would be half of the vocabulary or more, or logits have a bound, it is the full loss.
 
     Evaluation and decoding use the full softmax. To be combined with a phase's Model, before it.
     """
@@ -62,7 +62,7 @@ class SampledSoftmax(Model):
     def training_losses(self, h: mx.array, targets: mx.array, ctx: Ctx) -> tuple[mx.array, mx.array]:
         """Return the mean loss over the sample, and an estimate of each target's full loss, without a gradient."""
         vocab_size, n = self.config.vocab_size, self.sample_size(targets.size)
-        if n == vocab_size:
+        if n == vocab_size or self.head.softcap is not None:
             return super().training_losses(h, targets, ctx)
         sample, log_q = self.draw(targets, n)
         place = mx.full((vocab_size,), -1).at[sample].add(mx.arange(n) + 1)[targets]

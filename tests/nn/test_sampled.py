@@ -36,6 +36,13 @@ def test_a_sample_of_the_whole_vocabulary_is_the_full_softmax():
     assert gradients(like(sampled(V - 1), full), batch)[0] != loss
 
 
+def test_bounded_logits_have_the_full_loss():
+    net, batch = tiny(phase6.BRANCHES["with_softcap"]), tokens(3, 18)
+    loss = gradients(net, batch)[0]
+    net.__class__ = type("Sampled", (type(net),), {"sample_size": lambda self, n_targets: 40})
+    assert gradients(net, batch)[0] == loss
+
+
 def test_the_size_of_a_sample_follows_the_targets_and_their_distribution():
     net = phase6.Model(phase6.Config(**TINY | {"vocab_size": 4096}))
     assert net.sample_size(1024) == math.ceil(1.15 * 4096 * (1 - (1 - 1 / 4096) ** 1024))

@@ -9,8 +9,7 @@ What the paper combines, and what each part is for:
 
 Differs from the paper: the decoder alone, as a language model has no source text; an untied head; weight decay of
 matrices (AdamW, Loshchilov & Hutter 2017, arXiv 1711.05101); gradient clipping; a learning rate of its own for the
-head, tuned as every phase's is. The branch `translator` is the paper's
-own encoder-decoder (docs/translator.md).
+head, tuned as every phase's is. The branch `translator` is the paper's own encoder-decoder (docs/translator.md).
 """
 
 from dataclasses import replace

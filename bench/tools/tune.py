@@ -220,10 +220,9 @@ class Task:
 
     def runs(self, values: Mapping[str, float]) -> list[Run]:
         """Return one run per seed."""
-        multipliers = {group: values[name] for name, groups in GROUPS.items() for group in groups}
-        changed = (
-            f"groups=tuple(replace(g, lr_multiplier={multipliers}.get(g.name, g.lr_multiplier)) for g in recipe.groups)"
-        )
+        known = {group.name for group in self.own.plan.recipe.groups}
+        multipliers = {group: values[name] for name, groups in GROUPS.items() for group in groups if group in known}
+        changed = f"groups=recipe.with_rates(recipe.learning_rate, **{multipliers}).groups"
         name = "_".join(f"{values[name]:g}" for name in GROUPS)
         settings = replace(self.flags, learning_rate=values["learning_rate"])
         run = Run.of(replace(self.variant, recipe=write_recipe(self.variant, changed, f"multipliers_{name}")), settings)

@@ -42,9 +42,8 @@ def branches(model: type[nn.Model]) -> dict[str, type[nn.Model]]:
         "mlstm": nn.leaf(model, Mixer=nn.MLSTM, Position=nn.Position),
         "retnet": nn.leaf(model, RetNetConfig, Mixer=nn.Retention),  # Sun et al. 2023, arXiv 2307.08621
         "mamba": nn.leaf(model, MambaConfig, Mixer=nn.Mamba),  # Gu & Dao 2023, arXiv 2312.00752
-        "mamba2": nn.leaf(
-            model, Mamba2Config, Mixer=nn.Mamba2, Position=nn.Position
-        ),  # Dao & Gu 2024, arXiv 2405.21060
+        # Dao & Gu 2024, arXiv 2405.21060
+        "mamba2": nn.leaf(model, Mamba2Config, Mixer=nn.Mamba2, Position=nn.Position),
         "s4d": nn.leaf(model, S4DConfig, Mixer=nn.S4D),  # Gu et al. 2022, arXiv 2206.11893
         # One layer in four is attention, the second one, so that a model of two layers has one as well: Lieber et al.
         # 2024 (Jamba), arXiv 2403.19887, which has one in eight.

@@ -342,6 +342,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "machines": machines_table,
     "compare": compare_table,
     "fables": functools.partial(_one_table, floor.table),
+    "bindings": functools.partial(_one_table, floor.bindings),
     **rungs.TABLES,
     **{make.__name__: functools.partial(_one_table, make) for make in (*tables.ALL, tables.ideas)},
 }

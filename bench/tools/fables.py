@@ -1,9 +1,9 @@
 """Distance of each phase to the entropy of the fables, and consistency of its samples, at equal tokens and equal time.
 
 `python -m bench fables --size nano` trains each phase on the built-in corpus, from each seed twice: for a number of
-tokens, and for a number of seconds of the training clock. The corpus's entropy is known exactly, and its parser judges
-the samples. Finished runs are reused, so the same command resumes. It writes fables.json, a plot, and the logs of each
-run in runs/.
+tokens, and for a number of seconds of the training clock. The corpus's entropy is known exactly; its parser judges the
+samples, and knows which words a story determines. Finished runs are reused, so the same command resumes. It writes
+fables.json, a plot, and the logs of each run in runs/.
 
 Each phase trains with its own recipe: a run whose schedule ends before the budget stops there.
 """
@@ -157,6 +157,7 @@ def _row(budget: str, run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
         "ratio": None if bpb is None else bpb / least,
         "above_floor": None if bpb is None else bpb - least,
         **{key: result["quality"].get(key) for key in SHARES},
+        "bindings": result["quality"].get("bindings", {}),
     }
 
 
@@ -183,5 +184,6 @@ def main(prog: str = "python -m bench fables", args: list[str] | None = None) ->
         floor.draw(log).write(folder)
     except OSError as error:
         raise RunFailed(f"could not write to '{folder}': {error}; the same command resumes") from error
-    terminal.print(tables.on_terminal(floor.table(log)))
+    for table in (floor.table(log), floor.bindings(log)):
+        terminal.print(tables.on_terminal(table))
     terminal.say(f"written: {folder}")

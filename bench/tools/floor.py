@@ -1,4 +1,4 @@
-"""Table and plot of a log of `bench fables`: distance to the entropy floor, and consistency."""
+"""Tables and plot of a log of `bench fables`: distance to the entropy floor, and consistency."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from bench.compare.plots import BLUE, INK, MUTED, RULE, STYLE, VERMILION, Plot
 from bench.compare.summary import Cell, Log, Row, chip
 from bench.compare.tables import Table, seconds, spread
 from mlx_transformer.run.plots import drawing, short
-from mlx_transformer.run.report import FIGURES
+from mlx_transformer.run.report import BINDING, FIGURES
 from mlx_transformer.utils.text import plural
 
 if TYPE_CHECKING:
@@ -47,6 +47,22 @@ def table(log: Log) -> Table:
     )
     head = ("variant", "budget", *(label for label, _ in MEASURES.values()), "trained for; stopped by")
     return Table(title=f"Fables at {log['size']}, against their entropy", note=note, head=head, rows=rows)
+
+
+def bindings(log: Log) -> Table:
+    """One row per variant and budget: the words right of each kind that the stories determine, medians and ranges."""
+    kinds = {kind: found for run in log["runs"] for kind, found in run.get("bindings", {}).items()}
+    rows = []
+    for row in log["rows"]:
+        own = [run["bindings"] for run in runs_of(log["runs"], row) if run.get("bindings")]
+        rights = (spread([found[kind]["right"] for found in own if kind in found], ".0%") for kind in kinds)
+        rows.append((Cell(row["name"]), Cell(_budget(log, row["budget"])), *rights))
+    chance = ", ".join(f"{kind} {found['chance']:.0%}" for kind, found in kinds.items())
+    note = (
+        f"Words {BINDING}. By chance: {chance or 'not measured'}. Each is judged by its first token, after the true"
+        " text before it. Median over seeds and the range."
+    )
+    return Table(title="Words that the stories determine", note=note, head=("variant", "budget", *kinds), rows=rows)
 
 
 @drawing(STYLE)

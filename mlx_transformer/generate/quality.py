@@ -117,7 +117,7 @@ def quality(
     """
     written = [story["text"].removeprefix(story["prompt"]) for story in stories]
     sequences = [words(text) for text in written]
-    training = TrainingText(_documents(train_tokens[:MAX_TRAINING_TOKENS], tokenizer))
+    training = TrainingText(documents(train_tokens[:MAX_TRAINING_TOKENS], tokenizer))
     copied = max((training.longest_copied_span(text) for text in written), key=len, default=[])
     figures = {
         "stories": len(written),
@@ -148,7 +148,8 @@ def _grams(sequence: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     return [tuple(sequence[start : start + n]) for start in range(len(sequence) - n + 1)]
 
 
-def _documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
+def documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the text of each document of a training or validation split."""
     tokens = np.asarray(tokens)
     for document in np.split(tokens, np.flatnonzero(tokens == tokenizer.eos_id)):
         if len(ids := document[document != tokenizer.eos_id]):

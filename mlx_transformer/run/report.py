@@ -46,6 +46,10 @@ FIGURES = {  # key of result.json's quality: label, definition
     "consistent_sentences": ("consistent sentences", "sentences before the first mistake of any kind"),
 }
 
+BINDING = (
+    "that a held-out story determines: those likelier than every other of their kind"  # judged by their first tokens
+)
+
 
 def write_report(
     folder: Path, result: Record, curve: Sequence[Record], stories: Sequence[Record], command: str, limits: Limits
@@ -77,6 +81,7 @@ def write_stories(folder: Path, stories: Sequence[Record], quality: Record) -> N
     """Write stories.md: the quality figures, then each {"prompt", "text"} with its prompt in bold. Raises OSError."""
     rows = [(label, value, meaning) for label, value, meaning in translation_rows(quality)]
     rows += [(label, _share(quality[key]), meaning) for key, (label, meaning) in FIGURES.items() if key in quality]
+    rows += binding_rows(quality)
     if "longest_copied_span" in quality:
         rows.append(("longest copied span", plural(quality["longest_copied_span"], "word"), _copied(quality)))
     sections = ["# Generated texts", "The prompt is in **bold**."]
@@ -225,6 +230,15 @@ def translation_rows(quality: Record) -> list[tuple[str, str, str]]:
         for key, label in (("chrf", "chrF"), ("bleu", "BLEU")):
             score = "needs sacrebleu" if scores[key] is None else f"{scores[key]:.2f}"
             rows.append((f"{label}, {name}", score, "by sacrebleu, of 100"))
+    return rows
+
+
+def binding_rows(quality: Record) -> list[tuple[str, str, str]]:
+    """Return label, value and definition of each kind of word that the fables determine; none for other texts."""
+    rows = []
+    for group, found in quality.get("bindings", {}).items():
+        how = f"of {plural(found['words'], 'word')} {BINDING}, {_share(found['chance'])} by chance"
+        rows.append((f"right {group}", _share(found["right"]), how))
     return rows
 
 

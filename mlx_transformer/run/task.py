@@ -1,6 +1,7 @@
 """What a model is trained on, and what a run writes at its end: continuations of a text, translations, or a score."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from mlx_transformer.data import pairs
@@ -10,7 +11,8 @@ from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.data.tokens import tokenize_corpus
 from mlx_transformer.generate import Scorer, complete, encode_prompt, generate_unconditional, score, translate
 from mlx_transformer.generate.beam import Beam
-from mlx_transformer.generate.quality import quality
+from mlx_transformer.generate.bindings import STORIES, Bindings
+from mlx_transformer.generate.quality import documents, quality
 from mlx_transformer.generate.translation import judge
 from mlx_transformer.nn.config import Config
 from mlx_transformer.nn.model import Model
@@ -74,11 +76,13 @@ class TextTask:
         """Return {"prompt", "text", "ended"} of each prompt, and the quality figures of result.json."""
         completions = complete(model, plan.tokenizer, self.prompts(plan), sampling=plan.sampling, seed=plan.seed)
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
-        samples = []
-        if plan.settings.data == "fables":  # whose grammar can judge them
-            samples = generate_unconditional(model, plan.tokenizer, _UNCONDITIONAL_SAMPLES, seed=plan.seed)
-        train = plan.tokens.train
-        return stories, quality(stories, train, plan.tokenizer, [s.text for s in samples])
+        if plan.settings.data != "fables":  # whose grammar can judge them
+            return stories, quality(stories, plan.tokens.train, plan.tokenizer)
+        samples = generate_unconditional(model, plan.tokenizer, _UNCONDITIONAL_SAMPLES, seed=plan.seed)
+        judged = [sample.text for sample in samples]
+        held_out = list(islice(documents(plan.tokens.valid, plan.tokenizer), STORIES))
+        figures = quality(stories, plan.tokens.train, plan.tokenizer, judged)
+        return stories, figures | {"bindings": Bindings(held_out, plan.tokenizer)(model)}
 
 
 class PairsTask(TextTask):

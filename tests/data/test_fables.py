@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from fractions import Fraction
 from math import log2
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_transformer.data import fables
-from mlx_transformer.data.fables import PLOTS, derivations, generate, parse, score
+from mlx_transformer.data.fables import GROUPS, PLOTS, bound_words, derivations, generate, parse, score
 from mlx_transformer.data.fables.lexicon import ALL_ITEMS, POOLS
 from mlx_transformer.data.fables.plots import tell
 from mlx_transformer.data.fables.teller import Author, Slot, SplitMix64
@@ -237,6 +238,27 @@ def test_mutations_are_caught(stories):
             tried += 1
             still_stories += read is not None and mutant != story.text
     assert still_stories < 0.02 * tried
+
+
+@given(SEEDS, st.data())
+@settings(max_examples=100)
+def test_a_rival_of_a_determined_word_makes_the_story_inconsistent(seed, data):
+    text = generate(seed).text
+    found = bound_words(text)
+    assert all(text[word.start : word.end] == word.item.forms[word.form] for word in found)
+    assert [word.start for word in found] == sorted({word.start for word in found})
+    assert {word.group for word in found} <= set(GROUPS)
+    word = data.draw(st.sampled_from(found))
+    rival = data.draw(st.sampled_from(word.rivals))
+    assert parse(text[: word.start] + rival + text[word.end :]) is None
+
+
+def test_words_of_a_known_story(stories):
+    """Names, pronouns, things, places and counts are each determined many times."""
+    groups = Counter(word.group for story in stories[:100] for word in bound_words(story.text))
+    assert set(groups) == set(GROUPS)
+    assert min(groups.values()) > 20
+    assert bound_words("Once upon a time, there was a mistake.") == []
 
 
 @given(st.text(max_size=300))

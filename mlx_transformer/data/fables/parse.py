@@ -13,10 +13,19 @@ from typing import NamedTuple
 
 from mlx_transformer.data.fables.lexicon import ALL_ITEMS
 from mlx_transformer.data.fables.plots import tell
-from mlx_transformer.data.fables.teller import Alternative, Slot, Story, Teller, compiled, weighted
+from mlx_transformer.data.fables.teller import PRONOUNS, Alternative, Slot, Story, Teller, compiled, weighted
 from mlx_transformer.data.fables.words import Item, Option, Pool
 
 _MAX_READINGS = 64  # of a loose reading; a strict reading of a story needs one
+GROUPS = ("names", "pronouns", "characters", "things", "places", "counts", "others")
+_FORM_GROUPS = dict.fromkeys(PRONOUNS, "pronouns") | dict.fromkeys(("was", "are", "them"), "others")
+_KIND_GROUPS = {
+    **dict.fromkeys(("person", "petname", "nick"), "names"),
+    **dict.fromkeys(("creature", "kin", "job", "pet", "insect"), "characters"),
+    **dict.fromkeys(("spot", "place", "landmark", "house"), "places"),
+    **dict.fromkeys(("hobby", "trait", "fear", "weekday"), "others"),
+    "number": "counts",
+}
 _SENTENCE_END = re.compile(r"[.!?]\"?(?=\s+[A-Z\"]|$)")  # not: "Oh no!" cried Lily
 
 
@@ -32,6 +41,27 @@ class Match(NamedTuple):
     trace: tuple[int, ...]
     odds: tuple[tuple[int, int], ...]
     slips: int  # words other than the state determines
+    bound: tuple["Bound", ...] = ()  # of a strict reading
+
+
+class Bound(NamedTuple):
+    """A word that the story before it determines: text[start:end], in one of its forms."""
+
+    start: int
+    end: int
+    item: Item
+    form: str
+
+    @property
+    def group(self) -> str:
+        """What a model has to remember for it: one of GROUPS."""
+        return _FORM_GROUPS.get(self.form.lower()) or _KIND_GROUPS.get(self.item.kind, "things")
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The other words of its kind, in the same form: each makes the story inconsistent."""
+        options = _of_kind(self.item.kind, self.form).items
+        return tuple(item.forms[self.form] for item in options if item.forms[self.form] != self.item.forms[self.form])
 
 
 @cache
@@ -54,6 +84,7 @@ class Reader(Teller):
         self.at = 0
         self.furthest = 0  # end of the longest match so far
         self.slips = 0
+        self.bound: list[Bound] = []
         self.taken: list[tuple[int, int]] = []  # (index of the match, number of matches) of each step so far
         self._script = script
 
@@ -68,6 +99,7 @@ class Reader(Teller):
         self.at, self.state, self.slips = match.end, dict(match.state), self.slips + match.slips
         self._trace.extend(match.trace)
         self._odds.extend(match.odds)
+        self.bound.extend(match.bound)
         return match.trace[0]
 
     def _matches(self, gap: str, options: list[tuple[int, str]]) -> list[Match]:
@@ -115,7 +147,8 @@ class Reader(Teller):
             slipped = place in banned or item not in pool
             if not (slipped and self.strict):
                 state = {**match.state, slot.key: item} if slot.key else match.state
-                yield Match(match.end + len(text), state, (*match.trace, place), odds, match.slips + slipped)
+                trace, slips = (*match.trace, place), match.slips + slipped
+                yield match._replace(end=match.end + len(text), state=state, trace=trace, odds=odds, slips=slips)
 
     def _determined(self, slot: Slot, match: Match) -> Iterator[Match]:
         """Yield a match for the word that the state determines; in a loose reading, for any of its kind."""
@@ -125,7 +158,8 @@ class Reader(Teller):
         form = slot.agreeing(match.state)
         if self.strict:
             if self._literal(item.forms[form], match.end):
-                yield match._replace(end=match.end + len(item.forms[form]))
+                end = match.end + len(item.forms[form])
+                yield match._replace(end=end, bound=(*match.bound, Bound(match.end, end, item, form)))
             return
         for text, other, _ in self._options(_of_kind(item.kind, form), form, match.end):
             # a wrong number replaces the right one from here on, so that its noun agrees with it
@@ -171,6 +205,12 @@ def derivations(text: str) -> list[Story]:
 def parse(text: str) -> Story | None:
     """Return the story with this text, its exact log2 probability and its derivation; None if it is no story."""
     return next(iter(derivations(text.strip())), None)
+
+
+def bound_words(text: str) -> list[Bound]:
+    """Return the words of a story that it determines itself, in order; none for a text that is no story."""
+    readings = _readings(text.strip(), strict=True)
+    return next((reader.bound for reader, whole in readings if whole), [])
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Slot(NamedTuple):
         return self.form
 
 
-_PRONOUNS = ("he", "him", "his", "himself")
+PRONOUNS = ("he", "him", "his", "himself")
 _SLOT = re.compile(r"\{(\w*)(?:=(\w+))?((?:!\w+)*)(?:#(\w+))?(?:\.(\w+))?\}")
 
 
@@ -57,7 +57,7 @@ def compiled(template: str) -> tuple[str | Slot, ...]:
         if slot.start() > end:
             parts.append(template[end : slot.start()])
         key, pool, unlike, noun, form = (group or "" for group in slot.groups())
-        if key.lower() in _PRONOUNS:
+        if key.lower() in PRONOUNS:
             key, form = "hero", key
         parts.append(Slot(key, pool, tuple(unlike.split("!")[1:]), form))
         if noun:

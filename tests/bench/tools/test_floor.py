@@ -15,6 +15,7 @@ from mlx_transformer.utils.errors import BadInput, Interrupted, RunFailed
 from tests.faults.runs import merged
 
 FLOOR = 0.3
+WORDS = {"names": {"words": 90, "right": 0.75, "chance": 0.02}, "counts": {"words": 30, "right": 0.5, "chance": 0.1}}
 SHARES = {"grammatical": 0.3, "consistent": 0.1, "cut_off": 0.2}
 
 
@@ -30,7 +31,7 @@ def finished(phase, seed, *, seconds=60.0, diverged=False):
         "best_valid_bpb": bpb,
         "versions": {},
         "corpus": {"name": "fables", "sha256": "0", "floor_bpb": FLOOR},
-        "quality": {} if diverged else {**SHARES, "consistent_sentences": 0.1 * phase + 0.01 * seed},
+        "quality": {} if diverged else {**SHARES, "consistent_sentences": 0.1 * phase + 0.01 * seed, "bindings": WORDS},
     }
     evals = ({"tokens": 100_000, "seconds": seconds, "valid_loss": 2.0},)
     return Finished(status="diverged" if diverged else "done", result=result, evals=evals)
@@ -89,6 +90,10 @@ def test_every_phase_runs_within_both_budgets_from_every_seed(command, made, cap
     assert "| phase 1 | 4k tokens | 2.80 (2.70–2.90) | 0.540 (0.510–0.570) | 30% (30%–30%) |" in table
     assert "| 100k tokens in 60.0 s; 4 max\\_tokens, 1 diverged |" in table
     assert "| phase 6 | 3 s | 1.30 (1.20–1.40) |" in table
+    words = report.TABLES["bindings"](log)
+    assert "| variant | budget | names | counts |" in words
+    assert "| phase 2 | 4k tokens | 75% (75%–75%) | 50% (50%–50%) |" in words
+    assert "By chance: names 2%, counts 10%." in words
     assert "phase 6" in capsys.readouterr().out
     assert (tmp_path / "out" / "fables.png").stat().st_size > 10_000
     assert "phase 1 within 3 s: 2.80 times the floor, 12% of sentences consistent" in floor.draw(log).description
@@ -115,6 +120,7 @@ def test_one_seed_and_no_evaluation_are_drawn_too(command, monkeypatch):
     log = command("--phases", "1", "3", "--seeds", 1)
     assert log["rows"][0]["ratio"] == {"median": None, "low": None, "high": None}
     assert log["rows"][1]["ratio"] == pytest.approx({"median": 2.1, "low": None, "high": None})
+    assert "By chance: not measured." not in report.TABLES["bindings"](log)
     assert "| phase 1 | 2M tokens | not measured | not measured |" in report.TABLES["fables"](log)
 
 
@@ -157,6 +163,7 @@ def test_real_runs_are_reused(command, monkeypatch, tmp_path):
     assert by_tokens["ratio"] == pytest.approx(by_tokens["best_valid_bpb"] / log["corpus"]["floor_bpb"])
     assert by_tokens["above_floor"] > 0
     assert by_tokens["consistent_sentences"] is not None
+    assert by_tokens["bindings"]["names"]["words"] > 10
     logged = tmp_path / "out" / "runs" / "phase_1_max_tokens_seed0"
     assert json.loads((logged / "result.json").read_text())["best_valid_bpb"] == by_tokens["best_valid_bpb"]
     assert (logged / "curve.jsonl").exists()

@@ -1,6 +1,6 @@
 """Records of the speed run: the history in results/published/records.json, and the rule for a new one.
 
-A record is a variant that reaches phase 1's best loss at `small` in less time than the record before it, measured
+A record is a variant that reaches the first one's target at `small` in less time than the record before it, measured
 beside that one in one comparison:
 
     python -m bench.compare --size small --phases LAST NEW --target LOSS --seeds 5 --data ... --valid ... --out FOLDER

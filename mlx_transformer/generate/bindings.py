@@ -10,9 +10,9 @@ import numpy as np
 from mlx_transformer.data.fables import GROUPS, Bound, bound_words
 from mlx_transformer.data.tokenizers import Tokenizer
 from mlx_transformer.nn.model import Model
+from mlx_transformer.train.evaluate import batch_tokens, without_dropout
 
 STORIES = 200
-_BATCH_TOKENS = 8192
 
 
 class Place(NamedTuple):
@@ -39,14 +39,12 @@ class Bindings:
 
     def __call__(self, model: Model) -> dict[str, dict[str, float]]:
         """Return {"words": count, "right": share, "chance": mean of 1 / words of the kind} by group, of those met."""
-        training = model.training
-        model.eval()
         found: dict[str, list[tuple[bool, float]]] = {}
-        for places, logits in self._logits(model):
-            for place, row in zip(places, logits, strict=True):
-                right = bool(row[place.right] > row[list(place.rivals)].max())
-                found.setdefault(place.group, []).append((right, 1 / (1 + len(place.rivals))))
-        model.train(training)
+        with without_dropout(model):
+            for places, logits in self._logits(model):
+                for place, row in zip(places, logits, strict=True):
+                    right = bool(row[place.right] > row[list(place.rivals)].max())
+                    found.setdefault(place.group, []).append((right, 1 / (1 + len(place.rivals))))
         return {
             group: {"words": len(found[group]), "right": right, "chance": chance}
             for group in GROUPS
@@ -74,7 +72,7 @@ class Bindings:
         """Yield the words of each window, and the logits of their first tokens (words, V)."""
         length = model.config.seq_len
         windows = [window for tokens, places in self.stories for window in _windows(tokens, places, length)]
-        size = max(1, _BATCH_TOKENS // length)
+        size = max(1, batch_tokens() // length)
         for i in range(0, len(windows), size):
             part = windows[i : i + size]
             batch = np.full((len(part), length), self.tokenizer.eos_id)

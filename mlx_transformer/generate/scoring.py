@@ -12,6 +12,7 @@ from mlx_transformer.data.tokenizers import SymbolTokenizer, Tokenizer
 from mlx_transformer.generate.decoding import Decoder
 from mlx_transformer.generate.tools import runtime
 from mlx_transformer.nn.model import Model
+from mlx_transformer.train.evaluate import without_dropout
 from mlx_transformer.utils.errors import BadInput
 
 EXAMPLES = 200  # of each level
@@ -75,12 +76,10 @@ class Scorer:
 
     def __call__(self, model: Model) -> Score:
         """Score the model's present weights, without dropout; its mode does not change."""
-        training = model.training
-        model.eval()
         count = self._read_off if self.task.read_off else self._decoded
-        decoder = Decoder(model)
-        levels = [self._level(level, examples, count(decoder, examples)) for level, examples in self.examples]
-        model.train(training)
+        with without_dropout(model):
+            decoder = Decoder(model)
+            levels = [self._level(level, examples, count(decoder, examples)) for level, examples in self.examples]
         trained = [level.accuracy for level in levels if level.trained]
         return Score(task=self.task.name, accuracy=sum(trained) / len(trained), levels=levels)
 

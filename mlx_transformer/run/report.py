@@ -46,9 +46,8 @@ FIGURES = {  # key of result.json's quality: label, definition
     "consistent_sentences": ("consistent sentences", "sentences before the first mistake of any kind"),
 }
 
-BINDING = (
-    "that a held-out story determines: those likelier than every other of their kind"  # judged by their first tokens
-)
+# Of quality.bindings; each word is judged by its first token.
+BINDING = "that a held-out story determines: those likelier than every other of their kind"
 
 
 def write_report(

@@ -76,7 +76,7 @@ class TextTask:
         """Return {"prompt", "text", "ended"} of each prompt, and the quality figures of result.json."""
         completions = complete(model, plan.tokenizer, self.prompts(plan), sampling=plan.sampling, seed=plan.seed)
         stories = [{"prompt": s.prompt, "text": s.text, "ended": s.ended} for s in completions]
-        if plan.settings.data != "fables":  # whose grammar can judge them
+        if plan.settings.data != "fables":  # the built-in text, whose grammar can judge a story
             return stories, quality(stories, plan.tokens.train, plan.tokenizer)
         samples = generate_unconditional(model, plan.tokenizer, _UNCONDITIONAL_SAMPLES, seed=plan.seed)
         judged = [sample.text for sample in samples]

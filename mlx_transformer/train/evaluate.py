@@ -1,7 +1,8 @@
 """Evaluation: the loss of a model over a whole text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+@contextmanager
+def without_dropout(model: Model) -> Iterator[None]:
+    """Put the model in evaluation mode inside a `with` block; then it is in its own mode again."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 class Evaluator:
     """The loss of a model over batches of sequences, each with the mask of the targets that count.
 
@@ -90,16 +102,14 @@ class Evaluator:
 
     def __call__(self) -> float:
         """Compute nats per token of the model's present weights, without dropout."""
-        training = self.model.training
-        self.model.eval()
         # A GPU works through a queue of batches and is waited for once; on a CPU all would be in memory at once.
         compute = mx.async_eval if on_gpu() else mx.eval
         totals = []
-        for sequences, mask in self.batches[self.ranks.share :: self.ranks.shares]:
-            self.ranks.advance("evaluating")
-            totals.append(self._totals(mx.array(sequences), mx.array(mask)))
-            compute(totals[-1])
-        self.model.train(training)
+        with without_dropout(self.model):
+            for sequences, mask in self.batches[self.ranks.share :: self.ranks.shares]:
+                self.ranks.advance("evaluating")
+                totals.append(self._totals(mx.array(sequences), mx.array(mask)))
+                compute(totals[-1])
         total = 0.0
         for parts in totals:
             nats: list[float] = [part.item() for part in parts]  # type: ignore[misc]

@@ -253,8 +253,7 @@ def test_a_rival_of_a_determined_word_makes_the_story_inconsistent(seed, data):
     assert parse(text[: word.start] + rival + text[word.end :]) is None
 
 
-def test_words_of_a_known_story(stories):
-    """Names, pronouns, things, places and counts are each determined many times."""
+def test_stories_determine_words_of_every_group(stories):
     groups = Counter(word.group for story in stories[:100] for word in bound_words(story.text))
     assert set(groups) == set(GROUPS)
     assert min(groups.values()) > 20

@@ -18,7 +18,7 @@ def tokenizer(request):
 
 
 class Told:
-    """A model of a table of logits by (token before, token): 1 for a token that the story has there, else `other`."""
+    """A model whose logits are `sign` for the token that follows in the story, and 0 for every other one."""
 
     training = True
 
